@@ -1,0 +1,49 @@
+# What a newcomer types. `make demo` and `make test` create the environment they need and may be repeated at will.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+
+.PHONY: demo demo-all test lint lab sync lock clean help
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(BIN)/.installed  ## the main job on synthetic data: environment, notebooks, tables and figures
+	$(BIN)/python run_all.py --profile demo --jobs $(JOBS)
+
+demo-all: $(BIN)/.installed  ## the same for every dataset
+	$(BIN)/python run_all.py --profile demo --datasets all --jobs $(JOBS)
+
+test: $(BIN)/.installed  ## every test, every notebook at its smallest
+	$(BIN)/python -m pytest
+
+lint: $(BIN)/.installed  ## what CI and pre-commit check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify --keep-id $$(git ls-files '*.ipynb')
+	$(BIN)/python run_all.py --sync --check
+
+lab: $(BIN)/.installed  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks/README.md
+
+sync: $(BIN)/.installed  ## rewrite the sibling notebooks from the canonical ones
+	$(BIN)/python run_all.py --sync
+
+lock: $(BIN)/.installed  ## write constraints.txt anew from pyproject.toml
+	$(BIN)/pip install -q uv
+	printf 'torch==2.13.0\ntorchvision==0.28.0\n' > constraints.in
+	$(BIN)/uv pip compile --universal --all-extras --no-annotate --no-header --python-version 3.10 --no-config \
+	    -c constraints.in pyproject.toml -o constraints.txt
+	rm constraints.in
+
+clean:  ## the environment and the demo's outputs; data, weights and the paper's outputs stay
+	rm -rf $(VENV) outputs/demo outputs/cache/demo *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamped when the installation is complete, so that an interrupted one is done again.
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed; name one: make demo PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
+	touch $@

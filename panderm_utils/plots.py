@@ -1,0 +1,279 @@
+"""Each picture of a notebook or of the paper as a function that returns a matplotlib Figure.
+
+Functions take arrays, records (`records.read_records`) and images; none computes a metric. Figures are closed before
+they are returned, so a notebook shows one by naming it in a cell's last line, once.
+"""
+
+import os
+import textwrap
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+METRIC_TITLES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "quadratic_kappa": "Quadratic-weighted kappa",
+    "weighted_f1": "Weighted F1",
+    "auroc": "AUROC",
+    "aupr": "AUPR",
+}
+SYNTHETIC_MARK = "synthetic demo data"
+GREY = "#767676"
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 300,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text in the PDF, as journals ask
+}
+
+
+def labelled_images(images: list, labels: list[str], titles: list[str], synthetic: bool = False) -> Figure:
+    """A grid of images, one row a class, its name at the left.
+
+    Args:
+        images: PIL images.
+        labels: The class of each image; rows are in order of first appearance.
+        titles: A short text under each image, such as the file name.
+    """
+    rows = list(dict.fromkeys(labels))
+    columns = max(labels.count(row) for row in rows)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            len(rows), columns, figsize=(1.5 * columns + 1.4, 1.35 * len(rows) + 0.3), squeeze=False
+        )
+        for row, name in enumerate(rows):
+            members = [i for i, label in enumerate(labels) if label == name]
+            for column, axis in enumerate(axes[row]):
+                axis.set_xticks([])
+                axis.set_yticks([])
+                sns.despine(ax=axis, left=True, bottom=True)
+                if column < len(members):
+                    axis.imshow(images[members[column]])
+                    axis.set_xlabel(shorten(titles[members[column]], 22), fontsize=6, color=GREY, labelpad=2)
+            axes[row][0].set_ylabel(wrap(name, 16), rotation=0, ha="right", va="center", fontsize=9)
+        return finish(figure, synthetic)
+
+
+def class_counts(table: pd.DataFrame, synthetic: bool = False) -> Figure:
+    """Bars of the images of each class (index) in each split (columns), on a logarithmic axis."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.5, 0.9 + 0.36 * len(table)))
+        long = table.rename_axis("class").reset_index().melt("class", var_name="split", value_name="images")
+        sns.barplot(long, y="class", x="images", hue="split", palette="crest", ax=axis)
+        axis.set(xscale="log", ylabel="", xlabel="images (logarithmic)", title="Images a class and split")
+        sns.move_legend(axis, "center left", bbox_to_anchor=(1, 0.5), title="")
+        return finish(figure, synthetic)
+
+
+def feature_map(x: np.ndarray, y: np.ndarray, names: list[str], synthetic: bool = False) -> Figure:
+    """The first two principal components of features [N, D], coloured by class: what the encoder sees by itself."""
+    centred = x - x.mean(axis=0)
+    _, _, components = np.linalg.svd(centred, full_matrices=False)
+    plane = centred @ components[:2].T
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.2, 4.2))
+        palette = sns.color_palette("husl" if len(names) > 10 else "colorblind", len(names))
+        for k, name in enumerate(names):
+            axis.scatter(*plane[y == k].T, s=12, color=palette[k], label=name, alpha=0.75, linewidths=0)
+        axis.set(xlabel="first component", ylabel="second component", xticks=[], yticks=[])
+        axis.set_title(f"Features of {len(x):,} images in two dimensions (PCA)")
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(names) // 13, markerscale=1.6)
+        return finish(figure, synthetic)
+
+
+def loss_curve(history: pd.DataFrame, synthetic: bool = False) -> Figure:
+    """The objective of a fit over its iterations (columns iteration, loss)."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6, 2.8))
+        axis.plot(history["iteration"], history["loss"], color="#0072B2")
+        axis.set(xlabel="L-BFGS iteration", ylabel="objective", title="The fit", yscale="log")
+        last = history.iloc[-1]
+        axis.annotate(
+            f"{last['loss']:.4g} after {last['iteration']:.0f}",
+            (last["iteration"], last["loss"]),
+            xytext=(-4, 12),
+            textcoords="offset points",
+            ha="right",
+            color=GREY,
+        )
+        return finish(figure, synthetic)
+
+
+def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = False) -> Figure:
+    """Counts [K, K] as text, shares of the true class (rows) as colour."""
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = max(4.2, 0.52 * len(names) + 2)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(size + 0.8, size))
+        sns.heatmap(
+            share,
+            annot=counts if len(names) <= 16 else None,
+            fmt="d",
+            cmap="Blues",
+            vmin=0,
+            vmax=1,
+            square=True,
+            linewidths=0.5,
+            cbar_kws={"label": "share of the true class", "shrink": 0.7},
+            xticklabels=names,
+            yticklabels=names,
+            annot_kws={"size": 8},
+            ax=axis,
+        )
+        axis.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
+        axis.tick_params(axis="x", rotation=45 if max(map(len, names)) > 4 else 0, length=0)
+        plt.setp(axis.get_xticklabels(), ha="right" if max(map(len, names)) > 4 else "center")
+        axis.tick_params(axis="y", rotation=0, length=0)
+        return finish(figure, synthetic)
+
+
+def curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool = False) -> Figure:
+    """ROC and precision-recall curves side by side.
+
+    Args:
+        roc: Class name -> (false positive rates, true positive rates, area).
+        pr: Class name -> (recalls, precisions, average precision).
+    """
+    palette = dict(zip(roc, sns.color_palette("husl" if len(roc) > 10 else "colorblind", len(roc)), strict=True))
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.3))
+        for axis, lines in ((left, roc), (right, pr)):
+            for name, (x, y, area) in lines.items():
+                axis.plot(x, y, color=palette[name], label=f"{shorten(name, 22)} {area:.2f}", lw=1.4)
+            axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+            columns = 1 + len(lines) // 10
+            axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns, handlelength=1)
+        left.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
+        left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC (area)")
+        right.set(xlabel="recall", ylabel="precision", title="Precision and recall (average precision)")
+        return finish(figure, synthetic)
+
+
+def mistakes(images: list, captions: list[str], synthetic: bool = False) -> Figure:
+    """Wrongly classified images in a row of at most six a line, each with its caption."""
+    columns = min(6, max(1, len(images)))
+    rows = max(1, -(-len(images) // columns))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.3 * rows), squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, image, caption in zip(axes.flat, images, captions, strict=False):
+            axis.imshow(image)
+            axis.set_title(caption, fontsize=7, fontweight="normal", loc="center")
+        if not images:
+            axes[0, 0].text(0.5, 0.5, "no mistakes", ha="center", va="center", color=GREY)
+        return finish(figure, synthetic)
+
+
+def scores_by_dataset(
+    scores: pd.DataFrame, colors: dict[str, str], title: str = "", synthetic: bool = False, axis=None
+) -> Figure:
+    """The panel of Fig. 2a: datasets side by side, a bar an encoder, 95% intervals, dashed lines at encoders' means.
+
+    Args:
+        scores: Columns dataset_label, encoder_label, value, low, high; one row a bar. Rows that are
+            missing leave a gap; means are taken over the datasets that every encoder drawn has.
+        colors: Encoder label -> colour; its order is the order of the bars.
+        axis: Draw into this axis instead of a figure of its own.
+    """
+    datasets, encoders = (
+        list(dict.fromkeys(scores["dataset_label"])),
+        [e for e in colors if e in set(scores["encoder_label"])],
+    )
+    cells = scores.set_index(["dataset_label", "encoder_label"])
+    shared = [d for d in datasets if all((d, e) in cells.index for e in encoders)]
+    width = 0.8 / max(1, len(encoders))
+    with plt.rc_context(STYLE):
+        if axis is None:
+            _, axis = plt.subplots(figsize=(max(5.0, 2.2 + 1.05 * len(datasets)), 4.0))
+        for j, encoder in enumerate(encoders):
+            here = [d for d in datasets if (d, encoder) in cells.index]
+            rows = cells.loc[[(d, encoder) for d in here]]
+            at = np.array([datasets.index(d) for d in here]) + (j - (len(encoders) - 1) / 2) * width
+            errors = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
+            axis.bar(at, rows["value"], width * 0.92, color=colors[encoder], label=encoder, zorder=2)
+            axis.errorbar(at, rows["value"], errors, fmt="none", ecolor="#222222", elinewidth=0.9, capsize=2, zorder=3)
+            if len(shared) > 1:
+                mean = cells.loc[[(d, encoder) for d in shared], "value"].mean()
+                axis.axhline(mean, color=colors[encoder], ls="--", lw=1, zorder=1)
+        axis.set_xticks(range(len(datasets)), [wrap(d, 13) for d in datasets])
+        axis.set(ylim=(0, 1), xlim=(-0.6, len(datasets) - 0.4), title=title)
+        axis.tick_params(axis="x", length=0, labelsize=8)
+        return finish(axis.figure, synthetic)
+
+
+def figure_2a(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
+    """Fig. 2a: the headline metric of every dataset (column `metric`: AUROC for two classes, else weighted F1)."""
+    names = scores.drop_duplicates("dataset_label")
+    labels = {d: f"{d}\n({METRIC_TITLES[m]})" for d, m in zip(names["dataset_label"], names["metric"], strict=True)}
+    figure = scores_by_dataset(
+        scores.assign(dataset_label=scores["dataset_label"].map(labels)), colors, synthetic=synthetic
+    )
+    axis = figure.axes[0]
+    with plt.rc_context(STYLE):
+        axis.set_ylabel("score on the test split")
+        axis.set_title("Linear probing; bars: 95% bootstrap interval, dashed: mean over datasets", pad=26)
+        axis.legend(ncols=len(colors), loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderaxespad=0.2)
+    return figure
+
+
+def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
+    """Extended Data Fig. 1: one panel each for weighted F1, AUROC, AUPR and balanced accuracy (column `metric`)."""
+    panels = ("weighted_f1", "auroc", "aupr", "balanced_accuracy")
+    width = max(6.0, 2.2 + 1.0 * scores["dataset_label"].nunique())
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(panels), 1, figsize=(width, 2.5 * len(panels)), sharex=False)
+        for axis, metric in zip(axes, panels, strict=True):
+            rows = scores[scores["metric"] == metric]
+            scores_by_dataset(rows, colors, axis=axis)
+            axis.set_ylabel(METRIC_TITLES[metric])
+        axes[0].legend(ncols=len(colors), loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8)
+        return finish(figure, synthetic)
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[str]) -> list[Path]:
+    """Writes name.pdf and name.png, each with the ids of the records that it was drawn from in its metadata.
+
+    The ids stand under `Keywords` in the PDF and under `Records` in the PNG. Written to temporary names and renamed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    ids, paths = " ".join(sorted(set(record_ids))), []
+    for kind, metadata in (("pdf", {"Title": name, "Keywords": ids}), ("png", {"Title": name, "Records": ids})):
+        path = folder / f"{name}.{kind}"
+        temporary = folder / f".{name}.{os.getpid()}.{kind}"
+        figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight")
+        temporary.replace(path)
+        paths.append(path)
+    return paths
+
+
+def finish(figure: Figure, synthetic: bool) -> Figure:
+    """Lays a figure out, marks a demo figure on its face, and closes it."""
+    figure.set_layout_engine("constrained")
+    if synthetic and not any(text.get_text() == SYNTHETIC_MARK for text in figure.texts):
+        figure.supxlabel(SYNTHETIC_MARK, x=0.99, ha="right", fontsize=8, fontstyle="italic", color="#B3261E")
+    plt.close(figure)
+    return figure
+
+
+def wrap(text: str, width: int) -> str:
+    """Breaks a long label into lines, keeping the line breaks that it has."""
+    return "\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, width) or [""])
+
+
+def shorten(text: str, width: int) -> str:
+    """Cuts a long label in the middle, where file names differ least."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"

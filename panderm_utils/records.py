@@ -1,0 +1,288 @@
+"""One run leaves one record: a folder that says what was done, with which settings, and what came out.
+
+    records/<run id>/record.json      identity, settings, metrics with intervals, timings, environment, warnings
+    records/<run id>/predictions.csv  one row a test image, in upstream's layout
+
+Tables and figures are drawn from records alone; every metric can be computed anew from the predictions.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from panderm_utils.manifests import published_value
+from panderm_utils.workspace import REPOSITORY, Workspace, run_id
+
+SCHEMA = 1
+VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "scikit-learn", "pillow", "panderm_utils")
+
+
+class RecordWarning(UserWarning):
+    """A record that cannot be read was left out."""
+
+
+@dataclass
+class Run:
+    """What a notebook is doing: its identity, its folders, and what was noted on the way (see `note`)."""
+
+    run_id: str
+    dataset: str
+    protocol: str
+    encoder: str
+    seed: int
+    settings: dict
+    workspace: Workspace
+    started: float = field(default_factory=time.perf_counter)
+    notes: dict = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.records / self.run_id
+
+    def note(self, **facts) -> None:
+        """Adds JSON-able facts to the record: `run.note(data={...}, timings={...})`; dicts of one name are merged."""
+        for key, value in facts.items():
+            both_dicts = isinstance(value, dict) and isinstance(self.notes.get(key), dict)
+            self.notes[key] = {**self.notes[key], **value} if both_dicts else value
+
+
+def begin_run(protocol: str, dataset: str, encoder: str, seed: int, workspace: Workspace, **settings) -> Run:
+    """Starts the clock of a run and listens for warnings, which are shown as ever and also kept for the record.
+
+    Args:
+        settings: Everything else that decides the result, such as `solver="published"`; what differs from the
+            protocol's defaults becomes part of the run's id.
+    """
+    name = run_id(dataset, protocol, encoder, seed, **settings)
+    run = Run(name, dataset, protocol, encoder, seed, settings, workspace)
+    show = getattr(warnings.showwarning, "shows", warnings.showwarning)  # a cell run twice must not listen twice
+
+    def listen(message, category, filename, lineno, file=None, line=None):
+        text = f"{category.__name__}: {message}"
+        if text not in run.warnings:
+            run.warnings.append(text)
+        show(message, category, filename, lineno, file, line)
+
+    listen.shows = show
+    warnings.showwarning = listen
+    return run
+
+
+def prediction_table(image_ids, y, proba) -> pd.DataFrame:
+    """Lays predictions out as upstream does: two classes have one `probability` (of class 1), more have one a class.
+
+    Args:
+        image_ids: N names, as in the dataset's `image` column.
+        y: True labels [N].
+        proba: Class probabilities [N, K].
+    """
+    proba = np.asarray(proba, dtype=np.float64)
+    table = pd.DataFrame({"filename": list(image_ids), "true_label": np.asarray(y)})
+    table["predicted_label"] = proba.argmax(axis=1)
+    if proba.shape[1] == 2:
+        table["probability"] = proba[:, 1]
+    else:
+        table[[f"probability_class_{k}" for k in range(proba.shape[1])]] = proba
+    return table
+
+
+def read_predictions(folder: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Returns true labels [N], class probabilities [N, K] and image names of the record in `folder`."""
+    text = {"filename": str}  # an image called 001 stays 001
+    table = pd.read_csv(Path(folder) / "predictions.csv", float_precision="round_trip", dtype=text)
+    if "probability" in table:
+        proba = np.stack([1 - table["probability"], table["probability"]], axis=1)
+    else:
+        proba = table.filter(regex=r"^probability_class_\d+$").to_numpy()
+    return table["true_label"].to_numpy(), proba, table["filename"].tolist()
+
+
+def worst_mistakes(predictions: pd.DataFrame, names, count: int = 12) -> pd.DataFrame:
+    """Returns the `count` wrong rows of a prediction table that were the surest, with `probability` and a `caption`."""
+    table = predictions[predictions["true_label"] != predictions["predicted_label"]].copy()
+    columns = predictions.filter(regex=r"^probability_class_\d+$")
+    if columns.empty:
+        columns = pd.concat([1 - predictions["probability"], predictions["probability"]], axis=1)
+    table["probability"] = columns.to_numpy().max(axis=1)[table.index]
+    true, predicted = table["true_label"].map(lambda k: names[k]), table["predicted_label"].map(lambda k: names[k])
+    table["caption"] = "true " + true + "\nsaid " + predicted + table["probability"].map(" ({:.0%})".format)
+    return table.nlargest(count, "probability")[["filename", "caption", "probability"]].reset_index(drop=True)
+
+
+def beside_published(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Returns the scores with the published value, the difference, and whether it lies inside our interval.
+
+    Drawn images are compared with nothing: in the demo profile the three columns are left out.
+    """
+    table = scores[["value", "low", "high"]].copy()
+    if run.workspace.synthetic or run.settings.get("train_fraction", 1.0) != 1.0:
+        return table
+    published = [published_value(run.dataset, run.protocol, run.encoder, metric) for metric in table.index]
+    table["published"] = pd.array(published, dtype="Float64")
+    table["difference"] = table["value"] - table["published"]
+    inside = (table["low"] <= table["published"]) & (table["published"] <= table["high"])
+    table["verdict"] = np.select(
+        [table["published"].isna(), inside.fillna(False)], ["not published", "reproduced"], "outside the interval"
+    )
+    return table
+
+
+def save_record(run: Run, metrics: pd.DataFrame, predictions: pd.DataFrame, headline_metric: str) -> Path:
+    """Writes the record of a finished run and returns its folder; an older record of the same id is replaced.
+
+    The folder is written under a temporary name and renamed, so whatever is killed, no half record is ever seen.
+
+    Args:
+        metrics: Index: metric; columns: at least value, low, high (`metrics.evaluate`).
+        predictions: `prediction_table(...)` of the test split.
+        headline_metric: The metric that the paper reports for this kind of task.
+    """
+    record = {
+        "schema": SCHEMA,
+        "run_id": run.run_id,
+        "status": "done",
+        "dataset": run.dataset,
+        "protocol": run.protocol,
+        "encoder": run.encoder,
+        "seed": run.seed,
+        "profile": run.workspace.profile,
+        "synthetic": run.workspace.synthetic,
+        "settings": run.settings,
+        "headline_metric": headline_metric,
+        "metrics": metrics.astype(object).where(metrics.notna(), None).to_dict(orient="index"),
+        **run.notes,
+        "timings": {**run.notes.get("timings", {}), "total_seconds": round(time.perf_counter() - run.started, 3)},
+        "peak_memory_mb": peak_memory_mb(),
+        "environment": describe_environment(),
+        "warnings": run.warnings,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    new = run.folder.with_name(f".{run.run_id}.{os.getpid()}.new")
+    old = run.folder.with_name(f".{run.run_id}.{os.getpid()}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    predictions.to_csv(new / "predictions.csv", index=False)
+    text = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
+    (new / "record.json").write_text(text + "\n", encoding="utf-8")
+    if run.folder.exists():
+        run.folder.rename(old)
+    new.rename(run.folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return run.folder
+
+
+def read_record(folder: str | Path) -> dict:
+    """Returns the record in `folder`.
+
+    Raises:
+        ValueError: The record is damaged or incomplete; the message says how and what to do.
+    """
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        problem = _problem_of(record, folder)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if problem:
+        raise ValueError(f"{folder}: not a whole record ({problem}); delete the folder and run it again")
+    return record
+
+
+def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
+    """Reads all records below `root` (a workspace's `records` folder) into one tidy table: a row a run and metric.
+
+    Columns: run_id, dataset, protocol, encoder, seed, profile, synthetic, the settings, headline (whether the metric
+    is the run's headline metric), metric, value, low, high and whatever else the metrics hold, folder. A damaged
+    record is left out with a RecordWarning.
+    """
+    rows = []
+    for path in sorted(Path(root).glob("[!.]*/record.json")):
+        try:
+            record = read_record(path.parent)
+        except ValueError as error:
+            warnings.warn(str(error), RecordWarning, stacklevel=2)
+            continue
+        keys = ("run_id", "dataset", "protocol", "encoder", "seed", "profile", "synthetic")
+        shared = {**{k: record[k] for k in keys}, **record["settings"], "folder": str(path.parent)}
+        for metric, numbers in record["metrics"].items():
+            rows.append({**shared, "metric": metric, "headline": metric == record["headline_metric"], **numbers})
+    columns = ["run_id", "dataset", "protocol", "encoder", "seed", "metric", "headline", "value", "low", "high"]
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+    return table if protocol is None else table[table["protocol"] == protocol].reset_index(drop=True)
+
+
+def table_digest(table: pd.DataFrame) -> str:
+    """SHA-256 of a dataset's rows (image, split, label, in file order): equal when two runs read the same table."""
+    lines = table[["image", "split", "label"]].to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def describe_environment() -> dict:
+    """Returns Python, platform, package versions, git commit and, where there is one, the GPU."""
+    torch = sys.modules.get("torch")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads() if torch else None,
+        "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def peak_memory_mb() -> dict:
+    """Returns the peak resident memory of this process and, where there is a GPU, of its allocations, in MB."""
+    torch = sys.modules.get("torch")
+    gpu = round(torch.cuda.max_memory_allocated() / 1e6) if torch and torch.cuda.is_available() else None
+    if sys.platform == "win32":
+        import psutil
+
+        return {"process": round(psutil.Process().memory_info().peak_wset / 1e6), "gpu": gpu}
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes elsewhere
+    return {"process": round(peak / (1e6 if sys.platform == "darwin" else 1e3)), "gpu": gpu}
+
+
+def _problem_of(record, folder: Path) -> str | None:
+    if not isinstance(record, dict):
+        return "record.json holds no object"
+    needed = ("run_id", "status", "dataset", "protocol", "encoder", "seed", "profile", "settings", "metrics")
+    if missing := [key for key in needed if key not in record]:
+        return f"record.json lacks {', '.join(missing)}"
+    if record["status"] != "done" or record["run_id"] != folder.name:
+        return f"record.json is of run {record['run_id']!r}, status {record['status']!r}"
+    return None if (folder / "predictions.csv").is_file() else "predictions.csv is missing"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository: a downloaded archive
+        return None
+    return done.stdout.strip()
+
+
+def _plain(value):
+    """JSON for NumPy scalars, arrays and paths."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a record cannot hold {type(value).__name__}")

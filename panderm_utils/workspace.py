@@ -1,0 +1,94 @@
+"""Where things are: the repository, the data, the weights, the outputs and the cache; and what a run is called.
+
+Every folder is settled in one order: the argument (a flag or a notebook's parameter), then the environment variable,
+then the default below the repository. Nothing here imports torch or pandas, so the command line answers at once.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# folder: (environment variable, default below the repository)
+FOLDERS = {
+    "data_root": ("PANDERM_DATA_ROOT", "data"),
+    "weights_root": ("PANDERM_WEIGHTS_ROOT", "weights"),
+    "output_root": ("PANDERM_OUTPUT_ROOT", "outputs"),
+}
+
+# What a run's settings are unless it says otherwise; a setting that differs becomes part of the run's id.
+DEFAULT_SETTINGS = {"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one profile. `root` holds records/, executed/, figures/, tables/, report/ and logs/."""
+
+    profile: str
+    data_root: Path
+    weights_root: Path
+    root: Path
+    cache: Path
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether what is studied here is drawn, not photographed: every figure must say so."""
+        return self.profile == "demo"
+
+    @property
+    def records(self) -> Path:
+        return self.root / "records"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+
+def settle_folder(name: str, given: str | Path | None = None) -> Path:
+    """Returns the absolute folder `name` (a key of FOLDERS) by argument, environment variable or default."""
+    variable, default = FOLDERS[name]
+    folder = given or os.environ.get(variable) or REPOSITORY / default
+    return Path(folder).expanduser().resolve()
+
+
+def open_workspace(
+    profile: str = "demo",
+    data_root: str | Path | None = None,
+    weights_root: str | Path | None = None,
+    output_root: str | Path | None = None,
+) -> Workspace:
+    """Settles the folders of a profile; creates none of them.
+
+    In the demo profile the data root is the cache's folder of synthetic stand-ins, whatever else is given, so that
+    a demo can neither read real patients' images nor write beside them.
+
+    Raises:
+        ValueError: The profile is neither "demo" nor "paper".
+    """
+    if profile not in ("demo", "paper"):
+        raise ValueError(f'profile {profile!r} is unknown; write profile = "demo" or profile = "paper"')
+    outputs = settle_folder("output_root", output_root)
+    cache = outputs / "cache"
+    return Workspace(
+        profile=profile,
+        data_root=cache / "demo" if profile == "demo" else settle_folder("data_root", data_root),
+        weights_root=settle_folder("weights_root", weights_root),
+        root=outputs / profile,
+        cache=cache,
+    )
+
+
+def run_id(dataset: str, protocol: str, encoder: str, seed: int, **settings) -> str:
+    """Names a run after what it is: `ham10000-linear_probe-panderm_large-seed0`.
+
+    Settings that differ from DEFAULT_SETTINGS are appended in alphabetical order, as in `...-seed0-train_fraction_0.1`.
+    """
+    parts = [dataset, protocol, encoder, f"seed{seed}"]
+    parts += [f"{k}_{v}" for k, v in sorted(settings.items()) if k not in DEFAULT_SETTINGS or v != DEFAULT_SETTINGS[k]]
+    return "-".join(re.sub(r"[^A-Za-z0-9._]", ".", str(part)) for part in parts)

@@ -1,0 +1,101 @@
+"""The project's own files agree with each other."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def test_every_dependency_is_pinned_within_its_bounds(project, pins):
+    extras = [r for group in project["optional-dependencies"].values() for r in group]
+    for requirement in map(Requirement, project["dependencies"] + extras):
+        pinned = [p for p in pins if canonicalize_name(p.name) == canonicalize_name(requirement.name)]
+        assert pinned, f"{requirement.name} is not in constraints.txt; run `make lock`"
+        for pin in pinned:
+            version = next(iter(pin.specifier)).version
+            assert requirement.specifier.contains(version), f"{pin} is outside {requirement}; run `make lock`"
+
+
+def test_lock_names_no_host_and_no_local_build(pins):
+    text = (ROOT / "constraints.txt").read_text()
+    assert not re.search(r"https?:|file:|@|\+cpu|--", text)
+    assert len(pins) > 50
+
+
+def test_conda_environment_installs_the_same_package_with_the_same_pins(project):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert conda == [f"python{project['requires-python']}", "pip"]
+    assert pip == {"pip": ["-c constraints.txt", "-e .[test]"]}
+    makefile = (ROOT / "Makefile").read_text()
+    assert '-c constraints.txt -e ".[test]"' in makefile  # the same line as make demo
+
+
+def test_the_packages_that_the_package_imports_are_its_dependencies(project):
+    declared = {canonicalize_name(Requirement(r).name) for r in project["dependencies"]}
+    distribution = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    imported = set()
+    for path in (ROOT / "panderm_utils").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    others = imported - set(sys.stdlib_module_names) - {"panderm_utils"}
+    undeclared = {name for name in others if canonicalize_name(distribution.get(name, name)) not in declared}
+    assert len(others) > 8
+    assert undeclared <= {"safetensors"}, "add them to pyproject.toml"  # timm brings safetensors
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/**/*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_stripped_short_and_plain(path):
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.cells[0].cell_type == "markdown"
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert sum(len([x for x in cell.source.splitlines() if x.strip()]) for cell in code) <= 70
+    assert not any(re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE) for cell in code)
+
+
+def test_no_module_is_too_long_to_read_in_a_sitting():
+    lengths = {p.name: p.read_text().count("\n") for p in (ROOT / "panderm_utils").glob("*.py")}
+    assert {name: n for name, n in lengths.items() if n > 300} == {}
+
+
+def test_nothing_large_and_no_output_is_in_git():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in listed.stdout.splitlines()]
+    allowed = {"panderm_tiny.pth"}
+    large = [f.name for f in files if f.is_file() and f.stat().st_size > 1_000_000 and f.name not in allowed]
+    assert large == []
+    assert not [f for f in files if f.relative_to(ROOT).parts[0] in ("outputs", "data", "weights")]
