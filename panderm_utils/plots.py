@@ -85,10 +85,11 @@ def feature_map(x: np.ndarray, y: np.ndarray, names: list[str], synthetic: bool 
         figure, axis = plt.subplots(figsize=(6.2, 4.2))
         palette = sns.color_palette("husl" if len(names) > 10 else "colorblind", len(names))
         for k, name in enumerate(names):
-            axis.scatter(*plane[y == k].T, s=12, color=palette[k], label=name, alpha=0.75, linewidths=0)
+            axis.scatter(*plane[y == k].T, s=12, color=palette[k], label=shorten(name, 22), alpha=0.75, linewidths=0)
         axis.set(xlabel="first component", ylabel="second component", xticks=[], yticks=[])
         axis.set_title(f"Features of {len(x):,} images in two dimensions (PCA)")
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(names) // 13, markerscale=1.6)
+        figure.set_size_inches(6.2 + 1.2 * (len(names) > 13), 4.2)
+        figure.legend(loc="outside right center", ncols=1 + len(names) // 14, markerscale=1.6, fontsize=8)
         return finish(figure, synthetic)
 
 
@@ -113,7 +114,7 @@ def loss_curve(history: pd.DataFrame, synthetic: bool = False) -> Figure:
 def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = False) -> Figure:
     """Counts [K, K] as text, shares of the true class (rows) as colour."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = max(4.2, 0.52 * len(names) + 2)
+    size = max(4.6, 0.5 * len(names) + 2)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(size + 0.8, size))
         sns.heatmap(
@@ -126,14 +127,15 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
             square=True,
             linewidths=0.5,
             cbar_kws={"label": "share of the true class", "shrink": 0.7},
-            xticklabels=names,
-            yticklabels=names,
+            xticklabels=[shorten(name, 20) for name in names],
+            yticklabels=[shorten(name, 20) for name in names],
             annot_kws={"size": 8},
             ax=axis,
         )
         axis.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
-        axis.tick_params(axis="x", rotation=45 if max(map(len, names)) > 4 else 0, length=0)
-        plt.setp(axis.get_xticklabels(), ha="right" if max(map(len, names)) > 4 else "center")
+        slanted = max(map(len, names)) > 5
+        plt.setp(axis.get_xticklabels(), rotation=45 if slanted else 0, ha="right" if slanted else "center")
+        axis.tick_params(axis="x", length=0)
         axis.tick_params(axis="y", rotation=0, length=0)
         return finish(figure, synthetic)
 
@@ -147,16 +149,18 @@ def curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool = False)
     """
     palette = dict(zip(roc, sns.color_palette("husl" if len(roc) > 10 else "colorblind", len(roc)), strict=True))
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.3))
-        for axis, lines in ((left, roc), (right, pr)):
-            for name, (x, y, area) in lines.items():
-                axis.plot(x, y, color=palette[name], label=f"{shorten(name, 22)} {area:.2f}", lw=1.4)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.9))
+        for name in roc:
+            both = f"{shorten(name, 22)} {roc[name][2]:.2f}, {pr[name][2]:.2f}"
+            left.plot(*roc[name][:2], color=palette[name], lw=1.4, label=both)
+            right.plot(*pr[name][:2], color=palette[name], lw=1.4)
+        for axis in (left, right):
             axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-            columns = 1 + len(lines) // 10
-            axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), ncols=columns, handlelength=1)
         left.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
-        left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC (area)")
-        right.set(xlabel="recall", ylabel="precision", title="Precision and recall (average precision)")
+        left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
+        right.set(xlabel="recall", ylabel="precision", title="Precision and recall")
+        heading = {"title": "class: AUROC, average precision", "title_fontsize": 7, "alignment": "left"}
+        figure.legend(loc="outside right center", ncols=1 + len(roc) // 20, fontsize=7, handlelength=1, **heading)
         return finish(figure, synthetic)
 
 
@@ -223,8 +227,9 @@ def figure_2a(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
     axis = figure.axes[0]
     with plt.rc_context(STYLE):
         axis.set_ylabel("score on the test split")
-        axis.set_title("Linear probing; bars: 95% bootstrap interval, dashed: mean over datasets", pad=26)
-        axis.legend(ncols=len(colors), loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, borderaxespad=0.2)
+        heading = "Linear probing, with 95% bootstrap intervals; dashed: mean over the datasets"
+        options = {"title": wrap(heading, int(12 * figure.get_figwidth())), "alignment": "left", "title_fontsize": 10}
+        figure.legend(loc="outside upper left", ncols=max(1, int(figure.get_figwidth() / 2)), fontsize=8, **options)
     return figure
 
 
@@ -238,7 +243,8 @@ def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthet
             rows = scores[scores["metric"] == metric]
             scores_by_dataset(rows, colors, axis=axis)
             axis.set_ylabel(METRIC_TITLES[metric])
-        axes[0].legend(ncols=len(colors), loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8)
+        lines, labels = axes[0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside upper left", ncols=max(1, int(width / 2)), fontsize=8)
         return finish(figure, synthetic)
 
 

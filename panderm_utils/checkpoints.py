@@ -1,0 +1,170 @@
+"""Reads a weights file and says what it is: tensors and nothing else, and a message of its own for every bad file.
+
+Nothing in a file is ever executed: pickles are read with `weights_only=True`, and one that asks for more is refused.
+"""
+
+import contextlib
+import functools
+import hashlib
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from panderm_utils.manifests import EncoderManifest
+
+
+class EncoderError(ValueError):
+    """An encoder cannot be made as asked; the message names the file and the remedy."""
+
+
+def where_to_get(manifest: EncoderManifest) -> str:
+    """Returns one sentence that names the right file of an encoder and its source."""
+    sources = "; ".join(" ".join(part for part in (a.what, a.url, a.note) if part) for a in manifest.access)
+    return f"The right file is {manifest.weights_file}, from: {sources or 'see data_manifests/encoders.yaml'}."
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal, read once in a process as long as the file does not change."""
+    stat = path.stat()
+    return _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_digest(path: Path, manifest: EncoderManifest) -> str:
+    """Returns a file's SHA-256; warns if the manifest knows another one (a digest taken on trust at first use)."""
+    digest = file_digest(path)
+    if manifest.sha256 and digest != manifest.sha256:
+        warnings.warn(
+            f"{path}: SHA-256 {digest} differs from {manifest.sha256}, the one known for {manifest.name}"
+            f" ({manifest.sha256_note or 'on trust at first use'}). The tensors fit, so this is another release, a"
+            " converted copy or an altered file: compare the fingerprint with another lab's before you publish.",
+            stacklevel=3,
+        )
+    return digest
+
+
+def read_tensors(path: Path, manifest: EncoderManifest) -> dict[str, Tensor]:
+    """Reads the state dict of a .pth, .pt, .bin or .safetensors file, on the CPU, executing nothing in it.
+
+    Returns:
+        The tensors by the names they have in the file (those under `state_dict` where there is such an entry).
+
+    Raises:
+        EncoderError: The file is empty, an HTML page, truncated, damaged, no file of tensors, a pickle that wants
+            to run code, or a fine-tuned checkpoint.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    remedy = f"Delete it and fetch it again. {where_to_get(manifest)}"
+    if not start:
+        raise EncoderError(f"{path}: the file is empty (0 bytes), as a broken download leaves it. {remedy}")
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise EncoderError(
+            f"{path}: this is an HTML page saved under the name of a weights file, as a download that asked for a"
+            f" log-in, a confirmation or more quota leaves it. Open the link in a browser. {remedy}"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise EncoderError(f"{path}: this is a Git LFS pointer, not the file itself. Run `git lfs pull`. {remedy}")
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise EncoderError(f"{path}: truncated or damaged safetensors file ({error}). {remedy}") from error
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise EncoderError(
+            f"{path}: the file is truncated after {path.stat().st_size:,} bytes: its index, which comes last, is not"
+            f" there. {remedy}"
+        )
+    if not start.startswith((b"PK", b"\x80")):
+        raise EncoderError(f"{path}: not a PyTorch or safetensors file (it begins with {start[:16]!r}). {remedy}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError) as error:
+        raise EncoderError(_explain_refusal(path, manifest, remedy, error)) from error
+    return _unwrap(content, path, manifest)
+
+
+def _explain_refusal(path: Path, manifest: EncoderManifest, remedy: str, error: Exception) -> str:
+    """Says why torch refused a pickle, by disassembling it; disassembling executes nothing."""
+    wanted, strings = _disassemble(path)
+    if "argparse.Namespace" in wanted and "model" in strings:
+        return fine_tuned_message(path, manifest, strings & {"args", "epoch", "model", "optimizer", "scaler"})
+    if isinstance(error, pickle.UnpicklingError) and wanted:
+        calls = ", ".join(sorted(wanted))
+        return (
+            f"{path}: refused. A file of weights holds tensors; loading this one would call {calls},"
+            f" code of its author's choosing. Nothing of it was run. Do not use it. {where_to_get(manifest)}"
+        )
+    return f"{path}: truncated, damaged, or not a file of tensors ({str(error).splitlines()[0]}). {remedy}"
+
+
+def _disassemble(path: Path) -> tuple[set[str], set[str]]:
+    """Returns the functions and classes outside torch that a pickle names, and its strings."""
+    wanted, strings, recent = set(), set(), []
+    for operation, argument, _ in _operations(path):
+        if operation.name == "GLOBAL":
+            wanted.add(argument.replace(" ", "."))
+        elif operation.name == "STACK_GLOBAL":
+            wanted.add(".".join(recent[-2:]))
+        elif isinstance(argument, str):
+            strings.add(argument)
+            recent.append(argument)
+    return {name for name in wanted if not name.startswith(("torch.", "collections.OrderedDict"))}, strings
+
+
+def _operations(path: Path) -> Iterator[tuple]:
+    """Yields a pickle's instructions up to where it ends or breaks off."""
+    # a ValueError is a pickle that is cut off: what was seen so far decides
+    with contextlib.suppress(ValueError, StopIteration, zipfile.BadZipFile):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    if name.endswith("data.pkl"):
+                        yield from pickletools.genops(archive.read(name))
+        else:
+            with path.open("rb") as file:
+                for _ in range(4):  # torch's old format: magic number, version, system, then the object
+                    yield from pickletools.genops(file)
+
+
+def fine_tuned_message(path: Path, manifest: EncoderManifest, entries: set[str]) -> str:
+    """Returns the message for a fine-tuned checkpoint, recognised by these entries."""
+    return (
+        f"{path}: this is a fine-tuned checkpoint (it holds {', '.join(sorted(entries))}), not the pre-trained weights"
+        f" of {manifest.name}: it has learned one dataset's labels already, so frozen features from it do not"
+        f" measure the foundation model. {where_to_get(manifest)}"
+    )
+
+
+def _unwrap(content: object, path: Path, manifest: EncoderManifest) -> dict[str, Tensor]:
+    """Returns the state dict within what a file held; refuses anything but tensors in it."""
+    if isinstance(content, dict) and isinstance(content.get("model"), dict) and manifest.architecture == "beit":
+        raise EncoderError(fine_tuned_message(path, manifest, {str(key) for key in content}))
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content:
+        raise EncoderError(f"{path}: holds {type(content).__name__}, not named tensors. {where_to_get(manifest)}")
+    strange = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if strange:
+        raise EncoderError(
+            f"{path}: beside tensors it holds {', '.join(map(str, strange[:5]))}: not a plain state dict."
+            f" {where_to_get(manifest)}"
+        )
+    return content

@@ -1,0 +1,309 @@
+"""Name + weights file -> a module that maps images [N, 3, 224, 224] to features [N, D], built by timm alone.
+
+N is the number of images, D the encoder's width. PanDerm's blocks are BEiT blocks, and timm's `Beit` has the very
+parameter names of the released files; linear probing takes the class token after the final norm, without relative
+position bias. The baselines are timm's own models. Attention is timm's fused one.
+"""
+
+import contextlib
+import hashlib
+import os
+import socket
+import warnings
+from difflib import get_close_matches
+from functools import cached_property, partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import huggingface_hub
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from timm.models.beit import Beit
+from torch import Tensor, nn
+
+from panderm_utils.checkpoints import EncoderError, check_digest, read_tensors, where_to_get
+from panderm_utils.images import EVALUATION_MEAN, EVALUATION_STD, evaluation_transform
+from panderm_utils.manifests import MANIFEST_ROOT, EncoderManifest, load_encoder_manifest
+from panderm_utils.state_dicts import match_tensors
+from panderm_utils.workspace import settle_folder
+
+IMAGE_SIZE = 224
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+RANDOM_SEED = 0  # of encoders without weights, so that a random encoder is the same everywhere
+
+# Two fingerprints of one model agree to about 1e-5 in float32 whatever the device; other weights differ by about 1.
+FINGERPRINT_TOLERANCE = 2e-3
+
+
+class Encoder(nn.Module):
+    """A frozen encoder and what is known of it; made by `load_encoder`.
+
+    Attributes:
+        manifest: the encoder's manifest, and its `name`.
+        num_features: D, the width of its features.
+        transform: PIL image -> float32 [3, 224, 224], the published evaluation transform.
+        weights: the file that was loaded, or None.
+        digest: SHA-256 in hexadecimal, of that file, or of all tensors where there is no file.
+        device, precision: where and how it computes.
+        loading: one row per group of tensors: `group`, `tensors`, `parameters`, `status`, `why`.
+    """
+
+    def __init__(
+        self,
+        manifest: EncoderManifest,
+        model: nn.Module,
+        device: torch.device,
+        precision: str,
+        weights: Path | None,
+        digest: str,
+        loading: pd.DataFrame,
+    ) -> None:
+        super().__init__()
+        self.manifest, self.name = manifest, manifest.name
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.num_features = getattr(model, "head_hidden_size", model.num_features)
+        self.transform = evaluation_transform()
+        self.device, self.precision = device, precision
+        self.weights, self.digest, self.loading = weights, digest, loading
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images [N, 3, 224, 224] on any device to float32 features [N, D] on the encoder's device."""
+        return self._features(images, PRECISIONS[self.precision])
+
+    @torch.no_grad()  # not inference_mode: a probe may be trained on these features
+    def _features(self, images: Tensor, dtype: torch.dtype | None) -> Tensor:
+        images = images.to(self.device, non_blocking=True)
+        with _exact_float32(self.device) if dtype is None else torch.autocast(self.device.type, dtype):
+            return self.model(images).float()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash and the first eight features of one fixed drawn image, as float32 computes them.
+
+        Two labs that hold the same model see the same values within FINGERPRINT_TOLERANCE on any device; compare
+        with `same_fingerprint`. The hash, of 16 features rounded to half a standard deviation, is for the eye: noise
+        of 1e-4 changes it in about one model of a hundred, and then the values decide.
+        """
+        features = self._features(fingerprint_image()[None], dtype=None)[0].cpu().double().numpy()
+        spread = features[np.linspace(0, len(features) - 1, 16).astype(int)] / features.std()
+        coarse = np.round(2 * spread).astype(int).tolist()
+        values = " ".join(f"{value:+.4f}" for value in features[:8])
+        return f"{hashlib.sha256(repr(coarse).encode()).hexdigest()[:8]} {values}"
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, num_features={self.num_features}, device={self.device}, precision={self.precision}"
+
+
+def load_encoder(
+    name: str,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    weights_root: str | Path | None = None,
+) -> Encoder:
+    """Makes a frozen encoder.
+
+    Args:
+        name: an encoder of data_manifests/encoders.yaml, or "timm:<model name>" for any model of timm.
+        weights: the weights file, or the folder it lies in; by default the manifest's file below `weights_root`.
+        device: "auto" (a GPU if there is one), or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
+        precision: "fp32"; "bf16" or "fp16" compute in autocast, features stay float32.
+        weights_root: by default PANDERM_WEIGHTS_ROOT, else the repository's weights folder.
+
+    Raises:
+        EncoderError: The weights file is missing or not what it should be, or the device or precision is not to be
+            had. ManifestError: no encoder has that name.
+    """
+    manifest = load_encoder_manifest(name)
+    chosen = _choose_device(device)
+    _check_precision(precision, chosen)
+    model = build_model(manifest)
+    if manifest.layout == "none":
+        if weights is not None:
+            raise EncoderError(f"{weights}: {name} has no weights, it is random by design; leave `weights` out.")
+        count = sum(value.numel() for value in model.state_dict().values())
+        row = (
+            "all",
+            len(model.state_dict()),
+            count,
+            "random",
+            f"drawn from seed {RANDOM_SEED}; this encoder has no file",
+        )
+        loading = pd.DataFrame([row], columns=["group", "tensors", "parameters", "status", "why"])
+        return Encoder(manifest, model, chosen, precision, None, tensors_digest(model.state_dict()), loading)
+    path = find_weights(manifest, weights, weights_root)
+    state, loading = match_tensors(read_tensors(path, manifest), model, path, manifest, _converter(manifest, model))
+    digest = check_digest(path, manifest)
+    model.load_state_dict(state, strict=True)
+    return Encoder(manifest, model, chosen, precision, path, digest, loading)
+
+
+def build_model(manifest: EncoderManifest) -> nn.Module:
+    """Returns timm's model with its head left off and random weights, the same at every call.
+
+    Raises:
+        EncoderError: timm has no model of that name, or it cannot take images of 224 x 224 pixels.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        if manifest.architecture == "beit":
+            return Beit(
+                img_size=IMAGE_SIZE,
+                patch_size=16,
+                embed_dim=manifest.width,
+                depth=manifest.depth,
+                num_heads=manifest.heads,
+                num_classes=0,
+                global_pool="token",  # with no fc_norm: the class token after the final norm
+                qkv_bias=True,
+                init_values=0.1,
+            )
+        name = manifest.timm_name
+        base = name.split(".")[0]
+        if not timm.is_model(base):
+            near = ", ".join(f"timm:{found}" for found in get_close_matches(base, timm.list_models(), 3, 0.5))
+            raise EncoderError(
+                f"{manifest.name}: timm {timm.__version__} has no model {base!r}; near: {near or 'none'}."
+            )
+        try:
+            size = timm.create_model(name, device="meta", num_classes=0).pretrained_cfg
+            other = size.get("fixed_input_size") and size["input_size"][-1] != IMAGE_SIZE
+            # Positions of another image size are resampled at each forward, as the DINOv2 baseline does it.
+            return timm.create_model(name, num_classes=0, **({"dynamic_img_size": True} if other else {}))
+        except (RuntimeError, TypeError) as error:
+            raise EncoderError(
+                f"{manifest.name}: timm cannot build it for images of {IMAGE_SIZE} x {IMAGE_SIZE} ({error});"
+                f' see timm.list_pretrained("{base}*") for its variants.'
+            ) from error
+
+
+def find_weights(manifest: EncoderManifest, weights: str | Path | None, weights_root: str | Path | None) -> Path:
+    """Returns the weights file: the one given, else below the weights root, else the repository's own, else timm's.
+
+    Raises:
+        EncoderError: It is nowhere; the message says which file to bring and where to put it.
+    """
+    root = settle_folder("weights_root", weights_root)
+    if weights is not None:
+        path = Path(weights).expanduser()
+        path = path / (manifest.weights_file or "model.safetensors") if path.is_dir() else path
+        if path.is_file():
+            return path
+        raise EncoderError(f"{path}: no such weights file for {manifest.name}. {where_to_get(manifest)}")
+    if manifest.weights_file:
+        for folder in (root, MANIFEST_ROOT / "weights"):
+            if (folder / manifest.weights_file).is_file():
+                return folder / manifest.weights_file
+    if manifest.layout == "timm":
+        return _download(manifest, root)
+    raise EncoderError(
+        f"{manifest.name}: its weights file is not there. {where_to_get(manifest)} Put it here:"
+        f" {root / manifest.weights_file} (or name its folder with --weights-root or PANDERM_WEIGHTS_ROOT)."
+    )
+
+
+def _download(manifest: EncoderManifest, root: Path) -> Path:
+    """Returns timm's own file from the Hugging Face cache, or downloads it to there."""
+    settings = timm.get_pretrained_cfg(manifest.timm_name)
+    if settings is None or not settings.hf_hub_id:
+        raise EncoderError(f"{manifest.name}: timm offers no weights for it; name a file with `weights`.")
+    repository, names = settings.hf_hub_id, ["model.safetensors", "pytorch_model.bin"]
+    for name in names:
+        with contextlib.suppress(OSError):
+            return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=True))
+    reason = _unreachable()
+    if not reason:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, names[0]))
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+    file = manifest.weights_file or f"{manifest.timm_name}.safetensors"
+    address = f"{huggingface_hub.constants.ENDPOINT}/{repository}/resolve/main/{names[0]}"
+    raise EncoderError(
+        f"{manifest.name}: its weights are not on this machine and cannot be downloaded ({reason}). Where there is a"
+        f" network, fetch {address} and put it here: {root / file} (or name it with `weights`)."
+    )
+
+
+def _unreachable() -> str:
+    """Says why the model hub cannot be reached, or nothing; asked first, as the hub's own retries take a minute."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return ""  # a proxy resolves names for us
+    address = urlsplit(huggingface_hub.constants.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
+    except OSError as error:
+        return f"no connection to {address.hostname}: {error}"
+    return ""
+
+
+def _converter(manifest: EncoderManifest, model: nn.Module):
+    """Returns timm's own translation of original tensor names for a model, if its family has one."""
+    if manifest.layout != "timm":
+        return None
+    module = __import__(type(model).__module__, fromlist=["checkpoint_filter_fn"])
+    return getattr(module, "checkpoint_filter_fn", None)
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise EncoderError(f'device "{device}" cannot be used ({reason}); write device="auto" or "cpu".') from error
+    return chosen
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    if precision not in PRECISIONS:
+        raise EncoderError(f"precision {precision!r} is unknown; valid are {', '.join(PRECISIONS)}.")
+    if precision == "fp16" and device.type == "cpu":
+        raise EncoderError("fp16 is for GPUs: a CPU has no fast float16 arithmetic; use bf16 or fp32 on this device.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise EncoderError(f"{name} has no bfloat16 arithmetic; use fp16 or fp32 on this device.")
+
+
+def _exact_float32(device: torch.device):
+    """Keeps convolutions on a GPU in float32: cuDNN would otherwise round their inputs to TF32, ten bits."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """Returns the SHA-256 over names, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(f"{key} {tuple(tensors[key].shape)} {tensors[key].dtype}".encode())
+        digest.update(tensors[key].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_image() -> Tensor:
+    """Draws the fixed image of the fingerprint, a mole on skin, in whole numbers: the same bits on every machine.
+
+    Returns:
+        float32 [3, 224, 224], normalised as the evaluation transform does it.
+    """
+    y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE]
+    distance = (x - 118) ** 2 + 2 * (y - 104) ** 2
+    mole = np.clip(12000 - distance - 60 * ((3 * x + 5 * y) % 31), 0, 6000)
+    skin = 200 + (x + y) // 16
+    pixels = np.stack([skin - mole // 50, skin - 40 - mole // 60, skin - 70 - mole // 90])
+    scaled = torch.from_numpy(pixels.astype(np.uint8)).float() / 255
+    mean, std = torch.tensor(EVALUATION_MEAN), torch.tensor(EVALUATION_STD)
+    return (scaled - mean[:, None, None]) / std[:, None, None]
+
+
+def same_fingerprint(first: str, second: str) -> bool:
+    """Whether two fingerprints belong to one model: all values agree within FINGERPRINT_TOLERANCE."""
+    values = [np.array(text.split()[1:], dtype=float) for text in (first, second)]
+    return len(values[0]) == len(values[1]) and bool(np.abs(values[0] - values[1]).max() < FINGERPRINT_TOLERANCE)

@@ -1,0 +1,208 @@
+"""Opens image files and finds them below an image root: PIL only, so that tables can be checked without torch."""
+
+import os
+import struct
+import unicodedata
+import zlib
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from PIL import ExifTags, Image
+
+# Named formats only: PIL would otherwise hand a file that claims to be PostScript to Ghostscript.
+FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".jp2")
+# What PIL's decoders are known to raise on damaged bytes.
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message is `file: reason` (one string, so that worker processes can pass it on)."""
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Opens an image as 8-bit RGB, as `PIL.Image.open(path).convert("RGB")` does, which is what upstream does.
+
+    The EXIF orientation is ignored, as upstream does. Grey, palette, CMYK and transparent images are converted by PIL's
+    rules (transparency is dropped, not blended). The one addition: 16-bit grey is scaled to 8 bits (high byte, as PIL
+    reads 16-bit RGB) where PIL's own conversion depends on its version and may clip to white.
+
+    Raises:
+        ImageError: The file is missing, empty, no image, truncated, larger than PIL.Image.MAX_IMAGE_PIXELS, or holds
+            floating-point pixels. The message names the file and the reason.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            refuse_bomb(path, image.size)
+            image.load()
+            return to_rgb(image, path)
+    except ImageError:
+        raise
+    except DECODING_ERRORS as error:
+        raise ImageError(f"{path}: {explain(path, error)}") from error
+
+
+def refuse_bomb(path: str | Path, size: tuple[int, int]) -> None:
+    """Raises ImageError where the header announces more pixels than PIL.Image.MAX_IMAGE_PIXELS (89 million)."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and size[0] * size[1] > limit:
+        raise ImageError(
+            f"{path}: {size[0]} x {size[1]} pixels are more than the limit of {limit:,}; "
+            "scale the file down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        )
+
+
+def to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    """Converts an opened image of any mode to 8-bit RGB; see `open_image` for the rules."""
+    if image.mode == "F":
+        raise ImageError(f"{path}: floating-point pixels have no known range; save the image with 8 bits a channel")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ImageError(f"{path}: 32-bit pixels beyond 0..65535; save the image with 8 bits a channel")
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+    # A palette with alpha a colour only warns on its way to RGB; by way of RGBA the colours are the same.
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def explain(path: str | Path, error: BaseException) -> str:
+    """Turns what PIL raised into a reason with a remedy."""
+    try:
+        head = Path(path).open("rb").read(512)
+    except FileNotFoundError:
+        return "the file does not exist"
+    except OSError as problem:
+        return f"the file cannot be read ({problem.strerror})"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return "more pixels than PIL.Image.MAX_IMAGE_PIXELS allows; scale the file down, or raise it if you trust the file"
+    if not head:
+        return "the file is empty; fetch it again"
+    if head.lstrip()[:1] == b"<" or head.startswith(b"version https://git-lfs"):
+        return "the file is a web page or a pointer, not an image: the download failed; fetch it again"
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "HEIC images are not read; convert the file to JPEG or PNG"
+    if "truncated" in str(error):
+        return f"the file is truncated ({error}); fetch it again"
+    return f"the file is no readable image ({type(error).__name__}: {str(error).replace(str(path), 'the file')})"
+
+
+def oddity(path: str | Path) -> str:
+    """Decodes an image and returns what is unusual about it ("" if nothing): mode, depth, EXIF rotation.
+
+    Raises:
+        ImageError: As `open_image`.
+    """
+    open_image(path)
+    with Image.open(path, formats=FORMATS) as image:
+        found = []
+        if image.mode != "RGB":
+            found.append(f"mode {image.mode}, converted to RGB")
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if turned not in (0, 1):
+            found.append(f"EXIF orientation {turned} ignored, as upstream does")
+    return "; ".join(found)
+
+
+def unsafe(name: str) -> str:
+    """Returns why an image name may not be used below an image root, or "" if it may; looks at the text only."""
+    if not name:
+        return "the image name is empty"
+    if "\0" in name:
+        return "the image name holds a NUL character"
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or name.startswith("\\"):
+        return "the path is absolute"
+    if ".." in name.replace("\\", "/").split("/"):
+        return "the path leaves the image root by `..`"
+    return ""
+
+
+class ImageFolder:
+    """Finds images below a root by listing each folder once: quick on network disks, and never outside the root."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).resolve()
+        self._listings: dict[str, dict[str, bool]] = {}
+        self._folded: dict[str, dict[str, list[str]]] = {}
+        self._folders: dict[str, tuple[str | None, str]] = {"": ("", "")}
+
+    def find(self, name: str, suffix: str = "") -> tuple[str | None, str]:
+        """Returns the file of an image name, relative to the root, and a remark ("" if it stands there as written).
+
+        A name that differs from the file only in upper and lower case, or lacks `suffix`, is found, and the remark
+        says so. Where nothing is found, or only outside the root, the first value is None and the remark the reason.
+        """
+        reason = unsafe(name)
+        if reason:
+            return None, reason
+        folder, _, base = name.replace("\\", "/").rpartition("/")
+        folder, remark = self._find_folder("/".join(part for part in folder.split("/") if part not in ("", ".")))
+        if folder is None:
+            return None, remark
+        for candidate in (base, base + suffix) if suffix else (base,):
+            found, note = self._find_entry(folder, candidate)
+            if found is not None or note:
+                added = "" if candidate == base else f"{suffix} added to the name"
+                return found, "; ".join(filter(None, (remark, note, added)))
+        return None, self._hint(folder, base)
+
+    def _find_folder(self, folder: str) -> tuple[str | None, str]:
+        if folder not in self._folders:
+            above, _, base = folder.rpartition("/")
+            parent, remark = self._find_folder(above)
+            if parent is not None:
+                parent, note = self._find_entry(parent, base)
+                remark = "; ".join(filter(None, (remark, note))) or ("" if parent else f"the folder {folder} is missing")
+            self._folders[folder] = (parent, remark)
+        return self._folders[folder]
+
+    def _find_entry(self, folder: str, base: str) -> tuple[str | None, str]:
+        listing, note = self._list(folder), ""
+        if base not in listing:
+            matches = self._folded[folder].get(fold(base), [])
+            if len(matches) != 1:
+                return None, f"{len(matches)} files differ only in case: {', '.join(matches)}" if matches else ""
+            base, note = matches[0], f"the file is spelled {matches[0]}"
+        path = f"{folder}/{base}" if folder else base
+        if listing[base] and not (self.root / path).resolve().is_relative_to(self.root):
+            return None, "the path leaves the image root by a symbolic link"
+        return path, note
+
+    def _list(self, folder: str) -> dict[str, bool]:
+        if folder not in self._listings:
+            try:
+                with os.scandir(self.root / folder) as entries:
+                    listing = {entry.name: entry.is_symlink() for entry in entries}
+            except (FileNotFoundError, NotADirectoryError):
+                listing = {}
+            folded: dict[str, list[str]] = {}
+            for name in listing:
+                folded.setdefault(fold(name), []).append(name)
+            self._listings[folder], self._folded[folder] = listing, folded
+        return self._listings[folder]
+
+    def _hint(self, folder: str, base: str) -> str:
+        stem = fold(PurePosixPath(base).stem)
+        twins = [f"{stem}{suffix}" for suffix in SUFFIXES if f"{stem}{suffix}" in self._folded[folder]]
+        near = [self._folded[folder][twin][0] for twin in twins]
+        return f"the file is missing (there is {near[0]})" if near else "the file is missing"
+
+
+def fold(name: str) -> str:
+    """Spells a file name without case and composed, as case-blind disks and macOS compare names."""
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,0 +1,155 @@
+"""Fits the tensors of a weights file to a model: strictly, and with a table of what was used, left aside, and why."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from panderm_utils.checkpoints import EncoderError, fine_tuned_message, where_to_get
+from panderm_utils.manifests import EncoderManifest, list_encoders, load_encoder_manifest
+
+# What the names of a layout begin with in its file (see EncoderManifest.layout).
+PREFIXES = {"encoder_prefix": "encoder.", "module_prefix": "module."}
+
+# Tensors that released files hold beside the encoder, by the first part of their name.
+LEFT_ASIDE = {
+    "mask_token": "stands in for hidden patches during pre-training; no image has any",
+    "rd_pos_embed": "positions of the pre-training head",
+    "regresser": "pre-training head that predicts hidden patches; features are taken before it",
+    "regressor": "pre-training head that predicts hidden patches; features are taken before it",
+    "projection_head": "clustering head of SwAV's pre-training; features are taken before it",
+    "prototypes": "clustering head of SwAV's pre-training; features are taken before it",
+    "head": "classifier of the pre-training classes; features are taken before it",
+    "fc": "classifier of the pre-training classes; features are taken before it",
+    "classifier": "classifier of the pre-training classes; features are taken before it",
+}
+
+# What the parts of PanDerm's encoder are for.
+USED = {
+    "cls_token": "the class token: its output after the final norm is the feature",
+    "pos_embed": "fixed sine-cosine table of positions, loaded, never trained",
+    "patch_embed": "turns each patch of 16 x 16 pixels into a token",
+    "blocks": "the transformer blocks",
+    "norm": "the final norm",
+}
+
+# Names that only fine-tuning gives to PanDerm's tensors.
+FINE_TUNED = re.compile(r"(^|\.)(fc_norm|head)\.|relative_position_bias_table")
+
+
+def match_tensors(
+    tensors: dict[str, Tensor],
+    model: torch.nn.Module,
+    path: Path,
+    manifest: EncoderManifest,
+    convert: Callable[[dict[str, Tensor], torch.nn.Module], dict[str, Tensor]] | None = None,
+) -> tuple[dict[str, Tensor], pd.DataFrame]:
+    """Fits a file's tensors to a model, strictly.
+
+    Args:
+        tensors: what `read_tensors` returned.
+        model: the encoder that is to be filled.
+        path: the file, for messages.
+        manifest: what the file should be.
+        convert: translates other names into the model's; only called if the names do not fit as they are.
+
+    Returns:
+        The state dict for the model, and a table with one row per group of names: `group`, `tensors`, `parameters`,
+        `status` ("used" or "left aside"), `why`. Every tensor of the file is in one row.
+
+    Raises:
+        EncoderError: Another size class, a fine-tuned state dict, tensors that are missing, unknown or of another
+            shape, or values that are not finite. All that is wrong of one kind is in one message.
+    """
+    expected = model.state_dict()
+    declared = PREFIXES.get(manifest.layout, "")
+    # The declared layout comes first: on a tie it wins. A converted copy without the prefix is as good.
+    prefixes = dict.fromkeys([declared, "", *PREFIXES.values()])
+    prefix = max(prefixes, key=lambda text: sum(text + key in tensors for key in expected))
+    inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    if manifest.architecture == "beit":
+        if found := [key for key in inside if FINE_TUNED.search(key)]:
+            raise EncoderError(fine_tuned_message(path, manifest, set(found[:3])))
+        _check_size(inside, path, manifest)
+    if convert is not None and not expected.keys() <= inside.keys():
+        inside = convert(inside, model)
+
+    problems = []
+    missing = [key for key in expected if key not in inside and not key.endswith("num_batches_tracked")]
+    if len(missing) == len(expected):
+        first = ", ".join(list(tensors)[:3])
+        raise EncoderError(
+            f"{path}: none of the {len(expected)} tensors of {manifest.name} is in it (it begins with {first}): a file"
+            f" of another architecture. {where_to_get(manifest)}"
+        )
+    if missing:
+        problems.append(f"{len(missing)} of {len(expected)} tensors are missing: {_first(missing)}")
+    surplus = [key for key in inside if key not in expected and key.split(".")[0] not in LEFT_ASIDE]
+    if surplus:
+        problems.append(f"{len(surplus)} tensors are unknown to the encoder: {_first(surplus)}")
+    shapes = [
+        f"{key} is {list(inside[key].shape)}, should be {list(value.shape)}"
+        for key, value in expected.items()
+        if key in inside and inside[key].shape != value.shape
+    ]
+    if shapes:
+        problems.append(f"{len(shapes)} tensors have another shape: {_first(shapes, '; ')}")
+    used = {key: inside[key] for key in expected if key in inside}
+    broken = [key for key, value in used.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        problems.append(f"{len(broken)} tensors hold NaN or infinite values (damaged or diverged): {_first(broken)}")
+    if problems:
+        raise EncoderError(f"{path}: does not fit {manifest.name}: {'. '.join(problems)}. {where_to_get(manifest)}")
+
+    rows = [(prefix + key, value, "used", "") for key, value in used.items()]
+    for key, value in tensors.items():
+        if key.removeprefix(prefix) not in used or not key.startswith(prefix):
+            rows.append((key, value, "left aside", _why_aside(key.removeprefix(prefix), prefix)))
+    return expected | used, _loading_table(rows, prefix, USED if manifest.architecture == "beit" else {})
+
+
+def _check_size(tensors: dict[str, Tensor], path: Path, manifest: EncoderManifest) -> None:
+    """Recognises a file of another size class by its width and depth."""
+    if "cls_token" not in tensors:
+        return
+    width = tensors["cls_token"].shape[-1]
+    depth = len({key.split(".")[1] for key in tensors if key.startswith("blocks.")})
+    if (width, depth) == (manifest.width, manifest.depth):
+        return
+    known = [load_encoder_manifest(name) for name in list_encoders()]
+    names = [m.name for m in known if m.architecture == "beit" and (m.width, m.depth) == (width, depth)]
+    hint = f' It has the size of {names[0]}: use load_encoder("{names[0]}") for it.' if names else ""
+    raise EncoderError(
+        f"{path}: wrong size: the file is {width} wide with {depth} blocks, {manifest.name} is {manifest.width} wide"
+        f" with {manifest.depth} blocks.{hint} {where_to_get(manifest)}"
+    )
+
+
+def _first(items: list[str], separator: str = ", ") -> str:
+    return separator.join(items[:3]) + (f"{separator}and {len(items) - 3} more" if len(items) > 3 else "")
+
+
+def _why_aside(key: str, prefix: str) -> str:
+    if key.split(".")[0] in LEFT_ASIDE:
+        return LEFT_ASIDE[key.split(".")[0]]
+    return f"not under `{prefix}`, so no part of the encoder" if prefix else "no part of the encoder"
+
+
+def _loading_table(rows: list[tuple[str, Tensor, str, str]], prefix: str, parts: dict[str, str]) -> pd.DataFrame:
+    """Sums tensors up by the first part of their names."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for key, value, status, why in rows:
+        bare = key.removeprefix(prefix) if status == "used" else key
+        group = (prefix if status == "used" else "") + bare.split(".")[0]
+        if status == "used":
+            why = parts.get(bare.split(".")[0], "the encoder")
+        count = groups.setdefault((group, status, why), [0, 0])
+        count[0] += 1
+        count[1] += value.numel()
+    return pd.DataFrame(
+        [(group, *count, status, why) for (group, status, why), count in groups.items()],
+        columns=["group", "tensors", "parameters", "status", "why"],
+    )

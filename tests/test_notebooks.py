@@ -1,0 +1,97 @@
+"""Every notebook runs for real: its own kernel, synthetic stand-ins, the tiny encoders, through the front door."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from panderm_utils import manifests, metrics, records, workspace
+
+pytestmark = pytest.mark.notebooks
+ROOT = Path(__file__).parent.parent
+DATASETS = sorted(p.stem for p in (ROOT / "notebooks/linear_probe").glob("*.ipynb"))
+PAPER = sorted(p.stem for p in (ROOT / "notebooks/paper").glob("*.ipynb"))
+
+
+def run_all(*arguments, output):
+    command = [sys.executable, str(ROOT / "run_all.py"), "--output-root", str(output), "--jobs", "2", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "CI": "true"})
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The outputs of one demo batch over every dataset, and of both encoders on the demo dataset."""
+    output = tmp_path_factory.mktemp("outputs")
+    for selection in (["--datasets", *DATASETS, "--encoders", "panderm_tiny"], ["--datasets", "demo"]):
+        done = run_all(*selection, output=output)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return workspace.open_workspace("demo", output_root=output)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_study_runs_and_leaves_its_record(demo, dataset):
+    record = records.read_record(demo.records / f"{dataset}-linear_probe-panderm_tiny-seed0")
+    card = manifests.load_dataset_manifest(dataset)
+    assert record["synthetic"]
+    assert record["headline_metric"] == card.headline_metric
+    y, proba, names = records.read_predictions(demo.records / record["run_id"])
+    assert proba.shape == (len(names), card.num_classes)
+    again = metrics.evaluate(y, proba, replicates=record["settings"]["replicates"], seed=0)
+    for metric, numbers in record["metrics"].items():
+        assert numbers["value"] == pytest.approx(again.loc[metric, "value"], abs=1e-12)
+        assert numbers["low"] == pytest.approx(again.loc[metric, "low"], abs=1e-12)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_an_executed_study_shows_something_in_every_cell(demo, dataset):
+    path = demo.root / "executed/linear_probe" / f"{dataset}-linear_probe-panderm_tiny-seed0.ipynb"
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    silent = [c.id for c in cells if not c.outputs and not set(c.metadata.tags) & {"parameters", "injected-parameters"}]
+    assert silent == []
+    pictures = [o for c in cells for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 7
+    errors = [o for c in cells for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert [e for e in errors if "Error" in str(e) or "Traceback" in str(e)] == []
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_notebook_leaves_its_files(demo, name):
+    assert (demo.root / "executed/paper" / f"{name}.ipynb").is_file()
+    folder, kinds = (
+        (demo.tables, ("csv", "tex", "md")) if name.startswith("table") else (demo.figures, ("pdf", "png", "csv"))
+    )
+    for kind in kinds:
+        assert (folder / f"{name}.{kind}").stat().st_size > 200
+
+
+def test_a_figure_carries_the_ids_of_its_records(demo):
+    from PIL import Image
+
+    ids = Image.open(demo.figures / "figure_2a.png").text["Records"].split()
+    assert "demo-linear_probe-random_tiny-seed0" in ids
+    assert set(ids) <= {p.name for p in demo.records.iterdir()}
+    assert b"demo-linear_probe-panderm_tiny-seed0" in (demo.figures / "figure_2a.pdf").read_bytes()
+
+
+def test_pretraining_helps_and_nothing_saturates(demo):
+    table = records.read_records(demo.records)
+    headline = table[table["headline"] & (table["dataset"] == "demo")].set_index("encoder")["value"]
+    assert 0.55 < headline["random_tiny"] < headline["panderm_tiny"] - 0.05
+    assert headline["panderm_tiny"] < 0.95
+
+
+def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(demo):
+    folder = demo.records / "demo-linear_probe-panderm_tiny-seed0"
+    before, written = records.read_predictions(folder)[1], (folder / "record.json").stat().st_mtime_ns
+    selection = ("--datasets", "demo", "--encoders", "panderm_tiny")
+    again = run_all(*selection, output=demo.root.parent)
+    assert again.returncode == 0, again.stdout
+    assert (folder / "record.json").stat().st_mtime_ns == written
+    forced = run_all(*selection, "--force", output=demo.root.parent)
+    assert forced.returncode == 0, forced.stdout
+    assert (folder / "record.json").stat().st_mtime_ns != written
+    np.testing.assert_array_equal(records.read_predictions(folder)[1], before)

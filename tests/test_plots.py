@@ -1,0 +1,93 @@
+"""Figures: what they draw is what they were given, nothing is cut off, and a demo figure says so."""
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from panderm_utils import plots
+
+COLORS = {"PanDerm": "#D55E00", "DINOv2": "#0072B2"}
+
+
+def bars(datasets=("HAM10000", "DDI", "PAD-UFES-20"), encoders=tuple(COLORS), metric="weighted_f1"):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"dataset_label": d, "encoder_label": e, "metric": metric, "value": v, "low": v - 0.05, "high": v + 0.02}
+        for d in datasets
+        for e in encoders
+        for v in [rng.uniform(0.3, 0.9)]
+    ]
+    return pd.DataFrame(rows)
+
+
+def names(k):
+    return [f"class with a rather long name {i}" for i in range(k)]
+
+
+def figures():
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)) for _ in range(7)]
+    line = (np.linspace(0, 1, 9), np.linspace(0, 1, 9) ** 0.5, 0.7)
+    history = pd.DataFrame({"iteration": [0, 1, 2], "loss": [2.0, 1.0, 0.5]})
+    counts = pd.DataFrame({"train": [10, 200], "test": [0, 30]}, index=["nevus", "melanoma"])
+    yield "images", lambda s: plots.labelled_images(pictures, names(3) * 2 + names(1), ["a.jpg"] * 7, s)
+    yield "class counts", lambda s: plots.class_counts(counts, s)
+    yield "feature map", lambda s: plots.feature_map(rng.normal(size=(50, 8)), np.arange(50) % 23, names(23), s)
+    yield "loss", lambda s: plots.loss_curve(history, s)
+    yield "confusion 2", lambda s: plots.confusion_matrix(np.array([[3, 1], [0, 0]]), names(2), s)
+    yield "confusion 23", lambda s: plots.confusion_matrix(np.eye(23, dtype=int), names(23), s)
+    yield "curves", lambda s: plots.curves(dict.fromkeys(names(23), line), dict.fromkeys(names(23), line), s)
+    yield "mistakes", lambda s: plots.mistakes(pictures, ["true a\nsaid b"] * 7, s)
+    yield "no mistakes", lambda s: plots.mistakes([], [], s)
+    yield "figure 2a", lambda s: plots.figure_2a(bars(), COLORS, s)
+    yield "one bar", lambda s: plots.figure_2a(bars(("HAM10000",), ("DINOv2",)), COLORS, s)
+    four = [bars(metric=m) for m in ("weighted_f1", "auroc", "aupr", "balanced_accuracy")]
+    yield "extended data 1", lambda s: plots.extended_data_figure_1(pd.concat(four), COLORS, s)
+
+
+@pytest.mark.parametrize(("name", "draw"), list(figures()), ids=[name for name, _ in figures()])
+def test_every_figure_draws_and_says_whether_it_is_synthetic(name, draw):
+    for synthetic in (True, False):
+        figure = draw(synthetic)
+        marks = [t for t in figure.findobj(plt.Text) if t.get_text() == plots.SYNTHETIC_MARK]
+        assert len(marks) == int(synthetic)
+        figure.savefig(picture := io.BytesIO(), format="png")
+        assert np.asarray(Image.open(picture).convert("L")).std() > 5  # not an empty sheet
+        # Nothing reaches over the sheet's edge.
+        box, sheet = figure.get_tightbbox(), figure.get_size_inches()
+        assert box.x0 > -0.02
+        assert box.y0 > -0.02
+        assert box.x1 < sheet[0] + 0.02
+        assert box.y1 < sheet[1] + 0.02
+    assert plt.get_fignums() == []
+
+
+def test_bars_stand_at_the_scores_with_their_intervals():
+    scores = bars()
+    axis = plots.scores_by_dataset(scores, COLORS).axes[0]
+    heights = sorted(patch.get_height() for patch in axis.patches)
+    np.testing.assert_allclose(heights, sorted(scores["value"]))
+    ends = np.concatenate([c.get_segments() for c in axis.collections]).reshape(-1, 4)
+    np.testing.assert_allclose(sorted(ends[:, 1]), sorted(scores["low"]))
+    np.testing.assert_allclose(sorted(ends[:, 3]), sorted(scores["high"]))
+
+
+def test_dashed_means_are_over_the_datasets_that_all_encoders_have():
+    scores = bars().drop(index=0)  # PanDerm was not run on HAM10000
+    axis = plots.scores_by_dataset(scores, COLORS).axes[0]
+    dashed = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"]
+    both = scores[scores["dataset_label"] != "HAM10000"].groupby("encoder_label")["value"].mean()
+    np.testing.assert_allclose(dashed, [both["PanDerm"], both["DINOv2"]])
+
+
+def test_saved_figures_name_their_records(tmp_path):
+    pdf, png = plots.save_figure(
+        plots.figure_2a(bars(), COLORS), tmp_path / "f", "figure_2a", ["run-b", "run-a", "run-b"]
+    )
+    assert Image.open(png).text["Records"] == "run-a run-b"
+    assert b"run-a run-b" in pdf.read_bytes()
+    assert sorted(p.name for p in pdf.parent.iterdir()) == ["figure_2a.pdf", "figure_2a.png"]

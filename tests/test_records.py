@@ -1,0 +1,179 @@
+"""Records: written whole or not at all, read back exactly."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from panderm_utils import records, workspace
+
+
+@pytest.fixture
+def space(tmp_path):
+    return workspace.open_workspace("demo", output_root=tmp_path)
+
+
+def scores():
+    rows = {"accuracy": {"value": 0.75, "low": 0.5, "high": 1.0}, "auroc": {"value": 0.9, "low": 0.8, "high": np.nan}}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def save(space, dataset="demo", seed=0, **settings):
+    run = records.begin_run("linear_probe", dataset, "random_tiny", seed, space, **settings)
+    proba = np.random.default_rng(seed).dirichlet(np.ones(3), size=5)
+    table = records.prediction_table([f"00{i}.jpg" for i in range(5)], [0, 1, 2, 0, 1], proba)
+    return records.save_record(run, scores(), table, "accuracy"), proba
+
+
+def test_run_ids_say_what_differs():
+    assert (
+        workspace.run_id("ham10000", "linear_probe", "panderm_large", 0) == "ham10000-linear_probe-panderm_large-seed0"
+    )
+    named = workspace.run_id("demo", "linear_probe", "timm:vit/x", 3, solver="converged", train_fraction=0.1)
+    assert named == "demo-linear_probe-timm.vit.x-seed3-solver_converged-train_fraction_0.1"
+    assert workspace.run_id("demo", "linear_probe", "e", 0, **workspace.DEFAULT_SETTINGS) == "demo-linear_probe-e-seed0"
+
+
+def test_folders_are_settled_by_argument_then_variable_then_default(monkeypatch, tmp_path):
+    monkeypatch.setenv("PANDERM_OUTPUT_ROOT", str(tmp_path / "variable"))
+    assert workspace.open_workspace("paper").root == tmp_path / "variable" / "paper"
+    assert workspace.open_workspace("paper", output_root=tmp_path / "flag").root == tmp_path / "flag" / "paper"
+    monkeypatch.delenv("PANDERM_OUTPUT_ROOT")
+    assert workspace.open_workspace("paper").root == workspace.REPOSITORY / "outputs" / "paper"
+
+
+def test_a_demo_never_reads_real_data(tmp_path):
+    space = workspace.open_workspace("demo", data_root=tmp_path / "patients", output_root=tmp_path / "out")
+    assert space.data_root == tmp_path / "out" / "cache" / "demo"
+
+
+def test_an_unknown_profile_is_refused():
+    with pytest.raises(ValueError, match='profile = "demo"'):
+        workspace.open_workspace("papr")
+
+
+def test_a_record_is_read_back_as_it_was(space):
+    folder, proba = save(space, solver="published")
+    y, read, names = records.read_predictions(folder)
+    np.testing.assert_array_equal(read, proba)
+    assert y.tolist() == [0, 1, 2, 0, 1]
+    assert names[0] == "000.jpg"
+    table = records.read_records(space.records)
+    assert table["metric"].tolist() == ["accuracy", "auroc"]
+    assert table["headline"].tolist() == [True, False]
+    assert table.loc[0, "value"] == 0.75
+    assert np.isnan(table.loc[1, "high"])
+    assert table.loc[0, "synthetic"]
+    record = records.read_record(folder)
+    assert record["environment"]["versions"]["numpy"] == np.__version__
+    assert record["peak_memory_mb"]["process"] > 10
+
+
+def test_two_classes_keep_one_probability(tmp_path):
+    proba = np.array([[0.25, 0.75], [0.9, 0.1]])
+    table = records.prediction_table(["a", "b"], [1, 1], proba)
+    assert list(table) == ["filename", "true_label", "predicted_label", "probability"]
+    assert table["predicted_label"].tolist() == [1, 0]
+    table.to_csv(tmp_path / "predictions.csv", index=False)
+    np.testing.assert_allclose(records.read_predictions(tmp_path)[1], proba, atol=1e-16)
+
+
+def test_a_newer_record_replaces_the_older(space):
+    save(space)
+    folder, proba = save(space)
+    assert len(records.read_records(space.records)) == 2
+    np.testing.assert_array_equal(records.read_predictions(folder)[1], proba)
+    assert [p.name for p in space.records.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other run", "no predictions", "a list"])
+def test_a_damaged_record_is_reported_and_skipped(space, damage):
+    save(space)
+    folder, _ = save(space, dataset="ham10000")
+    path = folder / "record.json"
+    text = path.read_text()
+    if damage == "cut":
+        path.write_text(text[: len(text) // 2])
+    elif damage == "empty":
+        path.write_text("")
+    elif damage == "other run":
+        path.write_text(text.replace(folder.name, "x"))
+    elif damage == "a list":
+        path.write_text("[1]")
+    else:
+        (folder / "predictions.csv").unlink()
+    with pytest.warns(records.RecordWarning, match="ham10000.*delete the folder"):
+        table = records.read_records(space.records)
+    assert set(table["dataset"]) == {"demo"}
+
+
+def test_no_records_is_an_empty_table(tmp_path):
+    table = records.read_records(tmp_path / "none")
+    assert table.empty
+    assert {"run_id", "metric", "value"} <= set(table)
+
+
+def test_a_kill_while_writing_leaves_no_half_record(tmp_path):
+    code = f"""
+import os, pandas as pd
+from panderm_utils import records, workspace
+space = workspace.open_workspace("demo", output_root={str(tmp_path)!r})
+run = records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
+table = records.prediction_table(["a"], [0], [[0.5, 0.25, 0.25]])
+table.to_csv = lambda path, **k: (open(path, "w").write("half"), os.kill(os.getpid(), 9))
+records.save_record(run, pd.DataFrame(), table, "accuracy")
+"""
+    killed = subprocess.run([sys.executable, "-c", code])
+    assert killed.returncode == -9
+    assert records.read_records(tmp_path / "demo" / "records").empty
+    folder, _ = save(workspace.open_workspace("demo", output_root=tmp_path))
+    assert records.read_record(folder)["status"] == "done"
+
+
+def test_warnings_are_shown_and_kept_once(space, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
+        run = records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
+        for _ in range(2):
+            warnings.warn("class df has no test image", UserWarning, stacklevel=1)
+    assert run.warnings == ["UserWarning: class df has no test image"]
+    assert "class df" in capsys.readouterr().err
+
+
+def test_notes_of_one_name_are_merged(space):
+    run = records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
+    run.note(timings={"a": np.float32(1)}, data={"n": 3})
+    run.note(timings={"b": 2.0})
+    folder = records.save_record(run, scores(), records.prediction_table(["a"], [0], [[1.0, 0.0]]), "accuracy")
+    record = json.loads((folder / "record.json").read_text())
+    assert record["timings"].keys() == {"a", "b", "total_seconds"}
+    assert record["data"] == {"n": 3}
+
+
+def test_published_values_stand_beside_real_runs_only(tmp_path):
+    rows = {
+        "weighted_f1": {"value": 0.92, "low": 0.9, "high": 0.93},
+        "accuracy": {"value": 0.8, "low": 0.7, "high": 0.81},
+    }
+    table = pd.DataFrame.from_dict({**rows, "unheard_of": rows["accuracy"]}, orient="index")
+    real = workspace.open_workspace("paper", output_root=tmp_path)
+    run = records.begin_run("linear_probe", "ham10000", "panderm_large", 0, real)
+    verdicts = records.beside_published(table, run)
+    assert verdicts["verdict"].tolist() == ["reproduced", "outside the interval", "not published"]
+    assert verdicts.loc["weighted_f1", "published"] == pytest.approx(0.922471)
+    drawn = records.begin_run("linear_probe", "ham10000", "panderm_large", 0, workspace.open_workspace("demo"))
+    assert "published" not in records.beside_published(table, drawn)
+
+
+def test_the_worst_mistakes_are_the_surest():
+    proba = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.01, 0.99]])
+    table = records.prediction_table(list("abcd"), [1, 0, 0, 1], proba)
+    worst = records.worst_mistakes(table, ("nevus", "melanoma"), count=2)
+    assert worst["filename"].tolist() == ["a", "b"]
+    assert worst["probability"].tolist() == [0.9, 0.8]
+    assert worst.loc[0, "caption"] == "true melanoma\nsaid nevus (90%)"
