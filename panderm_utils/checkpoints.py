@@ -28,7 +28,8 @@ class EncoderError(ValueError):
 def where_to_get(manifest: EncoderManifest) -> str:
     """Returns one sentence that names the right file of an encoder and its source."""
     sources = "; ".join(" ".join(part for part in (a.what, a.url, a.note) if part) for a in manifest.access)
-    return f"The right file is {manifest.weights_file}, from: {sources or 'see data_manifests/encoders.yaml'}."
+    name = manifest.weights_file or "timm's own"
+    return f"The right file is {name}, from: {sources or 'see data_manifests/encoders.yaml'}."
 
 
 def file_digest(path: Path) -> str:
@@ -93,11 +94,26 @@ def read_tensors(path: Path, manifest: EncoderManifest) -> dict[str, Tensor]:
         )
     if not start.startswith((b"PK", b"\x80")):
         raise EncoderError(f"{path}: not a PyTorch or safetensors file (it begins with {start[:16]!r}). {remedy}")
+    if (record := _damaged_record(path)) is not None:
+        raise EncoderError(f"{path}: damaged: the checksum of {record} in it is wrong. {remedy}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's doubts about a foreign pickle: the messages below say more
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError) as error:
         raise EncoderError(_explain_refusal(path, manifest, remedy, error)) from error
     return _unwrap(content, path, manifest)
+
+
+def _damaged_record(path: Path) -> str | None:
+    """Returns the first part of a zip file whose checksum is wrong; torch itself would read it as it is."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except zipfile.BadZipFile:
+        return "the index"
 
 
 def _explain_refusal(path: Path, manifest: EncoderManifest, remedy: str, error: Exception) -> str:

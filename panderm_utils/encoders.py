@@ -7,15 +7,11 @@ position bias. The baselines are timm's own models. Attention is timm's fused on
 
 import contextlib
 import hashlib
-import os
-import socket
-import warnings
-from difflib import get_close_matches
-from functools import cached_property, partial
+import sys
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import huggingface_hub
 import numpy as np
 import pandas as pd
 import timm
@@ -23,11 +19,11 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from panderm_utils.checkpoints import EncoderError, check_digest, read_tensors, where_to_get
+from panderm_utils.checkpoints import EncoderError, check_digest, read_tensors
 from panderm_utils.images import EVALUATION_MEAN, EVALUATION_STD, evaluation_transform
-from panderm_utils.manifests import MANIFEST_ROOT, EncoderManifest, load_encoder_manifest
-from panderm_utils.state_dicts import match_tensors
-from panderm_utils.workspace import settle_folder
+from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
+from panderm_utils.state_dicts import LOADING_COLUMNS, check_size, match_tensors
+from panderm_utils.weights import find_weights, timm_settings
 
 IMAGE_SIZE = 224
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,11 +58,12 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.manifest, self.name = manifest, manifest.name
-        self.model = model.eval().requires_grad_(False).to(device)
+        self.model = model.requires_grad_(False).to(device)
         self.num_features = getattr(model, "head_hidden_size", model.num_features)
         self.transform = evaluation_transform()
         self.device, self.precision = device, precision
         self.weights, self.digest, self.loading = weights, digest, loading
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images [N, 3, 224, 224] on any device to float32 features [N, D] on the encoder's device."""
@@ -92,12 +89,14 @@ class Encoder(nn.Module):
         values = " ".join(f"{value:+.4f}" for value in features[:8])
         return f"{hashlib.sha256(repr(coarse).encode()).hexdigest()[:8]} {values}"
 
-    def extra_repr(self) -> str:
-        return f"{self.name}, num_features={self.num_features}, device={self.device}, precision={self.precision}"
+    def __repr__(self) -> str:
+        millions = sum(value.numel() for value in self.parameters()) / 1e6
+        size = f"{millions:.1f} M parameters, {self.num_features} features"
+        return f"Encoder({self.name}: {size}, {self.precision} on {self.device}, digest {self.digest[:12]})"
 
 
 def load_encoder(
-    name: str,
+    name: str | EncoderManifest,
     weights: str | Path | None = None,
     device: str = "auto",
     precision: str = "fp32",
@@ -106,7 +105,8 @@ def load_encoder(
     """Makes a frozen encoder.
 
     Args:
-        name: an encoder of data_manifests/encoders.yaml, or "timm:<model name>" for any model of timm.
+        name: an encoder of data_manifests/encoders.yaml, "timm:<model name>" for any model of timm, or a
+            manifest of your own.
         weights: the weights file, or the folder it lies in; by default the manifest's file below `weights_root`.
         device: "auto" (a GPU if there is one), or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
         precision: "fp32"; "bf16" or "fp16" compute in autocast, features stay float32.
@@ -116,32 +116,31 @@ def load_encoder(
         EncoderError: The weights file is missing or not what it should be, or the device or precision is not to be
             had. ManifestError: no encoder has that name.
     """
-    manifest = load_encoder_manifest(name)
+    manifest = name if isinstance(name, EncoderManifest) else load_encoder_manifest(name)
     chosen = _choose_device(device)
     _check_precision(precision, chosen)
-    model = build_model(manifest)
     if manifest.layout == "none":
         if weights is not None:
-            raise EncoderError(f"{weights}: {name} has no weights, it is random by design; leave `weights` out.")
-        count = sum(value.numel() for value in model.state_dict().values())
-        row = (
-            "all",
-            len(model.state_dict()),
-            count,
-            "random",
-            f"drawn from seed {RANDOM_SEED}; this encoder has no file",
-        )
-        loading = pd.DataFrame([row], columns=["group", "tensors", "parameters", "status", "why"])
-        return Encoder(manifest, model, chosen, precision, None, tensors_digest(model.state_dict()), loading)
+            raise EncoderError(f"{weights}: {manifest.name} is random by design; leave `weights` out.")
+        model = build_model(manifest)
+        _draw_weights(model)
+        tensors = model.state_dict()
+        count = sum(value.numel() for value in tensors.values())
+        row = ("all", len(tensors), count, "random", f"drawn from seed {RANDOM_SEED}; there is no file")
+        loading = pd.DataFrame([row], columns=LOADING_COLUMNS)
+        return Encoder(manifest, model, chosen, precision, None, tensors_digest(tensors), loading)
     path = find_weights(manifest, weights, weights_root)
-    state, loading = match_tensors(read_tensors(path, manifest), model, path, manifest, _converter(manifest, model))
+    tensors = read_tensors(path, manifest)
+    check_size(tensors, path, manifest)
+    model = build_model(manifest)
+    state, loading = match_tensors(tensors, model, path, manifest, _converter(manifest, model))
     digest = check_digest(path, manifest)
     model.load_state_dict(state, strict=True)
     return Encoder(manifest, model, chosen, precision, path, digest, loading)
 
 
 def build_model(manifest: EncoderManifest) -> nn.Module:
-    """Returns timm's model with its head left off and random weights, the same at every call.
+    """Returns timm's model with its head left off and random weights; the caller's random state is left as it was.
 
     Raises:
         EncoderError: timm has no model of that name, or it cannot take images of 224 x 224 pixels.
@@ -160,93 +159,40 @@ def build_model(manifest: EncoderManifest) -> nn.Module:
                 qkv_bias=True,
                 init_values=0.1,
             )
-        name = manifest.timm_name
-        base = name.split(".")[0]
-        if not timm.is_model(base):
-            near = ", ".join(f"timm:{found}" for found in get_close_matches(base, timm.list_models(), 3, 0.5))
-            raise EncoderError(
-                f"{manifest.name}: timm {timm.__version__} has no model {base!r}; near: {near or 'none'}."
-            )
+        published = timm_settings(manifest)
+        other = published is not None and published.fixed_input_size and published.input_size[-1] != IMAGE_SIZE
         try:
-            size = timm.create_model(name, device="meta", num_classes=0).pretrained_cfg
-            other = size.get("fixed_input_size") and size["input_size"][-1] != IMAGE_SIZE
             # Positions of another image size are resampled at each forward, as the DINOv2 baseline does it.
-            return timm.create_model(name, num_classes=0, **({"dynamic_img_size": True} if other else {}))
-        except (RuntimeError, TypeError) as error:
+            options = {"dynamic_img_size": True} if other else {}
+            return timm.create_model(manifest.timm_name, num_classes=0, **options)
+        except TypeError as error:
             raise EncoderError(
-                f"{manifest.name}: timm cannot build it for images of {IMAGE_SIZE} x {IMAGE_SIZE} ({error});"
-                f' see timm.list_pretrained("{base}*") for its variants.'
+                f"{manifest.name}: this model of timm takes only images of {published.input_size[-1]} x"
+                f" {published.input_size[-1]} pixels, not of {IMAGE_SIZE} x {IMAGE_SIZE}; choose a variant that does:"
+                f' timm.list_models("*{IMAGE_SIZE}*").'
             ) from error
 
 
-def find_weights(manifest: EncoderManifest, weights: str | Path | None, weights_root: str | Path | None) -> Path:
-    """Returns the weights file: the one given, else below the weights root, else the repository's own, else timm's.
+def _draw_weights(model: Beit) -> None:
+    """Draws the weights of a random encoder as timm does (normal, 0.02), but the same bits in every process.
 
-    Raises:
-        EncoderError: It is nowhere; the message says which file to bring and where to put it.
+    torch's own truncated normal was seen to differ in the last digits in about one process start of 25, which would
+    give the encoder another digest and a repeated run other last digits.
     """
-    root = settle_folder("weights_root", weights_root)
-    if weights is not None:
-        path = Path(weights).expanduser()
-        path = path / (manifest.weights_file or "model.safetensors") if path.is_dir() else path
-        if path.is_file():
-            return path
-        raise EncoderError(f"{path}: no such weights file for {manifest.name}. {where_to_get(manifest)}")
-    if manifest.weights_file:
-        for folder in (root, MANIFEST_ROOT / "weights"):
-            if (folder / manifest.weights_file).is_file():
-                return folder / manifest.weights_file
-    if manifest.layout == "timm":
-        return _download(manifest, root)
-    raise EncoderError(
-        f"{manifest.name}: its weights file is not there. {where_to_get(manifest)} Put it here:"
-        f" {root / manifest.weights_file} (or name its folder with --weights-root or PANDERM_WEIGHTS_ROOT)."
-    )
+    generator = np.random.default_rng(RANDOM_SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                drawn = generator.standard_normal(tuple(parameter.shape), dtype=np.float32)
+                parameter.copy_(torch.from_numpy(drawn * np.float32(0.02)))
+    model.fix_init_weight()
 
 
-def _download(manifest: EncoderManifest, root: Path) -> Path:
-    """Returns timm's own file from the Hugging Face cache, or downloads it to there."""
-    settings = timm.get_pretrained_cfg(manifest.timm_name)
-    if settings is None or not settings.hf_hub_id:
-        raise EncoderError(f"{manifest.name}: timm offers no weights for it; name a file with `weights`.")
-    repository, names = settings.hf_hub_id, ["model.safetensors", "pytorch_model.bin"]
-    for name in names:
-        with contextlib.suppress(OSError):
-            return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=True))
-    reason = _unreachable()
-    if not reason:
-        try:
-            return Path(huggingface_hub.hf_hub_download(repository, names[0]))
-        except OSError as error:
-            reason = str(error).splitlines()[0]
-    file = manifest.weights_file or f"{manifest.timm_name}.safetensors"
-    address = f"{huggingface_hub.constants.ENDPOINT}/{repository}/resolve/main/{names[0]}"
-    raise EncoderError(
-        f"{manifest.name}: its weights are not on this machine and cannot be downloaded ({reason}). Where there is a"
-        f" network, fetch {address} and put it here: {root / file} (or name it with `weights`)."
-    )
-
-
-def _unreachable() -> str:
-    """Says why the model hub cannot be reached, or nothing; asked first, as the hub's own retries take a minute."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return ""  # a proxy resolves names for us
-    address = urlsplit(huggingface_hub.constants.ENDPOINT)
-    try:
-        socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
-    except OSError as error:
-        return f"no connection to {address.hostname}: {error}"
-    return ""
-
-
-def _converter(manifest: EncoderManifest, model: nn.Module):
+def _converter(manifest: EncoderManifest, model: nn.Module) -> Callable | None:
     """Returns timm's own translation of original tensor names for a model, if its family has one."""
     if manifest.layout != "timm":
         return None
-    module = __import__(type(model).__module__, fromlist=["checkpoint_filter_fn"])
-    return getattr(module, "checkpoint_filter_fn", None)
+    return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
 
 
 def _choose_device(device: str) -> torch.device:
@@ -271,7 +217,7 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise EncoderError(f"{name} has no bfloat16 arithmetic; use fp16 or fp32 on this device.")
 
 
-def _exact_float32(device: torch.device):
+def _exact_float32(device: torch.device) -> contextlib.AbstractContextManager:
     """Keeps convolutions on a GPU in float32: cuDNN would otherwise round their inputs to TF32, ten bits."""
     if device.type != "cuda":
         return contextlib.nullcontext()

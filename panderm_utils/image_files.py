@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 # Named formats only: PIL would otherwise hand a file that claims to be PostScript to Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".jp2")
 # What PIL's decoders are known to raise on damaged bytes.
 DECODING_ERRORS = (
@@ -31,7 +31,7 @@ DECODING_ERRORS = (
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message is `file: reason` (one string, so that worker processes can pass it on)."""
+    """An image that cannot be used: `file: reason`, one string, so that worker processes can hand it on."""
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -84,13 +84,14 @@ def to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
 def explain(path: str | Path, error: BaseException) -> str:
     """Turns what PIL raised into a reason with a remedy."""
     try:
-        head = Path(path).open("rb").read(512)
+        with Path(path).open("rb") as file:
+            head = file.read(512)
     except FileNotFoundError:
         return "the file does not exist"
     except OSError as problem:
         return f"the file cannot be read ({problem.strerror})"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return "more pixels than PIL.Image.MAX_IMAGE_PIXELS allows; scale the file down, or raise it if you trust the file"
+        return "more pixels than PIL.Image.MAX_IMAGE_PIXELS; scale the file down, or raise the limit if you trust it"
     if not head:
         return "the file is empty; fetch it again"
     if head.lstrip()[:1] == b"<" or head.startswith(b"version https://git-lfs"):
@@ -167,7 +168,9 @@ class ImageFolder:
             parent, remark = self._find_folder(above)
             if parent is not None:
                 parent, note = self._find_entry(parent, base)
-                remark = "; ".join(filter(None, (remark, note))) or ("" if parent else f"the folder {folder} is missing")
+                remark = "; ".join(filter(None, (remark, note)))
+                if parent is None and not remark:
+                    remark = f"the folder {folder} is missing"
             self._folders[folder] = (parent, remark)
         return self._folders[folder]
 

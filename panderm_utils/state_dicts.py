@@ -11,6 +11,8 @@ from torch import Tensor
 from panderm_utils.checkpoints import EncoderError, fine_tuned_message, where_to_get
 from panderm_utils.manifests import EncoderManifest, list_encoders, load_encoder_manifest
 
+LOADING_COLUMNS = ["group", "tensors", "parameters", "status", "why"]
+
 # What the names of a layout begin with in its file (see EncoderManifest.layout).
 PREFIXES = {"encoder_prefix": "encoder.", "module_prefix": "module."}
 
@@ -38,6 +40,29 @@ USED = {
 
 # Names that only fine-tuning gives to PanDerm's tensors.
 FINE_TUNED = re.compile(r"(^|\.)(fc_norm|head)\.|relative_position_bias_table")
+
+
+def check_size(tensors: dict[str, Tensor], path: Path, manifest: EncoderManifest) -> None:
+    """Recognises a file of another size class by its width and depth, before a model is built for it.
+
+    Raises:
+        EncoderError: The file is a vision transformer of another width or depth than the manifest's.
+    """
+    token = next((key for key in tensors if key.endswith("cls_token")), None)
+    if token is None or manifest.architecture != "beit":
+        return
+    width = tensors[token].shape[-1]
+    blocks = token.removesuffix("cls_token") + "blocks."
+    depth = len({key.removeprefix(blocks).split(".")[0] for key in tensors if key.startswith(blocks)})
+    if (width, depth) == (manifest.width, manifest.depth):
+        return
+    known = [load_encoder_manifest(name) for name in list_encoders()]
+    names = [m.name for m in known if m.architecture == "beit" and (m.width, m.depth) == (width, depth)]
+    hint = f' It has the size of {names[0]}: use load_encoder("{names[0]}") for it.' if names else ""
+    raise EncoderError(
+        f"{path}: wrong size: the file is {width} wide with {depth} blocks, {manifest.name} is {manifest.width} wide"
+        f" with {manifest.depth} blocks.{hint} {where_to_get(manifest)}"
+    )
 
 
 def match_tensors(
@@ -70,10 +95,8 @@ def match_tensors(
     prefixes = dict.fromkeys([declared, "", *PREFIXES.values()])
     prefix = max(prefixes, key=lambda text: sum(text + key in tensors for key in expected))
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    if manifest.architecture == "beit":
-        if found := [key for key in inside if FINE_TUNED.search(key)]:
-            raise EncoderError(fine_tuned_message(path, manifest, set(found[:3])))
-        _check_size(inside, path, manifest)
+    if manifest.architecture == "beit" and (found := [key for key in inside if FINE_TUNED.search(key)]):
+        raise EncoderError(fine_tuned_message(path, manifest, set(found[:3])))
     if convert is not None and not expected.keys() <= inside.keys():
         inside = convert(inside, model)
 
@@ -111,23 +134,6 @@ def match_tensors(
     return expected | used, _loading_table(rows, prefix, USED if manifest.architecture == "beit" else {})
 
 
-def _check_size(tensors: dict[str, Tensor], path: Path, manifest: EncoderManifest) -> None:
-    """Recognises a file of another size class by its width and depth."""
-    if "cls_token" not in tensors:
-        return
-    width = tensors["cls_token"].shape[-1]
-    depth = len({key.split(".")[1] for key in tensors if key.startswith("blocks.")})
-    if (width, depth) == (manifest.width, manifest.depth):
-        return
-    known = [load_encoder_manifest(name) for name in list_encoders()]
-    names = [m.name for m in known if m.architecture == "beit" and (m.width, m.depth) == (width, depth)]
-    hint = f' It has the size of {names[0]}: use load_encoder("{names[0]}") for it.' if names else ""
-    raise EncoderError(
-        f"{path}: wrong size: the file is {width} wide with {depth} blocks, {manifest.name} is {manifest.width} wide"
-        f" with {manifest.depth} blocks.{hint} {where_to_get(manifest)}"
-    )
-
-
 def _first(items: list[str], separator: str = ", ") -> str:
     return separator.join(items[:3]) + (f"{separator}and {len(items) - 3} more" if len(items) > 3 else "")
 
@@ -142,14 +148,13 @@ def _loading_table(rows: list[tuple[str, Tensor, str, str]], prefix: str, parts:
     """Sums tensors up by the first part of their names."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for key, value, status, why in rows:
-        bare = key.removeprefix(prefix) if status == "used" else key
-        group = (prefix if status == "used" else "") + bare.split(".")[0]
-        if status == "used":
-            why = parts.get(bare.split(".")[0], "the encoder")
+        first = key.removeprefix(prefix).split(".")[0]
+        group = prefix + first if key.startswith(prefix) else first
+        why = why or parts.get(first, "the encoder")
         count = groups.setdefault((group, status, why), [0, 0])
         count[0] += 1
         count[1] += value.numel()
     return pd.DataFrame(
         [(group, *count, status, why) for (group, status, why), count in groups.items()],
-        columns=["group", "tensors", "parameters", "status", "why"],
+        columns=LOADING_COLUMNS,
     )

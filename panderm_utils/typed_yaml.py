@@ -1,0 +1,123 @@
+"""YAML files become frozen dataclasses, checked against their annotations; all problems of a file at once."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+
+import yaml
+
+
+class ManifestError(ValueError):
+    """One or more manifests are wrong; the message has a line for each problem: file, key, problem and remedy."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases, which can expand to any size, and without a key given twice, where the last wins."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not allowed; write it out", problem_mark=event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), value in zip(node.value, keys, strict=True):
+            if keys.count(value) > 1:
+                raise yaml.MarkedYAMLError(problem=f"{value!r} is given twice; keep one", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path, kind: type = dict):
+    """Returns the file's content, a `kind` (dict or list).
+
+    Raises:
+        ManifestError: The file is missing, not UTF-8, not YAML, or of another kind.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path}: missing; restore it with `git checkout -- {path.name}`") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise ManifestError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(content, kind):
+        raise ManifestError(f"{path}: holds {_name(content)}; the file must hold a {kind.__name__} at its top")
+    return content
+
+
+def build(cls, entry, place: str, problems: list[str]):
+    """Makes a dataclass of a mapping; notes what is wrong in `problems` and returns None where anything is."""
+    if not isinstance(entry, dict):
+        problems.append(f"{place}: is {_name(entry)}; write key: value lines")
+        return None
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints, values, before = typing.get_type_hints(cls), {}, len(problems)
+    for key, value in entry.items():
+        if key not in fields:
+            problems.append(f"{place}: {unknown('key', key, list(fields), 'remove it')}")
+        else:
+            values[key] = _convert(value, hints[key], f"{place}: {key}", problems)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in entry:
+            problems.append(f"{place}: {name}: missing; write {name}: {_describe(hints[name])}")
+    return cls(**values) if len(problems) == before else None
+
+
+def unknown(kind: str, name, valid: list[str], remedy: str) -> str:
+    """Says that a name is unknown, which one was meant perhaps, and which there are."""
+    near = difflib.get_close_matches(str(name), valid, n=1)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return f"{kind} {name!r} is unknown; {meant}known: {', '.join(valid)}" + (f"; {remedy}" if remedy else "")
+
+
+def _convert(value, hint, place: str, problems: list[str]):
+    """Returns `value` as the annotation wants it, or notes that it cannot be."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), place, problems)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(v, arguments[0], f"{place}[{i}]", problems) for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _convert(v, arguments[1], f"{place}.{k}", problems) for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, place, problems)
+    if hint is typing.Any:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if origin is None and type(value) is hint:
+        return value
+    problems.append(f"{place}: is {_name(value)}; write {_describe(hint)}")
+    return None
+
+
+def _describe(hint) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _describe(arguments[0])
+    if origin is tuple:
+        return f"a list of {_describe(arguments[0])}"
+    if origin is dict:
+        return f"a mapping of names to {_describe(arguments[1])}"
+    if dataclasses.is_dataclass(hint):
+        return "{" + ", ".join(field.name for field in dataclasses.fields(hint)) + "}"
+    known = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return known.get(hint, "a value")
+
+
+def _name(value) -> str:
+    if value is None:
+        return "empty"
+    kind = {str: "the text", int: "the number", float: "the number", bool: "the truth value"}.get(type(value))
+    return f"{kind} {value!r}" if kind else f"a {type(value).__name__}"
