@@ -156,13 +156,13 @@ def leakage_counts(table: pd.DataFrame, files: dict[str, str], manifest: Dataset
             rows[kind] = {"column": f"no column {column}" if column else "none in the manifest"}
             continue
         ids = table[column].map(files) if kind == "image" else table[column]
-        seen = pd.crosstab(ids, table["split"]).reindex(columns=SPLITS, fill_value=0) > 0
-        shared = seen.index[seen.sum(axis=1) > 1]
-        row = {"column": column, "ids": len(seen), "in two splits": len(shared)}
-        for one, other in combinations(SPLITS, 2):
-            row[f"{one} & {other}"] = int((seen[one] & seen[other]).sum())
+        seen = {split: set(ids[table["split"] == split].dropna()) for split in SPLITS}
+        pairs = {f"{one} & {other}": seen[one] & seen[other] for one, other in combinations(SPLITS, 2)}
+        shared = set().union(*pairs.values())
+        row = {"column": column, "ids": len(set().union(*seen.values())), "in two splits": len(shared)}
+        row |= {pair: len(both) for pair, both in pairs.items()}
         row["test images"] = int((ids.isin(shared) & (table["split"] == "test")).sum())
-        row["example"] = str(shared[0]) if len(shared) else ""
+        row["example"] = min(shared, default="")
         rows[kind] = row
     result = pd.DataFrame.from_dict(rows, orient="index").rename_axis("kind")
     numbers = [name for name in result.columns if name not in ("column", "example")]

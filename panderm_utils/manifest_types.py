@@ -99,8 +99,7 @@ class DatasetManifest:
             f"{_escape(self.modality)}{mark('modality')} · {_escape(self.institution)}{mark('institution')} · "
             f"{self.task}, {self.num_classes} classes · headline metric: {self.headline_metric}",
             "",
-            "".join(f"| {h} " for h in ["label", "class" + unsure, *[f"{s}{mark('class_counts')}" for s in splits]])
-            + "|",
+            "".join(f"| {head} " for head in heads) + "|",
             "|---" * (2 + len(splits)) + "|",
         ]
         for k, c in enumerate(self.classes):

@@ -102,13 +102,16 @@ def prediction_table(image_ids, y, proba) -> pd.DataFrame:
 
 def read_predictions(folder: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Returns true labels [N], class probabilities [N, K] and image names of the record in `folder`."""
-    text = {"filename": str}  # an image called 001 stays 001
-    table = pd.read_csv(Path(folder) / "predictions.csv", float_precision="round_trip", dtype=text)
-    if "probability" in table:
-        proba = np.stack([1 - table["probability"], table["probability"]], axis=1)
+    table = pd.read_csv(Path(folder) / "predictions.csv", dtype=str)  # an image called 001 stays 001
+    columns = table.filter(regex=r"^probability_class_\d+$")
+    # Parsed from text by Python's own rule, which gives back the very number that was written.
+    if columns.empty:
+        positive = table["probability"].astype(float)
+        proba = np.stack([1 - positive, positive], axis=1)
     else:
-        proba = table.filter(regex=r"^probability_class_\d+$").to_numpy()
-    return table["true_label"].to_numpy(), proba, table["filename"].tolist()
+        proba = columns.astype(float).to_numpy()
+    y = table["true_label"].astype(int).to_numpy()
+    return y, proba, table["filename"].tolist()
 
 
 def worst_mistakes(predictions: pd.DataFrame, names, count: int = 12) -> pd.DataFrame:

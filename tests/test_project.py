@@ -68,7 +68,7 @@ def test_the_packages_that_the_package_imports_are_its_dependencies(project):
     others = imported - set(sys.stdlib_module_names) - {"panderm_utils"}
     undeclared = {name for name in others if canonicalize_name(distribution.get(name, name)) not in declared}
     assert len(others) > 8
-    assert undeclared <= {"safetensors"}, "add them to pyproject.toml"  # timm brings safetensors
+    assert undeclared == set(), "add them to pyproject.toml"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/**/*.ipynb")), ids=lambda p: p.stem)

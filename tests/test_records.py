@@ -134,15 +134,14 @@ records.save_record(run, pd.DataFrame(), table, "accuracy")
     assert records.read_record(folder)["status"] == "done"
 
 
-def test_warnings_are_shown_and_kept_once(space, capsys):
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
+def test_warnings_are_shown_and_kept_once(space):
+    with pytest.warns(UserWarning, match="class df") as shown:
         records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
         run = records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
         for _ in range(2):
             warnings.warn("class df has no test image", UserWarning, stacklevel=1)
+    assert len(shown) == 2
     assert run.warnings == ["UserWarning: class df has no test image"]
-    assert "class df" in capsys.readouterr().err
 
 
 def test_notes_of_one_name_are_merged(space):

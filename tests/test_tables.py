@@ -1,0 +1,110 @@
+"""Tables: the right runs, in the right order, with honest verdicts."""
+
+import io
+
+import pandas as pd
+import pytest
+
+from panderm_utils import manifests, tables
+from panderm_utils.workspace import DEFAULT_SETTINGS
+
+METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
+
+
+def runs(*cells, value=0.92, profile="paper", seed=0, **settings):
+    """Rows as `records.read_records` has them; a cell is (dataset, encoder)."""
+    rows = []
+    for dataset, encoder in cells:
+        headline = manifests.load_dataset_manifest(dataset).headline_metric
+        for i, metric in enumerate(METRICS):
+            row = {"run_id": f"{dataset}-{encoder}", "dataset": dataset, "encoder": encoder, "seed": seed}
+            row |= {**DEFAULT_SETTINGS, **settings, "metric": metric, "headline": metric == headline}
+            rows.append(row | {"value": value - i / 100, "low": value - i / 100 - 0.02, "high": value - i / 100 + 0.02})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def scores():
+    cells = [("ddi", "dinov2_large"), ("ham10000", "panderm_base"), ("ham10000", "panderm_large")]
+    return tables.linear_probe_scores(runs(*cells), "paper")
+
+
+def test_rows_come_in_the_profiles_order_with_names_for_people(scores):
+    shown = scores.drop_duplicates(["dataset", "encoder"])
+    assert shown["dataset"].tolist() == ["ham10000", "ham10000", "ddi"]
+    assert shown["encoder"].tolist() == ["panderm_large", "panderm_base", "dinov2_large"]
+    assert shown["dataset_label"].tolist() == ["HAM10000", "HAM10000", "DDI"]
+    assert list(tables.encoder_colors(scores)) == ["PanDerm (large)", "PanDerm (base)", "DINOv2 (large)"]
+
+
+def test_only_the_published_settings_and_the_asked_seed_are_shown():
+    both = pd.concat(
+        [
+            runs(("ddi", "panderm_large"), value=0.9),
+            runs(("ddi", "panderm_large"), value=0.5, train_fraction=0.1),
+            runs(("ddi", "panderm_large"), value=0.4, solver="sklearn"),
+            runs(("ddi", "panderm_large"), value=0.3, seed=1),
+            runs(("demo", "panderm_large"), value=0.2),
+        ]
+    )
+    assert tables.linear_probe_scores(both, "paper")["value"].max() == 0.9
+    assert len(tables.linear_probe_scores(both, "paper")) == len(METRICS)
+    assert tables.linear_probe_scores(both, "paper", seed=1)["value"].max() == 0.3
+    assert tables.linear_probe_scores(both, "paper", solver="sklearn")["value"].max() == 0.4
+
+
+def test_no_records_give_empty_tables_and_all_runs_missing():
+    empty = tables.linear_probe_scores(
+        pd.DataFrame(columns=["dataset", "encoder", "run_id", "metric", "value"]), "paper"
+    )
+    assert empty.empty
+    missing = tables.missing_runs(empty, "paper")
+    paper = manifests.load_profile("paper")
+    assert len(missing) == len(paper.datasets) * len(paper.encoders)
+    assert set(tables.published_verdicts(empty, "linear_probe", synthetic=False)["verdict"]) == {"not run"}
+
+
+def test_missing_runs_name_the_command(scores):
+    missing = tables.missing_runs(scores, "paper")
+    assert ("ham10000", "panderm_large") not in set(zip(missing["dataset"], missing["encoder"], strict=True))
+    assert "python run_all.py --profile paper --datasets ddi --encoders panderm_large" in set(missing["command"])
+
+
+def test_cells_are_value_and_interval(scores):
+    table = tables.linear_probe_table(scores)
+    assert table["Dataset"].tolist() == ["HAM10000", "HAM10000", "DDI"]
+    assert table.loc[0, "Accuracy"] == "0.920 [0.900, 0.940]"
+    assert table.loc[0, "AUPR"] == "0.870 [0.850, 0.890]"
+
+
+def test_upstreams_table_has_its_columns_and_four_decimals():
+    scores = tables.linear_probe_scores(runs(("ham10000", "panderm_large"), value=0.123456), "paper")
+    text = tables.upstream_results(scores)["panderm_large"].to_csv(index=False)
+    assert text == "Dataset,W_F1,AUROC,BACC,ACC,AUPR\nham10000,0.0935,0.0835,0.1135,0.1235,0.0735\n"
+
+
+def test_verdicts_compare_with_the_published_numbers(scores):
+    verdicts = tables.published_verdicts(scores, "linear_probe", synthetic=False).set_index("metric")
+    published = next(r for r in manifests.load_published_results() if r.protocol == "linear_probe")
+    assert verdicts["published"].to_dict() == published.metrics
+    for metric, row in verdicts.iterrows():
+        inside = row["low"] <= published.metrics[metric] <= row["high"]
+        assert row["verdict"] == ("reproduced" if inside else "outside the interval")
+    assert set(verdicts["verdict"]) == {"reproduced", "outside the interval"}
+
+
+def test_drawn_images_are_never_compared_with_published_numbers(scores):
+    verdicts = tables.published_verdicts(scores, "linear_probe", synthetic=True)
+    assert len(verdicts) == 6
+    assert set(verdicts["verdict"]) == {"not run"}
+    assert verdicts["ours"].isna().all()
+
+
+def test_tables_are_written_in_three_formats(tmp_path):
+    table = pd.DataFrame({"Dataset": ["a & b", "<script>"], "AUROC": [0.5, 0.25]})
+    csv, tex, md = tables.write_tables(table, tmp_path / "t", "table")
+    pd.testing.assert_frame_equal(pd.read_csv(csv), table)
+    assert "a \\& b" in tex.read_text()
+    rows = pd.read_csv(io.StringIO(md.read_text()), sep="|", skipinitialspace=True).iloc[1:, 1:-1]
+    assert [cell.strip() for cell in rows.iloc[:, 0]] == ["a & b", "<script>"]
+    assert len(list(csv.parent.iterdir())) == 3
