@@ -8,6 +8,7 @@ import functools
 import hashlib
 import pickle
 import pickletools
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from panderm_utils.manifests import EncoderManifest
+
+# What a pickle of plain tensors names.
+TENSOR_PARTS = re.compile(r"torch\._utils\._rebuild_\w+$|torch\.\w+Storage$|torch\.storage\.|collections\.OrderedDict$")
 
 
 class EncoderError(ValueError):
@@ -131,7 +135,7 @@ def _explain_refusal(path: Path, manifest: EncoderManifest, remedy: str, error: 
 
 
 def _disassemble(path: Path) -> tuple[set[str], set[str]]:
-    """Returns the functions and classes outside torch that a pickle names, and its strings."""
+    """Returns the functions and classes that a pickle names, but for those of tensors; and its strings."""
     wanted, strings, recent = set(), set(), []
     for operation, argument, _ in _operations(path):
         if operation.name == "GLOBAL":
@@ -141,7 +145,7 @@ def _disassemble(path: Path) -> tuple[set[str], set[str]]:
         elif isinstance(argument, str):
             strings.add(argument)
             recent.append(argument)
-    return {name for name in wanted if not name.startswith(("torch.", "collections.OrderedDict"))}, strings
+    return {name for name in wanted if not TENSOR_PARTS.match(name)}, strings
 
 
 def _operations(path: Path) -> Iterator[tuple]:

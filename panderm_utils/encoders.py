@@ -139,6 +139,27 @@ def load_encoder(
     return Encoder(manifest, model, chosen, precision, path, digest, loading)
 
 
+def describe(encoder: Encoder) -> dict:
+    """Returns the facts that a record keeps of its encoder, JSON-able: its file, digest and fingerprint, how it ran.
+
+    Compare the fingerprints of two labs with `same_fingerprint`.
+    """
+    counts = encoder.loading.groupby("status", sort=False)["tensors"].sum()
+    gpu = torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else None
+    return {
+        "title": encoder.manifest.title,
+        "weights": str(encoder.weights) if encoder.weights else None,
+        "digest": encoder.digest,
+        "fingerprint": encoder.fingerprint,
+        "num_features": encoder.num_features,
+        "transform": repr(encoder.transform),
+        "device": str(encoder.device),
+        "device_name": gpu,
+        "precision": encoder.precision,
+        "tensors": {status: int(count) for status, count in counts.items()},
+    }
+
+
 def build_model(manifest: EncoderManifest) -> nn.Module:
     """Returns timm's model with its head left off and random weights; the caller's random state is left as it was.
 
@@ -146,7 +167,6 @@ def build_model(manifest: EncoderManifest) -> nn.Module:
         EncoderError: timm has no model of that name, or it cannot take images of 224 x 224 pixels.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
         if manifest.architecture == "beit":
             return Beit(
                 img_size=IMAGE_SIZE,
@@ -174,18 +194,20 @@ def build_model(manifest: EncoderManifest) -> nn.Module:
 
 
 def _draw_weights(model: Beit) -> None:
-    """Draws the weights of a random encoder as timm does (normal, 0.02), but the same bits in every process.
+    """Draws the weights of a random encoder: normal, scaled so that a layer keeps the variance of what it is given.
 
-    torch's own truncated normal was seen to differ in the last digits in about one process start of 25, which would
-    give the encoder another digest and a repeated run other last digits.
+    timm's own 0.02 would leave its features nearly constant, a baseline of straw. Drawn by NumPy: torch's truncated
+    normal was seen to differ in the last digits in about one process start of 25, which would give the encoder
+    another digest and a repeated run other last digits.
     """
     generator = np.random.default_rng(RANDOM_SEED)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 drawn = generator.standard_normal(tuple(parameter.shape), dtype=np.float32)
-                parameter.copy_(torch.from_numpy(drawn * np.float32(0.02)))
-    model.fix_init_weight()
+                scale = 0.02 if name in ("cls_token", "pos_embed") else parameter[0].numel() ** -0.5
+                parameter.copy_(torch.from_numpy(drawn * np.float32(scale)))
+        model.patch_embed.proj.bias.zero_()  # the one bias that timm draws
 
 
 def _converter(manifest: EncoderManifest, model: nn.Module) -> Callable | None:

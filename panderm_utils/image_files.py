@@ -5,6 +5,7 @@ import re
 import struct
 import unicodedata
 import zlib
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -35,19 +36,20 @@ class ImageError(ValueError):
     """An image that cannot be used: `file: reason`, one string, so that worker processes can hand it on."""
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Opens an image as 8-bit RGB, as `PIL.Image.open(path).convert("RGB")` does, which is what upstream does.
 
     The EXIF orientation is ignored, as upstream does. Grey, palette, CMYK and transparent images are converted by PIL's
     rules (transparency is dropped, not blended). The one addition: 16-bit grey is scaled to 8 bits (high byte, as PIL
-    reads 16-bit RGB) where PIL's own conversion depends on its version and may clip to white.
+    reads 16-bit RGB) where PIL's own conversion depends on its version and may clip to white. The pixels are those of
+    `content` where the file's bytes were read already.
 
     Raises:
         ImageError: The file is missing, empty, no image, truncated, larger than PIL.Image.MAX_IMAGE_PIXELS, or holds
             floating-point pixels. The message names the file and the reason.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:
             refuse_bomb(path, image.size)
             image.load()
             return to_rgb(image, path)
@@ -101,7 +103,8 @@ def explain(path: str | Path, error: BaseException) -> str:
         return "HEIC images are not read; convert the file to JPEG or PNG"
     if "truncated" in str(error):
         return f"the file is truncated ({error}); fetch it again"
-    return f"the file is no readable image ({type(error).__name__}: {str(error).replace(str(path), 'the file')})"
+    said = re.sub(r"<_io\.BytesIO[^>]*>", "the file", str(error).replace(str(path), "the file"))
+    return f"the file is no readable image ({type(error).__name__}: {said})"
 
 
 def oddity(path: str | Path) -> str:

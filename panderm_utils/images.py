@@ -1,6 +1,7 @@
 """Turns image files into the tensors that an encoder takes: the published evaluation transform, and a torch dataset."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +93,15 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
         """Raises ImageError naming the row, the file and the reason; never skips, so no later row is shifted."""
+        with self.naming(index) as path:
+            return index, self.transform(open_image(path))
+
+    @contextmanager
+    def naming(self, index: int) -> Iterator[str]:
+        """Yields the path of an image; an ImageError inside also names its row and its file."""
         path = str(self.paths[index])
         try:
-            return index, self.transform(open_image(path))
+            yield path
         except ImageError as error:
             place = f"image {index} (from 0)" if self.rows is None else f"CSV row {self.rows[index]}"
             named = str(error) if path in str(error) else f"{path}: {error}"

@@ -89,7 +89,7 @@ class DatasetManifest:
         def mark(key: str) -> str:
             return " *(unverified)*" if key in self.unverified else ""
 
-        unsure = "" if self.classes_verified else " (order **unverified**)"
+        unsure = "" if self.classes_verified else " (names and order **unverified**)"
         counts = self.class_counts or {}
         splits = [s for s in SPLITS if s in counts]
         heads = ["label", "class" + unsure, *[f"{s}{mark('class_counts')}" for s in splits]]
@@ -97,7 +97,7 @@ class DatasetManifest:
             f"### {_escape(self.title)}",
             "",
             f"{_escape(self.modality)}{mark('modality')} · {_escape(self.institution)}{mark('institution')} · "
-            f"{self.task}, {self.num_classes} classes · headline metric: {self.headline_metric}",
+            f"{self.task}, {self.num_classes} classes · headline metric: {self.headline_metric.replace('_', ' ')}",
             "",
             "".join(f"| {head} " for head in heads) + "|",
             "|---" * (2 + len(splits)) + "|",
@@ -116,6 +116,8 @@ class DatasetManifest:
             facts[_escape(a.what[:1].upper() + a.what[1:])] = f"{where} {_escape(a.note)}".strip()
         lines += ["", *[f"- **{key}:** {text}" for key, text in facts.items() if text]]
         lines += [f"- {_escape(text)}" for text in self.caveats]
+        if self.unverified:
+            lines.append(f"- **Not verified:** {', '.join(key.replace('_', ' ') for key in self.unverified)}")
         return "\n".join(lines) + "\n"
 
     _repr_markdown_ = card_markdown

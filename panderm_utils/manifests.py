@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from panderm_utils.manifest_checks import dataset_problems, encoder_problems
 from panderm_utils.manifest_types import (
-    SPLITS,
     Access,
     ClassName,
     DatasetManifest,
@@ -44,12 +44,11 @@ __all__ = [
 ]
 
 MANIFEST_ROOT = REPOSITORY / "data_manifests"
-HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1"}  # the paper's rule
 
 
 def list_datasets(root: Path | None = None) -> list[str]:
     """Returns the names of all dataset manifests, sorted."""
-    return sorted(path.stem for path in ((root or MANIFEST_ROOT) / "datasets").glob("*.yaml"))
+    return sorted(path.stem for path in ((root or MANIFEST_ROOT) / "datasets").glob("[!.]*.yaml"))
 
 
 def load_dataset_manifest(name: str, root: Path | None = None) -> DatasetManifest:
@@ -60,7 +59,9 @@ def load_dataset_manifest(name: str, root: Path | None = None) -> DatasetManifes
     """
     path = (root or MANIFEST_ROOT) / "datasets" / f"{name}.yaml"
     if not path.is_file() or name not in list_datasets(root):
-        raise ManifestError(unknown("dataset", name, list_datasets(root), "python run_all.py --new-dataset makes one"))
+        unread = path.with_suffix(".yml")
+        remedy = f"rename {unread} to {name}.yaml" if unread.is_file() else "python run_all.py --new-dataset makes one"
+        raise ManifestError(unknown("dataset", name, list_datasets(root), remedy))
     return _cached(_read_dataset, path)
 
 
@@ -117,11 +118,13 @@ def check_manifests(root: Path | None = None) -> int:
     """Reads every manifest and returns how many entries there are.
 
     Raises:
-        ManifestError: All problems of all files, and names that one file uses and no other defines.
+        ManifestError: All problems of all files, and what no file shows alone: a name that one file uses and no other
+            defines, two datasets of one name, a manifest that is not read for its suffix.
     """
     root, problems, found = root or MANIFEST_ROOT, [], {}
+    folder = root / "datasets"
     for kind, read, paths in (
-        ("dataset", _read_dataset, sorted((root / "datasets").glob("*.yaml"))),
+        ("dataset", _read_dataset, sorted(folder.glob("[!.]*.yaml"))),
         ("encoder", _read_encoders, [root / "encoders.yaml"]),
         ("profile", _read_profiles, [root / "profiles.yaml"]),
         ("published result", _read_published, [root / "published_results.yaml"]),
@@ -132,13 +135,17 @@ def check_manifests(root: Path | None = None) -> int:
                 found[kind].append((path, read(path)))
             except ManifestError as error:
                 problems.append(str(error))
-    datasets = {manifest.name for _, manifest in found["dataset"]}
-    encoders = {name for _, entries in found["encoder"] for name in entries}
+    for path in sorted(folder.glob("[!.]*")):
+        if path.suffix != ".yaml" and path.suffix.lower() in (".yaml", ".yml"):
+            problems.append(f"{path}: is not read; rename it to {path.stem}.yaml")
+    problems += _twins([(path, "short_title", m.short_title) for path, m in found["dataset"]])
+    known = {"dataset": set(list_datasets(root)), "encoder": {name for _, es in found["encoder"] for name in es}}
     for path, entries in found["profile"] + found["published result"]:
         for entry in entries.values() if isinstance(entries, dict) else entries:
-            for kind, known in (("dataset", datasets), ("encoder", encoders)):
+            for kind, names in known.items():
                 named = getattr(entry, f"{kind}s", None) or (getattr(entry, kind, None),)
-                problems += [f"{path}: {unknown(kind, name, sorted(known), '')}" for name in named if name not in known]
+                strange = [name for name in named if name not in names and not str(name).startswith("timm:")]
+                problems += [f"{path}: {unknown(kind, name, sorted(names), 'correct it')}" for name in strange if names]
     if problems:
         raise ManifestError("\n".join(problems))
     return sum(
@@ -163,94 +170,84 @@ def write_dataset_manifest(manifest: DatasetManifest, root: Path | None = None) 
     temporary.write_text(
         f"# Made by run_all.py --new-dataset; correct what was guessed wrong.\n{text}", encoding="utf-8"
     )
-    temporary.replace(path)
+    try:
+        _build_dataset(load_yaml(temporary), path)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
 def _read_dataset(path: Path) -> DatasetManifest:
+    return _build_dataset(load_yaml(path), path)
+
+
+def _build_dataset(entry: dict, path: Path) -> DatasetManifest:
     problems: list[str] = []
-    entry = load_yaml(path)
     manifest = build(DatasetManifest, entry, str(path), problems)
-    if manifest is not None:
-        problems += [f"{path}: {text}" for text in _dataset_problems(manifest, path)]
+    problems += [f"{path}: {text}" for text in dataset_problems(manifest, path)]
     if problems:
         raise ManifestError("\n".join(problems))
     return manifest if manifest.short_title else dataclasses.replace(manifest, short_title=manifest.title)
 
 
-def _dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
-    k, problems = m.num_classes, []
-    if m.name != path.stem or not re.fullmatch(r"[a-z0-9_]+", m.name):
-        problems.append(f"name: {m.name!r} is not the file's name; write name: {path.stem} (small letters, digits, _)")
-    if m.task not in HEADLINE:
-        problems.append(f"task: {m.task!r} is unknown; write binary or multiclass")
-    elif m.headline_metric != HEADLINE[m.task]:
-        problems.append(f"headline_metric: {m.headline_metric!r} does not go with {m.task}; write {HEADLINE[m.task]}")
-    if k < 2 or (m.task == "binary" and k != 2) or (m.task == "multiclass" and k == 2):
-        problems.append(f"classes: {k} do not go with task: {m.task}; list every class in label order")
-    if len(set(m.class_names)) < k:
-        problems.append("classes: two have one name; names must differ")
-    if m.label_column not in ("label", "binary_label"):
-        problems.append(f"label_column: {m.label_column!r} is unknown; write label or binary_label")
-    for key in ("split_sizes", "class_counts"):
-        for split in getattr(m, key) or {}:
-            if split not in SPLITS:
-                problems.append(f"{key}.{split}: no such split; write {', '.join(SPLITS)}")
-    for split, size in (m.split_sizes or {}).items():
-        if size < 0:
-            problems.append(f"split_sizes.{split}: {size} is negative; write a number of images")
-    for split, counts in (m.class_counts or {}).items():
-        if len(counts) != k:
-            problems.append(f"class_counts.{split}: {len(counts)} numbers for {k} classes; write one a class")
-        size = (m.split_sizes or {}).get(split)
-        if size is not None and sum(counts) != size:
-            problems.append(f"class_counts.{split}: sums to {sum(counts)}, split_sizes.{split} is {size}; correct one")
-    for name in m.unverified:
-        if name not in {f.name for f in dataclasses.fields(m)}:
-            problems.append(f"unverified: {name!r} is no key of a manifest; name keys")
-    return problems
-
-
 def _read_encoders(path: Path) -> dict[str, EncoderManifest]:
-    encoders = _read_entries(EncoderManifest, path)
-    problems = []
-    for name, e in encoders.items():
-        if e.architecture not in ("beit", "timm"):
-            problems.append(f"{path}: {name}.architecture: {e.architecture!r} is unknown; write beit or timm")
-        if e.architecture == "beit" and not (e.width and e.depth and e.heads):
-            problems.append(f"{path}: {name}: a beit needs width, depth and heads")
-        if e.architecture == "timm" and not e.timm_name:
-            problems.append(f"{path}: {name}.timm_name: missing; write timm's model name")
-        if e.layout not in ("encoder_prefix", "plain", "module_prefix", "timm", "none"):
-            problems.append(f"{path}: {name}.layout: {e.layout!r} is unknown")
-        if not re.fullmatch(r"#[0-9A-Fa-f]{6}", e.color):
-            problems.append(f"{path}: {name}.color: {e.color!r} is no colour; write one like '#D55E00', in quotes")
+    problems: list[str] = []
+    encoders = _build_entries(EncoderManifest, path, problems)
+    problems += [f"{path}: {name}.{text}" for name, e in encoders.items() for text in encoder_problems(e)]
+    problems += _twins([(path, f"{name}.title", e.title) for name, e in encoders.items()])
     if problems:
         raise ManifestError("\n".join(problems))
     return encoders
 
 
 def _read_profiles(path: Path) -> dict[str, Profile]:
-    return _read_entries(Profile, path)
+    problems: list[str] = []
+    profiles = _build_entries(Profile, path, problems)
+    for name, profile in profiles.items():
+        for key in ("datasets", "encoders", "protocols", "seeds"):
+            if getattr(profile, key) == ():
+                problems.append(f"{path}: {name}.{key}: is empty; name one or more")
+        strange = sorted({*(profile.quick or ())} - {*(profile.datasets or ())}, key=str)
+        problems += [f"{path}: {name}.quick: {d!r} is none of the profile's datasets; remove it" for d in strange]
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return profiles
 
 
 def _read_published(path: Path) -> tuple[PublishedResult, ...]:
-    entries, problems = load_yaml(path, list), []
-    results = [build(PublishedResult, e, f"{path}: entry {i}", problems) for i, e in enumerate(entries, 1)]
+    problems: list[str] = []
+    results = [
+        build(PublishedResult, e, f"{path}: entry {i}", problems) for i, e in enumerate(load_yaml(path, list), 1)
+    ]
+    for i, result in enumerate(results, 1):
+        for metric, value in ((result and result.metrics) or {}).items():
+            if value is not None and not -1 <= value <= 1:
+                problems.append(f"{path}: entry {i}: metrics.{metric}: {value} is no fraction; write 0.92 for 92%")
     if problems:
         raise ManifestError("\n".join(problems))
     return tuple(results)
 
 
-def _read_entries(cls, path: Path) -> dict:
-    problems: list[str] = []
+def _build_entries(cls, path: Path, problems: list[str]) -> dict:
+    """Returns name -> entry of a file whose keys are names, as far as each could be built."""
     entries = {}
     for name, entry in load_yaml(path).items():
-        named = {"name": name, **entry} if isinstance(entry, dict) else entry
+        if isinstance(entry, dict) and "name" in entry:
+            problems.append(f"{path}: {name}.name: an entry is called what its key says; remove this line")
+        named = {**entry, "name": name} if isinstance(entry, dict) else entry
         entries[name] = build(cls, named, f"{path}: {name}", problems)
-    if problems:
-        raise ManifestError("\n".join(problems))
-    return entries
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
+def _twins(named: list[tuple[Path, str, str]]) -> list[str]:
+    """Says which (file, key, value) have the value of one before them: in tables and figures they would be one."""
+    first, problems = {}, []
+    for path, key, value in named:
+        if value is not None and value in first:
+            problems.append(f"{path}: {key}: {value!r} is {' of '.join(first[value])} too; write another")
+        first.setdefault(value, (key, path.name))
+    return problems
 
 
 def _cached(read, path: Path):
@@ -267,7 +264,7 @@ def _read_once(read, path: Path, modified: int, size: int):
 
 
 def _plain(value):
-    """Tuples as lists and empty parts left out, as YAML has them."""
+    """Tuples as lists, as YAML has them."""
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items() if v not in ("", None)}
+        return {key: _plain(v) for key, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -123,6 +123,8 @@ def check_name(name: str) -> None:
     if not re.fullmatch(r"[a-z0-9_]+", name):
         proposal = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_") or "mine"
         raise DataError(f"the name {name!r} may hold small letters, digits and _ only; write --name {proposal}")
+    if name == "all":
+        raise DataError("--datasets all means every dataset; choose another name, such as --name all_own")
     if name in manifests.list_datasets():
         raise DataError(f"there is a dataset {name} already; choose another name, such as --name {name}_own")
 

@@ -72,6 +72,8 @@ def class_counts(table: pd.DataFrame, synthetic: bool = False) -> Figure:
         long = table.rename_axis("class").reset_index().melt("class", var_name="split", value_name="images")
         sns.barplot(long, y="class", x="images", hue="split", palette="crest", ax=axis)
         axis.set(xscale="log", ylabel="", xlabel="images (logarithmic)", title="Images a class and split")
+        axis.set_xlim(left=0.8)  # so that one image shows
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         sns.move_legend(axis, "center left", bbox_to_anchor=(1, 0.5), title="")
         return finish(figure, synthetic)
 
@@ -99,6 +101,8 @@ def loss_curve(history: pd.DataFrame, synthetic: bool = False) -> Figure:
         figure, axis = plt.subplots(figsize=(6, 2.8))
         axis.plot(history["iteration"], history["loss"], color="#0072B2")
         axis.set(xlabel="L-BFGS iteration", ylabel="objective", title="The fit", yscale="log")
+        for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatter("{x:.3g}")
         last = history.iloc[-1]
         axis.annotate(
             f"{last['loss']:.4g} after {last['iteration']:.0f}",
@@ -114,9 +118,12 @@ def loss_curve(history: pd.DataFrame, synthetic: bool = False) -> Figure:
 def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = False) -> Figure:
     """Counts [K, K] as text, shares of the true class (rows) as colour."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = max(4.6, 0.5 * len(names) + 2)
+    longest = min(20, max(map(len, names)))
+    slanted = longest > 5
+    side = max(2.2, 0.42 * len(names)) + 0.075 * longest
+    size = (side + 1.6, side + (1.2 if slanted else 0.9))
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(size + 0.8, size))
+        figure, axis = plt.subplots(figsize=size)
         sns.heatmap(
             share,
             annot=counts if len(names) <= 16 else None,
@@ -126,14 +133,14 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
             vmax=1,
             square=True,
             linewidths=0.5,
-            cbar_kws={"label": "share of the true class", "shrink": 0.7},
+            cbar_ax=axis.inset_axes([1.03, 0, 0.04, 1]),
+            cbar_kws={"label": "share of the true class"},
             xticklabels=[shorten(name, 20) for name in names],
             yticklabels=[shorten(name, 20) for name in names],
             annot_kws={"size": 8},
             ax=axis,
         )
         axis.set(xlabel="predicted", ylabel="true", title="Confusion matrix")
-        slanted = max(map(len, names)) > 5
         plt.setp(axis.get_xticklabels(), rotation=45 if slanted else 0, ha="right" if slanted else "center")
         axis.tick_params(axis="x", length=0)
         axis.tick_params(axis="y", rotation=0, length=0)
@@ -168,8 +175,10 @@ def mistakes(images: list, captions: list[str], synthetic: bool = False) -> Figu
     """Wrongly classified images in a row of at most six a line, each with its caption."""
     columns = min(6, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
+    tallest = min(1.4, max((image.height / image.width for image in images), default=1))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.3 * rows), squeeze=False)
+        size = (1.9 * columns, (1.9 * tallest + 0.45) * rows + 0.2)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
         for axis in axes.flat:
             axis.axis("off")
         for axis, image, caption in zip(axes.flat, images, captions, strict=False):
@@ -211,8 +220,10 @@ def scores_by_dataset(
             if len(shared) > 1:
                 mean = cells.loc[[(d, encoder) for d in shared], "value"].mean()
                 axis.axhline(mean, color=colors[encoder], ls="--", lw=1, zorder=1)
+        if not datasets:
+            axis.text(0.5, 0.5, "no record yet", ha="center", transform=axis.transAxes, color=GREY)
         axis.set_xticks(range(len(datasets)), [wrap(d, 13) for d in datasets])
-        axis.set(ylim=(0, 1), xlim=(-0.6, len(datasets) - 0.4), title=title)
+        axis.set(ylim=(0, 1), xlim=(-0.6, max(1, len(datasets)) - 0.4), title=title)
         axis.tick_params(axis="x", length=0, labelsize=8)
         return finish(axis.figure, synthetic)
 
@@ -229,7 +240,8 @@ def figure_2a(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
         axis.set_ylabel("score on the test split")
         heading = "Linear probing, with 95% bootstrap intervals; dashed: mean over the datasets"
         options = {"title": wrap(heading, int(12 * figure.get_figwidth())), "alignment": "left", "title_fontsize": 10}
-        figure.legend(loc="outside upper left", ncols=max(1, int(figure.get_figwidth() / 2)), fontsize=8, **options)
+        if axis.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside upper left", ncols=max(1, int(figure.get_figwidth() / 2)), fontsize=8, **options)
     return figure
 
 

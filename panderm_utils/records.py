@@ -6,14 +6,9 @@
 Tables and figures are drawn from records alone; every metric can be computed anew from the predictions.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -23,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from panderm_utils.environment import describe_environment, peak_memory_mb
 from panderm_utils.manifests import published_value
-from panderm_utils.workspace import REPOSITORY, Workspace, run_id
+from panderm_utils.workspace import Workspace, run_id
 
 SCHEMA = 1
-VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "scikit-learn", "pillow", "panderm_utils")
 
 
 class RecordWarning(UserWarning):
@@ -79,6 +74,7 @@ def begin_run(protocol: str, dataset: str, encoder: str, seed: int, workspace: W
 
     listen.shows = show
     warnings.showwarning = listen
+    warnings.simplefilter("default", append=True)  # Python forgets what it has shown, so a second run hears it again
     return run
 
 
@@ -121,8 +117,8 @@ def worst_mistakes(predictions: pd.DataFrame, names, count: int = 12) -> pd.Data
     if columns.empty:
         columns = pd.concat([1 - predictions["probability"], predictions["probability"]], axis=1)
     table["probability"] = columns.to_numpy().max(axis=1)[table.index]
-    true, predicted = table["true_label"].map(lambda k: names[k]), table["predicted_label"].map(lambda k: names[k])
-    table["caption"] = "true " + true + "\nsaid " + predicted + table["probability"].map(" ({:.0%})".format)
+    rows = zip(table["true_label"], table["predicted_label"], table["probability"], strict=True)
+    table["caption"] = [f"true {names[true]}\nsaid {names[said]} ({p:.0%})" for true, said, p in rows]
     return table.nlargest(count, "probability")[["filename", "caption", "probability"]].reset_index(drop=True)
 
 
@@ -205,6 +201,30 @@ def read_record(folder: str | Path) -> dict:
     return record
 
 
+def summarise(folder: str | Path) -> pd.DataFrame:
+    """Returns what a reader wants to know of the record in `folder`: one column, a row a fact.
+
+    Raises:
+        ValueError: As `read_record`.
+    """
+    record = read_record(folder)
+    headline = record["metrics"][record["headline_metric"]]
+    encoder, memory = record.get("encoder_facts", {}), record["peak_memory_mb"]
+    facts = {
+        "run": record["run_id"],
+        record["headline_metric"]: "{value:.4f} [{low:.4f}, {high:.4f}]".format(**headline),
+        "weights (SHA-256)": encoder.get("digest"),
+        "fingerprint": encoder.get("fingerprint"),
+        "data (SHA-256 of the rows)": record.get("data", {}).get("rows_sha256"),
+        "device": encoder.get("device_name") or encoder.get("device"),
+        "seconds": f"{record['timings']['total_seconds']:.1f}",
+        "peak memory": ", ".join(f"{place} {mb:,} MB" for place, mb in memory.items() if mb is not None),
+        "warnings": "\n".join(record["warnings"]) or "none",
+        "folder": str(folder),
+    }
+    return pd.DataFrame({"record": facts})
+
+
 def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
     """Reads all records below `root` (a workspace's `records` folder) into one tidy table: a row a run and metric.
 
@@ -224,43 +244,8 @@ def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
         for metric, numbers in record["metrics"].items():
             rows.append({**shared, "metric": metric, "headline": metric == record["headline_metric"], **numbers})
     columns = ["run_id", "dataset", "protocol", "encoder", "seed", "metric", "headline", "value", "low", "high"]
-    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns)
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns).astype({"headline": bool})
     return table if protocol is None else table[table["protocol"] == protocol].reset_index(drop=True)
-
-
-def table_digest(table: pd.DataFrame) -> str:
-    """SHA-256 of a dataset's rows (image, split, label, in file order): equal when two runs read the same table."""
-    lines = table[["image", "split", "label"]].to_csv(index=False, lineterminator="\n")
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def describe_environment() -> dict:
-    """Returns Python, platform, package versions, git commit and, where there is one, the GPU."""
-    torch = sys.modules.get("torch")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads() if torch else None,
-        "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-    }
-
-
-def peak_memory_mb() -> dict:
-    """Returns the peak resident memory of this process and, where there is a GPU, of its allocations, in MB."""
-    torch = sys.modules.get("torch")
-    gpu = round(torch.cuda.max_memory_allocated() / 1e6) if torch and torch.cuda.is_available() else None
-    if sys.platform == "win32":
-        import psutil
-
-        return {"process": round(psutil.Process().memory_info().peak_wset / 1e6), "gpu": gpu}
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes elsewhere
-    return {"process": round(peak / (1e6 if sys.platform == "darwin" else 1e3)), "gpu": gpu}
 
 
 def _problem_of(record, folder: Path) -> str | None:
@@ -272,14 +257,6 @@ def _problem_of(record, folder: Path) -> str | None:
     if record["status"] != "done" or record["run_id"] != folder.name:
         return f"record.json is of run {record['run_id']!r}, status {record['status']!r}"
     return None if (folder / "predictions.csv").is_file() else "predictions.csv is missing"
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository: a downloaded archive
-        return None
-    return done.stdout.strip()
 
 
 def _plain(value):

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from panderm_utils.manifests import SPLITS
+from panderm_utils.manifest_types import SPLITS
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 FRACTION_SEED = 42  # upstream's, whatever the run's own seed

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from panderm_utils.manifests import (
+    list_datasets,
     list_encoders,
     load_dataset_manifest,
     load_encoder_manifest,
@@ -25,11 +26,12 @@ UPSTREAM_COLUMNS = {
 }
 
 
-def linear_probe_scores(runs: pd.DataFrame, profile: str, seed: int = 0, **settings) -> pd.DataFrame:
+def linear_probe_scores(runs: pd.DataFrame, profile: str, seed: int = 0, own: bool = False, **settings) -> pd.DataFrame:
     """Picks the rows of `records.read_records` that a table or figure of the paper shows, in the profile's order.
 
     Args:
         runs: A row a run and metric.
+        own: Whether the user's own datasets come too, after the paper's.
         settings: Which runs are meant where they differ in settings; by default those with the published settings.
 
     Returns:
@@ -37,6 +39,9 @@ def linear_probe_scores(runs: pd.DataFrame, profile: str, seed: int = 0, **setti
     """
     wanted = {**DEFAULT_SETTINGS, **settings, "seed": seed}
     datasets = list(load_profile(profile).datasets)
+    if own:
+        others = sorted(set(runs["dataset"]) - set(datasets))
+        datasets += [name for name in others if name in list_datasets() and load_dataset_manifest(name).own]
     keep = runs["dataset"].isin(datasets)
     for name, value in wanted.items():
         keep &= runs[name].eq(value) if name in runs else False
@@ -131,6 +136,27 @@ def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "
         temporary.replace(path)
         paths.append(path)
     return paths
+
+
+def readable(table: pd.DataFrame, rows: int = 20):
+    """Returns a table as a notebook should show it: whole texts, four decimals as upstream, at most `rows` rows.
+
+    Counts have thousands separators, what is missing is a dash, and a caption says how many rows are not shown.
+    """
+    shown = table.head(rows)
+    formats = {
+        name: "{:.4f}" if pd.api.types.is_float_dtype(kind) else "{:,}"
+        for name, kind in table.dtypes.items()
+        if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
+    }
+    style = shown.style.format(formats, na_rep="–", escape="html").format_index(escape="html")
+    texts = [name for name in shown if name not in formats]
+    style = style.set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap"})
+    if shown.index.equals(pd.RangeIndex(len(shown))):
+        style = style.hide()
+    if table.empty:
+        return style.set_caption("nothing")
+    return style if len(shown) == len(table) else style.set_caption(f"the first {rows} of {len(table):,} rows")
 
 
 def _encoder_order(names) -> list[str]:

@@ -41,25 +41,32 @@ def load_yaml(path: Path, kind: type = dict):
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
-        raise ManifestError(f"{path}: missing; restore it with `git checkout -- {path.name}`") from error
+        raise ManifestError(f"{path}: missing; restore it with `git checkout -- {path}`") from error
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        raise ManifestError(f"{path}:{line} not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        what = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ManifestError(f"{path}:{line} not valid YAML: {what}") from error
     if not isinstance(content, kind):
-        raise ManifestError(f"{path}: holds {_name(content)}; the file must hold a {kind.__name__} at its top")
+        wanted = {dict: "`key: value` lines", list: "a list, each entry after a dash"}[kind]
+        raise ManifestError(f"{path}: is {_name(content)}; write {wanted}")
     return content
 
 
 def build(cls, entry, place: str, problems: list[str]):
-    """Makes a dataclass of a mapping; notes what is wrong in `problems` and returns None where anything is."""
+    """Makes a dataclass of a mapping and notes what is wrong in `problems`.
+
+    Returns:
+        The dataclass, None in the place of each value that is missing or of another type, so that the rest can be
+        checked too; None where `entry` is no mapping. Only whole if nothing was noted.
+    """
     if not isinstance(entry, dict):
-        problems.append(f"{place}: is {_name(entry)}; write key: value lines")
+        problems.append(f"{place}: is {_name(entry)}; write `key: value` lines")
         return None
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints, values, before = typing.get_type_hints(cls), {}, len(problems)
+    hints, values = typing.get_type_hints(cls), {}
     for key, value in entry.items():
         if key not in fields:
             problems.append(f"{place}: {unknown('key', key, list(fields), 'remove it')}")
@@ -69,7 +76,8 @@ def build(cls, entry, place: str, problems: list[str]):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in entry:
             problems.append(f"{place}: {name}: missing; write {name}: {_describe(hints[name])}")
-    return cls(**values) if len(problems) == before else None
+            values[name] = None
+    return cls(**values)
 
 
 def unknown(kind: str, name, valid: list[str], remedy: str) -> str:

@@ -5,6 +5,7 @@ import panderm_utils  # noqa: F401  first of all: makes torchvision, and so timm
 # isort: split
 import argparse
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -24,6 +25,7 @@ from panderm_utils.checkpoints import file_digest
 from panderm_utils.encoders import (
     EncoderError,
     build_model,
+    describe,
     fingerprint_image,
     load_encoder,
     same_fingerprint,
@@ -262,6 +264,16 @@ def test_the_wrong_size_class_is_named_with_the_name_to_type(kind, asked, is_rea
     assert load_encoder_manifest(asked).weights_file in str(error.value)
 
 
+def test_code_inside_torch_is_refused_too(tmp_path: Path) -> None:
+    class Hub:
+        def __reduce__(self) -> tuple:
+            return (torch.hub.load, (str(tmp_path), "model", "local"))
+
+    torch.save(base_file() | {"surprise": Hub()}, tmp_path / "weights.pth")
+    with pytest.raises(EncoderError, match=r"refused.*torch\.hub\.load"):
+        load_encoder(BASE, weights=tmp_path / "weights.pth", device="cpu")
+
+
 @pytest.mark.parametrize("writer", ["torch", "torch, old format", "pickle"])
 def test_a_pickle_that_wants_code_is_refused_and_its_code_does_not_run(writer: str, tmp_path: Path) -> None:
     path, mark = tmp_path / "weights.pth", tmp_path / "mark"
@@ -297,6 +309,19 @@ def test_a_known_digest_is_compared_and_another_one_is_a_warning(tmp_path: Path)
     assert load_encoder(known, weights=tmp_path, device="cpu").digest == known.sha256
     released = "be1e0fb108b3bc58721cb5195f136c948160799438f222ac1ffd142230ac1ff1"
     assert load_encoder_manifest("panderm_base").sha256 == released
+
+
+def test_what_a_record_keeps_of_an_encoder(tmp_path: Path) -> None:
+    path = tmp_path / LARGE.weights_file
+    torch.save(large_file(), path)
+    encoder = load_encoder(LARGE, weights=path, device="cpu", precision="bf16")
+    facts = describe(encoder)
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["digest"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert facts["fingerprint"] == encoder.fingerprint and facts["weights"] == str(path)
+    assert (facts["device"], facts["precision"], facts["num_features"]) == ("cpu", "bf16", WIDTH)
+    assert facts["tensors"] == {"used": 15 * DEPTH + 6, "left aside": 10}
+    assert describe(load_encoder("random_tiny", device="cpu"))["weights"] is None
 
 
 def test_the_digest_of_a_changed_file_is_read_again(tmp_path: Path) -> None:
@@ -391,8 +416,11 @@ def test_timm_models_of_another_image_size_take_ours_and_dinov2_does() -> None:
     manifest = load_encoder_manifest("dinov2_large")
     assert manifest.timm_name == "vit_large_patch14_dinov2.lvd142m"
     small = replace(manifest, name="small", timm_name="vit_small_patch14_dinov2.lvd142m")
+    model = build_model(small).eval()
     with torch.no_grad():
-        assert build_model(small).eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 384)
+        tokens = model.forward_features(torch.ones(1, 3, 224, 224))
+        assert tokens.shape == (1, 1 + 16 * 16, 384)  # 224 / 14 patches a side, resampled from 518 / 14
+        assert torch.equal(model(torch.ones(1, 3, 224, 224)), tokens[:, 0])
     with pytest.raises(EncoderError, match="takes only images of 384 x 384"):
         build_model(replace(manifest, timm_name="beit_base_patch16_384"))
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
 import nbformat
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from panderm_utils import manifests, metrics, records, workspace
 
 pytestmark = pytest.mark.notebooks
 ROOT = Path(__file__).parent.parent
-DATASETS = sorted(p.stem for p in (ROOT / "notebooks/linear_probe").glob("*.ipynb"))
+DATASETS = [name for name in manifests.list_datasets() if not manifests.load_dataset_manifest(name).own]
 PAPER = sorted(p.stem for p in (ROOT / "notebooks/paper").glob("*.ipynb"))
 
 
@@ -95,3 +96,30 @@ def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(
     assert forced.returncode == 0, forced.stdout
     assert (folder / "record.json").stat().st_mtime_ns != written
     np.testing.assert_array_equal(records.read_predictions(folder)[1], before)
+
+
+def run_all_cells(path, output, monkeypatch):
+    """What JupyterLab's Run All does: the notebook as it is, in its own folder, with the environment's kernel."""
+    monkeypatch.setenv("PANDERM_OUTPUT_ROOT", str(output))
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    )
+    return client.execute()
+
+
+def test_run_all_in_jupyterlab_needs_no_preparation_and_gives_the_batch_s_numbers(demo, monkeypatch):
+    folder = demo.records / "hiba-linear_probe-panderm_tiny-seed0"
+    before = records.read_record(folder)
+    done = run_all_cells(ROOT / "notebooks/linear_probe/hiba.ipynb", demo.root.parent, monkeypatch)
+    assert done.cells[-2].outputs[0].data["text/html"].count("hiba-linear_probe-panderm_tiny-seed0") == 2
+    after = records.read_record(folder)
+    assert after["written"] != before["written"]
+    assert after["metrics"] == before["metrics"]
+    assert after["features"] == before["features"]
+
+
+def test_a_figure_without_a_record_says_what_to_run(tmp_path, monkeypatch):
+    done = run_all_cells(ROOT / "notebooks/paper/figure_2a.ipynb", tmp_path, monkeypatch)
+    shown = str([cell.get("outputs") for cell in done.cells])
+    assert "python run_all.py --profile demo --datasets ham10000 --encoders panderm_tiny" in shown

@@ -10,6 +10,8 @@ from PIL import Image
 from panderm_utils import data, manifests
 from panderm_utils.own_data import make_own_manifest
 
+NAME = "clinic_of_the_tests"  # unlike any dataset that a user may have here
+
 
 def images(folder: Path, names) -> Path:
     for i, name in enumerate(names):
@@ -18,7 +20,7 @@ def images(folder: Path, names) -> Path:
     return folder
 
 
-def make(tmp_path: Path, table: pd.DataFrame, folder: Path, name: str = "mine", **options):
+def make(tmp_path: Path, table: pd.DataFrame, folder: Path, name: str = NAME, **options):
     csv = tmp_path / "user.csv"
     table.to_csv(csv, index=False, **options)
     before = csv.read_bytes()
@@ -40,7 +42,7 @@ def test_a_clinic_table_becomes_a_dataset(tmp_path):
     )
     folder = images(tmp_path / "photos", [f"clinic/IMG_{i}.JPG" for i in range(n)])
     manifest, said, path = make(tmp_path, table, folder)
-    assert path == tmp_path / "own" / "mine.csv"
+    assert path == tmp_path / "own" / f"{NAME}.csv"
     assert manifest.own
     assert manifest.task == "binary"
     assert manifest.headline_metric == "auroc"
@@ -65,7 +67,7 @@ def test_a_clinic_table_becomes_a_dataset(tmp_path):
     assert manifest.class_counts["test"] == tuple(data.class_counts(dataset)["test"])
     (tmp_path / "manifests" / "datasets").mkdir(parents=True)
     manifests.write_dataset_manifest(manifest, tmp_path / "manifests")
-    read = manifests.load_dataset_manifest("mine", tmp_path / "manifests")
+    read = manifests.load_dataset_manifest(NAME, tmp_path / "manifests")
     assert (read.classes, read.csv, read.groups, read.own) == (manifest.classes, str(path), manifest.groups, True)
 
 
@@ -155,20 +157,21 @@ def test_errors_say_what_to_do(tmp_path):
     for table, where, name, words in [
         (good, folder, "My Set", "--name my_set"),
         (good, folder, "ham10000", "already"),
-        (good, tmp_path / "nowhere", "mine", "no image folder"),
-        (good, tmp_path / "raw", "mine", "1 x .dcm"),
-        (good, tmp_path / "empty", "mine", "nothing"),
-        (good.head(0), folder, "mine", "no rows"),
-        (good.assign(image="zzz"), folder, "mine", "none of the first 10 rows.*'zzz'.*10 x .png.*'0.png'"),
-        (good.rename(columns={"label": "score"}), folder, "mine", "rename yours to `label`"),
-        (good.assign(label=0), folder, "mine", "at least 2"),
-        (good.assign(label=""), folder, "mine", "holds 0 class"),
-        (pd.concat([good] * 30).assign(label=range(300)), folder, "mine", "too many"),
+        (good, folder, "all", "--name all_own"),
+        (good, tmp_path / "nowhere", NAME, "no image folder"),
+        (good, tmp_path / "raw", NAME, "1 x .dcm"),
+        (good, tmp_path / "empty", NAME, "nothing"),
+        (good.head(0), folder, NAME, "no rows"),
+        (good.assign(image="zzz"), folder, NAME, "none of the first 10 rows.*'zzz'.*10 x .png.*'0.png'"),
+        (good.rename(columns={"label": "score"}), folder, NAME, "rename yours to `label`"),
+        (good.assign(label=0), folder, NAME, "at least 2"),
+        (good.assign(label=""), folder, NAME, "holds 0 class"),
+        (pd.concat([good] * 30).assign(label=range(300)), folder, NAME, "too many"),
     ]:
         with pytest.raises(data.DataError, match=words):
             make(tmp_path, table, where, name)
     with pytest.raises(data.DataError, match="there is no CSV"):
-        make_own_manifest(tmp_path / "none.csv", folder, "mine", tmp_path)
+        make_own_manifest(tmp_path / "none.csv", folder, NAME, tmp_path)
     assert not (tmp_path / "own").exists()
 
 
@@ -188,4 +191,4 @@ def test_an_existing_table_is_never_replaced(tmp_path):
     with pytest.raises(data.DataError, match="exists and is not replaced"):
         make_own_manifest(user, folder, "user", tmp_path / "own")
     assert pd.read_csv(user).equals(table)
-    assert sorted(p.name for p in (tmp_path / "own").iterdir()) == ["mine.csv", "user.csv"]
+    assert sorted(p.name for p in (tmp_path / "own").iterdir()) == [f"{NAME}.csv", "user.csv"]

@@ -11,6 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from panderm_utils import manifests
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -71,7 +73,13 @@ def test_the_packages_that_the_package_imports_are_its_dependencies(project):
     assert undeclared == set(), "add them to pyproject.toml"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("notebooks/**/*.ipynb")), ids=lambda p: p.stem)
+def committed_notebooks():
+    """All but those that a user made of own data."""
+    own = {name for name in manifests.list_datasets() if manifests.load_dataset_manifest(name).own}
+    return [path for path in sorted(ROOT.glob("notebooks/*/*.ipynb")) if path.stem not in own]
+
+
+@pytest.mark.parametrize("path", committed_notebooks(), ids=lambda p: p.stem)
 def test_notebooks_are_stripped_short_and_plain(path):
     import nbformat
 
@@ -99,3 +107,16 @@ def test_nothing_large_and_no_output_is_in_git():
     large = [f.name for f in files if f.is_file() and f.stat().st_size > 1_000_000 and f.name not in allowed]
     assert large == []
     assert not [f for f in files if f.relative_to(ROOT).parts[0] in ("outputs", "data", "weights")]
+
+
+def test_a_module_imports_only_from_those_above_it_in_the_readme():
+    section = (ROOT / "README.md").read_text().split("## Architecture")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([a-z0-9_, ]+) \|", section, re.MULTILINE)
+    order = [name for row in rows for name in row.split(", ") if name != "module"]
+    paths = {p.stem: p for p in (ROOT / "panderm_utils").glob("*.py") if p.stem != "__init__"}
+    assert sorted(order) == sorted(paths)
+    for name, path in paths.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("panderm_utils"):
+                below = [node.module.split(".")[1]] if "." in node.module else [alias.name for alias in node.names]
+                assert not [other for other in below if order.index(other) >= order.index(name)], name

@@ -71,6 +71,10 @@ def test_a_record_is_read_back_as_it_was(space):
     record = records.read_record(folder)
     assert record["environment"]["versions"]["numpy"] == np.__version__
     assert record["peak_memory_mb"]["process"] > 10
+    summary = records.summarise(folder)["record"]
+    assert summary["accuracy"].startswith("0.7500 [")
+    assert summary["run"] == folder.name
+    assert summary["warnings"] == "none"
 
 
 def test_two_classes_keep_one_probability(tmp_path):
@@ -115,6 +119,7 @@ def test_no_records_is_an_empty_table(tmp_path):
     table = records.read_records(tmp_path / "none")
     assert table.empty
     assert {"run_id", "metric", "value"} <= set(table)
+    assert set(table[table["headline"]]) == set(table)  # still a choice of rows
 
 
 def test_a_kill_while_writing_leaves_no_half_record(tmp_path):
@@ -142,6 +147,23 @@ def test_warnings_are_shown_and_kept_once(space):
             warnings.warn("class df has no test image", UserWarning, stacklevel=1)
     assert len(shown) == 2
     assert run.warnings == ["UserWarning: class df has no test image"]
+
+
+def test_a_second_run_in_one_kernel_hears_what_the_first_heard(space, tmp_path):
+    """In a process of its own, as pytest changes how warnings are shown."""
+    code = f"""
+import warnings
+from panderm_utils import records, workspace
+space = workspace.open_workspace("demo", output_root={str(tmp_path)!r})
+for seed in (0, 1):
+    run = records.begin_run("linear_probe", "demo", "random_tiny", seed, space)
+    for _ in range(2):
+        warnings.warn("class df has no test image")
+    print(run.warnings)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.count("UserWarning: class df has no test image") == 2
+    assert told.stderr.count("class df has no test image") == 2
 
 
 def test_notes_of_one_name_are_merged(space):
@@ -176,3 +198,6 @@ def test_the_worst_mistakes_are_the_surest():
     assert worst["filename"].tolist() == ["a", "b"]
     assert worst["probability"].tolist() == [0.9, 0.8]
     assert worst.loc[0, "caption"] == "true melanoma\nsaid nevus (90%)"
+    none = records.worst_mistakes(records.prediction_table(list("abcd"), proba.argmax(axis=1), proba), ("a", "b"))
+    assert none.empty
+    assert list(none) == list(worst)

@@ -1,11 +1,13 @@
 """Tables: the right runs, in the right order, with honest verdicts."""
 
+import dataclasses
 import io
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import manifests, tables
+from panderm_utils import manifests, plots, records, tables, workspace
 from panderm_utils.workspace import DEFAULT_SETTINGS
 
 METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
@@ -64,6 +66,28 @@ def test_no_records_give_empty_tables_and_all_runs_missing():
     assert set(tables.published_verdicts(empty, "linear_probe", synthetic=False)["verdict"]) == {"not run"}
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_figures_and_tables_of_nothing_are_drawn_and_say_so(tmp_path, own):
+    """No record at all, or only of own data: the paper's notebooks must still run."""
+    space = workspace.open_workspace("paper", output_root=tmp_path)
+    if own:
+        run = records.begin_run("linear_probe", "mine", "panderm_tiny", 0, space, **DEFAULT_SETTINGS)
+        metrics = pd.DataFrame(dict.fromkeys(("value", "low", "high"), 0.5), index=list(METRICS))
+        records.save_record(run, metrics, records.prediction_table(["a"], [0], [[0.7, 0.3]]), "auroc")
+    scores = tables.linear_probe_scores(records.read_records(space.records, "linear_probe"), "paper")
+    headline = scores[scores["headline"]]
+    for figure in (
+        plots.figure_2a(headline, tables.encoder_colors(headline)),
+        plots.extended_data_figure_1(scores, tables.encoder_colors(scores)),
+    ):
+        assert "no record yet" in [text.get_text() for axis in figure.axes for text in axis.texts]
+        plots.save_figure(figure, tmp_path, "figure", list(scores["run_id"]))
+    assert tables.linear_probe_table(scores).empty
+    tables.write_tables(tables.linear_probe_table(scores), tmp_path, "table")
+    assert tables.upstream_results(scores) == {}
+    assert set(tables.published_verdicts(scores, "linear_probe", synthetic=False)["verdict"]) == {"not run"}
+
+
 def test_missing_runs_name_the_command(scores):
     missing = tables.missing_runs(scores, "paper")
     assert ("ham10000", "panderm_large") not in set(zip(missing["dataset"], missing["encoder"], strict=True))
@@ -108,3 +132,33 @@ def test_tables_are_written_in_three_formats(tmp_path):
     rows = pd.read_csv(io.StringIO(md.read_text()), sep="|", skipinitialspace=True).iloc[1:, 1:-1]
     assert [cell.strip() for cell in rows.iloc[:, 0]] == ["a & b", "<script>"]
     assert len(list(csv.parent.iterdir())) == 3
+
+
+def test_readable_tables_show_whole_texts_few_digits_and_no_markup():
+    table = pd.DataFrame(
+        {
+            "why": ["x" * 200, "<script>alert(1)</script>"],
+            "value": [0.123456, np.nan],
+            "images": pd.array([12345, None], dtype="Int64"),
+        },
+        index=["a", "<b>"],
+    )
+    html = tables.readable(table).to_html()
+    for wanted in ("x" * 200, "0.1235", "12,345", "&lt;script&gt;", "&lt;b&gt;", "–"):
+        assert wanted in html
+    assert "<script>" not in html
+    long = tables.readable(pd.DataFrame({"n": range(5000)})).to_html()
+    assert long.count("<tr>") == 21
+    assert "the first 20 of 5,000 rows" in long
+    assert "nothing" in tables.readable(table.iloc[:0]).to_html()
+
+
+def test_own_datasets_come_last_where_asked_for(monkeypatch):
+    load = manifests.load_dataset_manifest
+    mine = dataclasses.replace(load("hiba"), name="mine", short_title="Mine", own=True)
+    monkeypatch.setattr(tables, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
+    monkeypatch.setattr(tables, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
+    rows = runs(("ham10000", "panderm_base"), ("hiba", "panderm_base")).replace({"dataset": {"hiba": "mine"}})
+    found = tables.linear_probe_scores(rows, "paper", own=True)["dataset_label"].unique()
+    assert found.tolist() == ["HAM10000", "Mine"]
+    assert tables.linear_probe_scores(rows, "paper")["dataset_label"].unique().tolist() == ["HAM10000"]

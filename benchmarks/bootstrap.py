@@ -1,0 +1,85 @@
+"""Times the bootstrap of the six metrics against a plain loop of scikit-learn, in interleaved pairs of one run.
+
+    python -m benchmarks.bootstrap           both sizes of the goals (about 2 minutes on 2 cores)
+    python -m benchmarks.bootstrap --quick   the small one
+
+Ours is `metrics.evaluate` from start to end, 1,000 replicates. The loop scores a few of the same replicates and is
+extrapolated to 1,000, as all cost alike; the resampled rows are handed to it for nothing. The host may stall for
+seconds, so single pairs swing: read the medians. The scores are float32 turned to float64, as a probe's are.
+"""
+
+import argparse
+import resource
+import time
+from itertools import islice
+from statistics import median
+
+import numpy as np
+from sklearn import metrics as sk
+from sklearn.preprocessing import label_binarize
+
+from panderm_utils import bootstrap, metrics
+
+REPLICATES = 1_000
+# images, classes, replicates of the loop in a pair, goal: a common test split, and the largest that was tried
+SIZES = ((1_232, 7, 20, 300), (38_000, 16, 3, 20))
+
+
+def draw_predictions(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unbalanced labels [images], each class present, and probabilities [images, classes] that know something."""
+    generator = np.random.default_rng(seed)
+    frequencies = generator.dirichlet(np.full(classes, 2.0))
+    y = np.concatenate([np.arange(classes), generator.choice(classes, images - classes, p=frequencies)])
+    logits = (generator.normal(size=(images, classes)) + 2.0 * np.eye(classes)[y]).astype(np.float32)
+    proba = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return y, (proba / proba.sum(axis=1, keepdims=True)).astype(np.float64)
+
+
+def by_scikit_learn(y: np.ndarray, proba: np.ndarray) -> list[float]:
+    """The six metrics as published: one call each."""
+    predicted, one_hot = proba.argmax(axis=1), label_binarize(y, classes=range(proba.shape[1]))
+    return [
+        sk.accuracy_score(y, predicted),
+        sk.balanced_accuracy_score(y, predicted),
+        sk.cohen_kappa_score(y, predicted, weights="quadratic"),
+        sk.f1_score(y, predicted, average="weighted"),
+        sk.roc_auc_score(y, proba, multi_class="ovo", average="macro"),
+        sk.average_precision_score(one_hot, proba, average="macro"),
+    ]
+
+
+def compare(images: int, classes: int, loop: int, goal: float, pairs: int) -> None:
+    """Prints each pair, then the median ratio, the largest difference from scikit-learn and the peak memory."""
+    y, proba = draw_predictions(images, classes)
+    several = max(1, 50_000 // images)  # of our runs in a pair, so that a short one is timed well
+    ratios, difference = [], 0.0
+    metrics.evaluate(y, proba, replicates=10)
+    for pair in range(pairs):
+        rows = np.concatenate(list(islice(bootstrap.resampled_rows(y, REPLICATES, pair, block=1), loop)))
+        start = time.perf_counter()
+        naive = [by_scikit_learn(y[r], proba[r]) for r in rows]
+        naive_seconds = (time.perf_counter() - start) * REPLICATES / loop
+        start = time.perf_counter()
+        for _ in range(several):
+            metrics.evaluate(y, proba, REPLICATES, seed=pair)
+        seconds = (time.perf_counter() - start) / several
+        ours = bootstrap.bootstrap(metrics.Scorer(y, proba), y, loop, seed=pair)
+        difference = max(difference, np.abs(ours - naive).max())
+        ratios.append(naive_seconds / seconds)
+        print(f"  pair {pair + 1}: {naive_seconds:6.1f} s / {seconds:6.3f} s = {ratios[-1]:5.0f}", flush=True)
+    print(
+        f"{images:,} x {classes}, {REPLICATES:,} replicates: median ratio {median(ratios):.0f} (goal {goal}), the loop "
+        f"extrapolated from {loop} replicates a pair; largest difference from scikit-learn over {pairs * loop} "
+        f"replicates {difference:.1e} (goal <= 1e-12); peak memory of the process "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="only the smaller size")
+    parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs a size (default: 7)")
+    arguments = parser.parse_args()
+    for size in SIZES[:1] if arguments.quick else SIZES:
+        compare(*size, arguments.pairs)

@@ -1,0 +1,139 @@
+"""Stratified bootstrap: resamples of the test images, many at once, and the intervals that they give.
+
+A replicate replaces every image by one drawn, with replacement, from the images of its own class. So the labels of
+every replicate are y itself: each class keeps its number of images, and no replicate lacks a class (as upstream does).
+
+The draws depend on y, the seed and the replicate alone: not on the scores, the number of replicates, the block size or
+the machine's threads. Two models scored on the same images in the same order with the same seed see the same
+resamples, so their replicates can be subtracted row by row:
+
+    bootstrap(Scorer(y, proba_a), y, seed=0) - bootstrap(Scorer(y, proba_b), y, seed=0)
+
+Symbols: N images, R replicates (or one block of them), M metrics.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.special import stdtrit
+from tqdm.auto import tqdm
+
+LEVEL = 0.95
+BLOCK_CELLS = 1 << 19  # images x replicates at once: the counts of a block (4 MB) stay in the processor's cache
+
+
+class MetricError(ValueError):
+    """Labels, scores or settings that cannot be evaluated; the message says which and what to do."""
+
+
+def resampled_rows(y, replicates: int = 1000, seed: int = 0, block: int | None = None) -> Iterator[np.ndarray]:
+    """Yields the rows of the images that each replicate holds, `[R, N]` a block; `y[rows]` is y in every replicate.
+
+    Args:
+        y: Labels [N], of any kind that can be sorted.
+        block: Replicates a block; None: as many as keep memory small. Changes the speed only.
+    """
+    y = np.asarray(y)
+    if y.ndim != 1 or not len(y):
+        raise MetricError(f"y must hold the labels of the test images, [N], got {list(y.shape)}")
+    if not isinstance(replicates, int | np.integer) or replicates < 2:
+        raise MetricError(f"replicates must be a whole number of at least 2, got {replicates!r}: the paper has 1000")
+    if block is not None and block < 1:
+        raise MetricError(f"block must be at least 1 replicate, got {block!r}: leave it out for a good one")
+    _, label, sizes = np.unique(y, return_inverse=True, return_counts=True)
+    members = np.argsort(label, kind="stable")  # all rows, class by class
+    first, size = (np.cumsum(sizes) - sizes)[label], sizes[label]
+    block = block or max(1, BLOCK_CELLS // len(y))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    for start in range(0, replicates, block):
+        uniform = generator.random((min(block, replicates - start), len(y)))
+        yield members[first + (uniform * size).astype(np.int64)]
+
+
+def resampled_counts(y, replicates: int = 1000, seed: int = 0, block: int | None = None) -> Iterator[np.ndarray]:
+    """Yields how often each replicate holds each image, `[N, R]` float64 a block: a column a replicate.
+
+    The same draws as `resampled_rows`.
+    """
+    for rows in resampled_rows(y, replicates, seed, block):
+        count, images = rows.shape
+        cells = rows * count + np.arange(count)[:, None]
+        yield np.bincount(cells.ravel(), minlength=images * count).reshape(images, count).astype(np.float64)
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], y, replicates: int = 1000, seed: int = 0, block: int | None = None
+) -> np.ndarray:
+    """Returns a statistic of every replicate, `[R, M]`, at the memory of one block; long runs show their progress.
+
+    Args:
+        statistic: Takes counts `[N, R]` of a block and returns `[R, M]`, such as `metrics.Scorer(y, proba)`.
+    """
+    results = []
+    with tqdm(total=replicates, desc="bootstrap", unit="replicate", delay=3, leave=False) as bar:
+        for counts in resampled_counts(y, replicates, seed, block):
+            results.append(statistic(counts))
+            bar.update(counts.shape[1])
+    return np.concatenate(results)
+
+
+def intervals(values: np.ndarray, level: float = LEVEL) -> dict[str, np.ndarray]:
+    """Returns `low`, `high`, `normal_low` and `normal_high`, `[M]` each, of replicates `[R, M]`.
+
+    low and high are percentiles. The normal interval is the paper's: mean of the replicates -/+ t * their standard
+    deviation, t the quantile of Student's distribution with R - 1 degrees of freedom (1.962 for 1,000). It is
+    symmetric about the mean of the replicates, not about the value on the test set, and may leave [0, 1].
+    A metric that is NaN has intervals of NaN.
+    """
+    count, tail = len(values), (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+    mean, reach = values.mean(axis=0), stdtrit(count - 1, 1 - tail) * values.std(axis=0, ddof=1)
+    return {"low": low, "high": high, "normal_low": mean - reach, "normal_high": mean + reach}
+
+
+class Ranking:
+    """The images of class k ranked by one score [N] among the others, in any resample.
+
+    Called with counts [N, R] it returns the area under the ROC curve of class k against each other class, `[R, classes
+    - 1]`, and the average precision of class k against all, `[R]`.
+
+    The G distinct scores of class k cut the scale into 2 G + 1 places: at the g-th one (2 g + 1), just below it (2 g),
+    above the last (2 G). Images of one class at one place count alike, so a resample is first summed over them.
+    """
+
+    def __init__(self, y, score, k):
+        thresholds = np.unique(score[y == k])
+        below, reached = (np.searchsorted(thresholds, score, side) for side in ("left", "right"))
+        width = 2 * len(thresholds) + 1
+        cells, cell = np.unique(y * width + below + reached, return_inverse=True)
+        label, place = np.divmod(cells, width)
+        self._sums = summing(cell, len(cells))
+        self._below, self._reached = place // 2, (place + 1) // 2
+        self._at_threshold = summing(self._reached, len(thresholds) + 1)
+        edges = np.flatnonzero(np.diff(label, prepend=-1, append=-1))
+        parts = {label[start]: slice(start, stop) for start, stop in pairwise(edges)}
+        self._own, self._others = parts.pop(k), list(parts.values())
+
+    def __call__(self, counts):
+        cells = self._sums @ counts
+        own = cells[self._own]
+        total = own.sum(axis=0)
+        # Images of class k at or above each threshold, and 0 above the last: [G + 1, R]
+        above = np.zeros((len(own) + 1, counts.shape[1]))
+        np.cumsum(own[::-1], axis=0, out=above[-2::-1])
+        areas = []
+        for part in self._others:
+            other = cells[part]
+            twice_won = above[self._below[part]]
+            twice_won += above[self._reached[part]]  # a tie is half won
+            areas.append(np.einsum("gr,gr->r", other, twice_won) / (2 * total * other.sum(axis=0)))
+        called = np.cumsum((self._at_threshold @ cells)[:0:-1], axis=0)[::-1]
+        terms = own * above[:-1] / np.maximum(called, 1)
+        return np.stack(areas, axis=1), np.ascontiguousarray(terms.T).sum(axis=1) / total
+
+
+def summing(group: np.ndarray, groups: int) -> csr_array:
+    """The matrix [groups, N] that sums rows of one group: far faster on many columns than indexing."""
+    return csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(groups, len(group)))

@@ -1,0 +1,48 @@
+"""What a run ran on: packages, machine, git commit, peak memory; imports neither torch nor pandas by itself."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+
+from panderm_utils.workspace import REPOSITORY
+
+VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "scikit-learn", "pillow", "panderm_utils")
+
+
+def describe_environment() -> dict:
+    """Returns Python, platform, package versions, git commit and, where there is one, the GPU."""
+    torch = sys.modules.get("torch")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads() if torch else None,
+        "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def peak_memory_mb() -> dict:
+    """Returns the peak resident memory of this process and, where there is a GPU, of its allocations, in MB."""
+    torch = sys.modules.get("torch")
+    gpu = round(torch.cuda.max_memory_allocated() / 1e6) if torch and torch.cuda.is_available() else None
+    if sys.platform == "win32":
+        import psutil
+
+        return {"process": round(psutil.Process().memory_info().peak_wset / 1e6), "gpu": gpu}
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes elsewhere
+    return {"process": round(peak / (1e6 if sys.platform == "darwin" else 1e3)), "gpu": gpu}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository: a downloaded archive
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,191 @@
+"""Executes one notebook in a papermill process of its own, and says what became of it.
+
+POSIX: the process leads a session of its own, so Ctrl-C in the terminal reaches only the batch, which then ends it.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+from panderm_utils.plan import Job, is_done
+from panderm_utils.workspace import REPOSITORY
+
+GRACE = 10.0  # seconds from SIGINT to SIGKILL
+POLL = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: done, skipped, missing, failed or interrupted; where it failed, and why."""
+
+    job: Job
+    status: str
+    seconds: float = 0.0
+    cell: str = ""
+    error: str = ""
+
+
+def execute(job: Job, environment: dict[str, str], timeout: float | None, stop: threading.Event) -> Outcome:
+    """Executes a notebook; the executed copy takes its place when it is whole, a failed one is kept as *.failed.ipynb.
+
+    A run is done only if papermill says so and the run left a new, whole record: an executed notebook proves nothing,
+    as one whose kernel was killed looks complete.
+
+    Args:
+        environment: Of the process; see `child_environment`.
+        timeout: Seconds after which the job is ended, or None.
+        stop: Ends the job when set.
+    """
+    started, before = time.monotonic(), _stamp(job)
+    partial, failed = job.output.with_name(f".{job.name}.ipynb"), job.output.with_suffix(".failed.ipynb")
+    marks = job.log.with_suffix(".yaml"), job.log.with_suffix(".pid")
+    try:
+        if holder := running_elsewhere(job):
+            return Outcome(job, "failed", error=holder)
+        for folder in (job.output.parent, job.log.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        marks[0].write_text(yaml.safe_dump(job.parameters), encoding="utf-8")
+        code = _run_papermill(job, partial, *marks, environment, timeout, stop)
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+        seconds = time.monotonic() - started
+        if code == 0 and (job.record is None or (is_done(job.record) and _stamp(job) != before)):
+            partial.replace(job.output)
+            failed.unlink(missing_ok=True)
+            return Outcome(job, "done", seconds)
+        if code == "interrupted":
+            partial.unlink(missing_ok=True)
+            return Outcome(job, "interrupted", seconds)
+        if code == 0:
+            cell, error = "", f"the notebook ended without leaving a whole record in {job.record}"
+        else:
+            cell, error = diagnose(partial, job.log)
+            error = f"ended: it took longer than {timeout:g} s" if code == "timeout" else error
+        if partial.exists():
+            partial.replace(failed)
+        return Outcome(job, "failed", seconds, cell, error)
+    except OSError as error:  # a full disk, a folder that may not be written
+        return Outcome(job, "failed", time.monotonic() - started, error=str(error))
+
+
+def child_environment(jobs: int) -> dict[str, str]:
+    """Returns the environment of a papermill process when `jobs` of them share the cores."""
+    # "python3" must be this environment's kernel, activated or not, whatever kernels the user has elsewhere.
+    environment = {k: v for k, v in os.environ.items() if k != "JUPYTER_PATH"} | {"JUPYTER_PREFER_ENV_PATH": "1"}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        environment.setdefault(name, str(max(1, cores // jobs)))
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve the other runs
+    return environment
+
+
+def running_elsewhere(job: Job) -> str | None:
+    """Says which living process executes this job already: another batch's, or one whose batch was killed."""
+    try:
+        pid, created = json.loads(job.log.with_suffix(".pid").read_text(encoding="utf-8"))
+        alive = psutil.Process(pid).create_time() == created
+    except (OSError, ValueError, psutil.Error):
+        return None
+    remedy = f"wait for it, or end it with: kill -INT -- -{pid}"
+    return f"process {pid} of another or a killed batch is executing it; {remedy}" if alive else None
+
+
+def end_process(process: subprocess.Popen) -> None:
+    """Ends a papermill process and everything below it: SIGINT, GRACE seconds, SIGKILL."""
+    # Listed before anything dies: a kernel leads a session of its own and has no parent left to be found by.
+    family = _descendants(process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    _, alive = psutil.wait_procs(family, timeout=0.5 if process.poll() is not None else 0)
+    alive += _descendants(process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+    psutil.wait_procs(alive, timeout=GRACE)
+
+
+def diagnose(notebook: Path, log: Path) -> tuple[str, str]:
+    """Returns the cell that failed and its error's last line, from the partial notebook or, failing that, the log."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):
+        cells = []
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                return cell.get("id", ""), _last_line(f"{output['ename']}: {output['evalue']}", output["ename"])
+    # A dead kernel leaves no error in the notebook; papermill's log names the cell that it was in, counted from 1.
+    entered = re.findall(r"Executing Cell (\d+)-", text)
+    index = int(entered[-1]) - 1 if entered else -1
+    return cells[index].get("id", "") if 0 <= index < len(cells) else "", _last_line(text, "")
+
+
+def _run_papermill(job, partial, parameters, pid_file, environment, timeout, stop) -> int | str:
+    """Returns papermill's exit status, or "timeout" or "interrupted" where it was ended."""
+    command = [sys.executable, "-m", "papermill", str(job.notebook), str(partial), "-k", "python3", "-l", "python"]
+    command += ["--cwd", str(REPOSITORY), "-f", str(parameters), "--no-progress-bar", "--log-output"]
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with job.log.open("wb") as log:
+        if stop.is_set():
+            return "interrupted"
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=REPOSITORY,
+            start_new_session=True,
+        )
+        with contextlib.suppress(psutil.NoSuchProcess):
+            born = psutil.Process(process.pid).create_time()
+            pid_file.write_text(json.dumps([process.pid, born]), encoding="utf-8")
+        while process.poll() is None:
+            late = deadline is not None and time.monotonic() > deadline
+            if stop.is_set() or late:
+                end_process(process)
+                return "interrupted" if stop.is_set() else "timeout"
+            stop.wait(POLL)
+    return process.returncode
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _stamp(job: Job) -> tuple | None:
+    """Tells a record from one that was written later under the same name."""
+    try:
+        status = (job.record / "record.json").stat()
+    except (OSError, TypeError):
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _last_line(text: str, kind: str) -> str:
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if not lines:
+        return "papermill ended without a word"
+    last = lines[-1][:500]
+    return last if last.startswith(kind) else f"{kind}: {last}"

@@ -1,0 +1,87 @@
+"""What can be seen in a lesion, and how strongly in which class: the recipes that lesions are drawn from.
+
+A recipe says how strongly each sign is present in a class, as mean and spread of a number in 0..1; signs are those
+that dermoscopy looks for. The classes' recipes overlap, so that no encoder can be perfect.
+"""
+
+import hashlib
+
+import numpy as np
+
+# A sign that a recipe does not mention is as DEFAULT has it.
+DEFAULT = {
+    "size": (0.45, 0.15),
+    "elongation": (0.25, 0.15),
+    "irregularity": (0.25, 0.12),
+    "softness": (0.45, 0.15),
+    "darkness": (0.45, 0.15),
+    "redness": (0.25, 0.12),
+    "colours": (0.25, 0.15),
+    "network": (0.1, 0.12),
+    "globules": (0.1, 0.12),
+    "streaks": (0.03, 0.08),
+    "veil": (0.03, 0.08),
+    "cysts": (0.05, 0.1),
+    "vessels": (0.05, 0.1),
+    "scar": (0.02, 0.06),
+    "lacunae": (0.02, 0.06),
+    "scale": (0.04, 0.1),
+}
+RECIPES = {
+    "akiec": {"redness": (0.65, 0.15), "darkness": (0.2, 0.1), "scale": (0.6, 0.25), "softness": (0.7, 0.15)},
+    "bcc": {"redness": (0.5, 0.15), "darkness": (0.25, 0.12), "vessels": (0.6, 0.25), "veil": (0.15, 0.15)},
+    "bkl": {
+        "cysts": (0.55, 0.3),
+        "darkness": (0.55, 0.15),
+        "redness": (0.1, 0.08),
+        "softness": (0.2, 0.12),
+        "irregularity": (0.35, 0.15),
+    },
+    "df": {"scar": (0.6, 0.25), "network": (0.35, 0.2), "size": (0.35, 0.1), "darkness": (0.35, 0.12)},
+    "mel": {
+        "irregularity": (0.6, 0.2),
+        "colours": (0.65, 0.2),
+        "darkness": (0.65, 0.18),
+        "veil": (0.4, 0.3),
+        "streaks": (0.35, 0.3),
+        "network": (0.3, 0.25),
+        "size": (0.6, 0.15),
+    },
+    "nv": {
+        "redness": (0.2, 0.1),
+        "network": (0.45, 0.25),
+        "globules": (0.35, 0.3),
+        "irregularity": (0.15, 0.1),
+        "colours": (0.2, 0.12),
+    },
+    "vasc": {"lacunae": (0.65, 0.25), "redness": (0.75, 0.15), "size": (0.35, 0.12), "darkness": (0.4, 0.2)},
+}
+# Names of other datasets for the same things; what is not here gets a recipe of its own.
+SAME_AS = {
+    **dict.fromkeys(("melanoma", "malignant"), "mel"),
+    **dict.fromkeys(("nev", "naevus", "other", "benign"), "nv"),
+    **dict.fromkeys(("ack", "ak", "scc", "sqcc"), "akiec"),
+    **dict.fromkeys(("sek", "sk", "sl"), "bkl"),
+    "vascular": "vasc",
+}
+
+
+def recipe_of(dataset: str, class_name: str) -> dict[str, tuple[float, float]]:
+    """Returns the mean and spread of every sign for a class; unknown classes draw theirs from a hash of both names."""
+    known = RECIPES.get(SAME_AS.get(class_name, class_name))
+    if known is None or dataset == "patch16":
+        seed = int.from_bytes(hashlib.sha256(f"{dataset}/{class_name}".encode()).digest()[:8], "big")
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(list(DEFAULT), size=5, replace=False)
+        known = {sign: (float(rng.uniform(0.1, 0.95)), 0.15) for sign in chosen}
+    return {**DEFAULT, **known}
+
+
+def draw_signs(recipe: dict[str, tuple[float, float]], rng: np.random.Generator) -> dict[str, float]:
+    """Draws how strongly each sign of a recipe is present in one lesion, each a number in 0..1."""
+    return {sign: float(np.clip(rng.normal(mean, spread), 0, 1)) for sign, (mean, spread) in recipe.items()}
+
+
+def draw_tone(rng: np.random.Generator) -> int:
+    """Draws a skin tone, 1 (light) to 6 (dark), as unevenly as dermatology's public images have them."""
+    return 1 + int(rng.choice(6, p=[0.22, 0.3, 0.24, 0.13, 0.07, 0.04]))

@@ -1,0 +1,190 @@
+"""The front door: plans runs, executes their notebooks with papermill, then draws the paper's tables and figures.
+
+  python run_all.py                                    the demo: synthetic images, tiny encoders
+  python run_all.py --profile paper --plan             what the paper's runs need, and where to get it
+  python run_all.py --profile paper --data-root D --weights-root W --output-root O
+  python run_all.py --new-dataset my.csv --images DIR --name mine
+
+What has a record is skipped, one failure does not stop the rest, and Ctrl-C leaves only whole records.
+Exit status: 0 all done, 1 something failed or is missing, 2 not understood, 130 Ctrl-C.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from panderm_utils import manifests, plan, workspace
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_all.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--profile", default="demo", help="demo (default) or paper")
+    where = parser.add_argument_group("folders")
+    for name, (variable, default) in workspace.FOLDERS.items():
+        where.add_argument(f"--{name.replace('_', '-')}", metavar="DIR", help=f"default: ${variable}, else {default}/")
+    what = parser.add_argument_group("selection (default: what the profile says)")
+    what.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help='names, or "all"')
+    what.add_argument("--protocols", nargs="+", default=[], metavar="NAME")
+    what.add_argument("--encoders", nargs="+", default=[], metavar="NAME", help="names, or timm:<model>")
+    what.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N")
+    what.add_argument("-p", action="append", default=[], metavar="name=value", help="a notebook parameter; repeatable")
+    how = parser.add_argument_group("execution")
+    how.add_argument("--jobs", type=positive(int), default=1, metavar="N", help="runs at once (default: 1)")
+    how.add_argument("--force", action="store_true", help="repeat runs that have a record")
+    how.add_argument("--timeout", type=positive(float), metavar="SECONDS", help="end a run that takes longer")
+    other = parser.add_argument_group("instead of running")
+    other.add_argument("--list", action="store_true", help="datasets, encoders, protocols, profiles")
+    other.add_argument("--plan", action="store_true", help="the runs, what they need, what is missing, where to get it")
+    other.add_argument("--sync", action="store_true", help="rewrite the sibling notebooks from the canonical ones")
+    other.add_argument(
+        "--check", action="store_true", help="check manifests and notebooks; with --sync: notebooks only"
+    )
+    own = parser.add_argument_group("your own data")
+    own.add_argument("--new-dataset", metavar="CSV", help="write a manifest and notebooks for a CSV of your own")
+    own.add_argument("--images", metavar="DIR", help="the folder of its images")
+    own.add_argument("--name", help="what to call it: small letters, digits, _")
+    return parser
+
+
+def positive(kind):
+    """Returns an argparse type: a number above zero."""
+
+    def number(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise ValueError(text)
+        return value
+
+    number.__name__ = f"positive {kind.__name__}"
+    return number
+
+
+def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -> int:
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.new_dataset and not (options.images and options.name):
+        parser.error("--new-dataset needs --images DIR and --name NAME")
+    if (options.images or options.name) and not options.new_dataset:
+        parser.error("--images and --name go with --new-dataset CSV")
+    for name in ("SIGTERM", "SIGHUP"):
+        asked = getattr(signal, name, signal.SIGTERM)
+        if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
+            signal.signal(asked, signal.default_int_handler)  # ends as cleanly as Ctrl-C
+    try:
+        status = act(options, notebooks)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("run_all.py: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has had enough; the flush at exit must not complain either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def act(options: argparse.Namespace, notebooks: Path) -> int:
+    """Does what was asked; what the user can mend is told in a line, without a traceback."""
+    try:
+        if options.list:
+            return show_list(notebooks)
+        if options.new_dataset:
+            return add_dataset(options, notebooks)
+        if options.sync or options.check:
+            return sync_or_check(options, notebooks)
+        folders = (options.data_root, options.weights_root, options.output_root)
+        selection = (options.datasets, options.encoders, options.protocols, options.seeds)
+        space = workspace.open_workspace(options.profile, *folders)
+        planned = plan.make_plan(space, *selection, given=options.p, notebooks=notebooks)
+    except ValueError as error:  # what the package raises where the user can mend it
+        print(f"run_all.py: {error}", file=sys.stderr)
+        return 2
+    if options.plan:
+        print(plan.describe_plan(planned))
+        return 0
+    return run(options, planned)
+
+
+def run(options: argparse.Namespace, planned: plan.Plan) -> int:
+    """Executes a plan, a line a run, and prints the closing table."""
+    from panderm_utils import batch
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    outcomes = batch.run_batch(planned, options.jobs, options.force, options.timeout, say)
+    print(batch.describe_outcomes(outcomes))
+    print(f"outputs: {planned.space.root}")
+    return batch.exit_status(outcomes)
+
+
+def show_list(notebooks: Path) -> int:
+    """Prints every name that a flag takes."""
+    print("datasets:")
+    for name in manifests.list_datasets():
+        card = manifests.load_dataset_manifest(name)
+        print(f"  {name:22} {card.title} ({card.modality}, {card.num_classes} classes{', own' if card.own else ''})")
+    print("encoders (also timm:<model>):")
+    for name in manifests.list_encoders():
+        print(f"  {name:22} {manifests.load_encoder_manifest(name).title}")
+    print("protocols:\n  " + "\n  ".join(plan.list_protocols(notebooks)))
+    print("profiles:")
+    for name in ("demo", "paper"):
+        profile = manifests.load_profile(name)
+        print(f"  {name:22} datasets: {' '.join(profile.quick or profile.datasets)}")
+        print(f"  {'':22} encoders: {' '.join(profile.encoders)}")
+    return 0
+
+
+def sync_or_check(options: argparse.Namespace, notebooks: Path) -> int:
+    """--sync writes notebooks, --sync --check compares them, --check also reads every manifest."""
+    from panderm_utils.notebooks import describe_drift, sync
+
+    if not options.sync:
+        print(f"manifests: {manifests.check_manifests()} entries are right")
+    drifted = sync(check=options.check, notebooks=notebooks)
+    if options.check and drifted:
+        print(describe_drift(drifted), file=sys.stderr)
+        return 1
+    print("\n".join(f"wrote {path}" for path in drifted) or "notebooks: all are as their canonical one has them")
+    return 0
+
+
+def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
+    """Writes a manifest and notebooks for a CSV of the user's, and says the next command."""
+    from panderm_utils.notebooks import sync
+    from panderm_utils.own_data import make_own_manifest
+
+    folder = workspace.settle_folder("data_root", options.data_root) / "own"
+    card, said, csv = make_own_manifest(options.new_dataset, options.images, options.name, folder)
+    path = manifests.write_dataset_manifest(card)
+    print("\n".join(f"- {line}" for line in said))
+    print(f"- the manifest is {path}; correct there what was guessed wrong, then run: {myself()} --sync")
+    stamped = sync(datasets=[card.name], notebooks=notebooks)
+    print("\n".join(f"- wrote {notebook}" for notebook in stamped))
+    made = [path, *stamped, *([csv] if csv != Path(options.new_dataset).expanduser().resolve() else [])]
+    print(f"- git tracks none of these files until you add them; to undo all this: rm {' '.join(map(typed, made))}")
+    print("\nNext, with the tiny encoder that needs neither a GPU nor a download:\n")
+    print(f"  {myself()} --profile paper --datasets {card.name} --encoders panderm_tiny")
+    return 0
+
+
+def myself() -> str:
+    """Returns what to type for this program: `python run_all.py` where that is it, else with paths."""
+    found = shutil.which("python")
+    same = found and os.path.abspath(found) == os.path.abspath(sys.executable)  # noqa: PTH100 - symbolic links matter
+    return f"{'python' if same else typed(Path(sys.executable))} {typed(Path(__file__).resolve())}"
+
+
+def typed(path: Path) -> str:
+    """Returns a path as one would type it here."""
+    return shlex.quote(str(path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Makes the README's pictures anew: docs/contact_sheet.jpg, docs/figure_2a_demo.png and docs/notebook.png.
+
+    make demo && .venv/bin/python scripts/readme_pictures.py
+
+The page of a notebook needs Chromium (Debian: apt-get install chromium); without it, that picture stays as it is.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import nbformat
+import numpy as np
+from nbconvert import HTMLExporter
+from PIL import Image, ImageDraw, ImageFont
+
+from panderm_utils import lesions, manifests, signs
+from panderm_utils.workspace import REPOSITORY, open_workspace
+
+DOCS = REPOSITORY / "docs"
+WIDTH = 1200  # pixels
+
+
+def contact_sheet(columns: int = 8, size: tuple[int, int] = (225, 300)) -> Image.Image:
+    """Draws a row of lesions for each class of the demo dataset, its name in a corner."""
+    rng, rows, card = np.random.default_rng(7), [], manifests.load_dataset_manifest("demo")
+    for name in card.class_names:
+        recipe = signs.recipe_of("demo", name)
+        drawn = [lesions.draw_lesion(signs.draw_signs(recipe, rng), rng, size).image for _ in range(columns)]
+        rows.append(np.hstack(drawn))
+    sheet = Image.fromarray(np.vstack(rows))
+    sheet = sheet.resize((WIDTH, round(WIDTH * sheet.height / sheet.width)), Image.Resampling.LANCZOS)
+    pen, height = ImageDraw.Draw(sheet), sheet.height / card.num_classes
+    for label in range(card.num_classes):
+        at = (8, round((label + 1) * height) - 22)
+        pen.text(
+            at, card.title_of_label(label), "white", ImageFont.load_default(14), stroke_width=2, stroke_fill="#333333"
+        )
+    return sheet
+
+
+def notebook_page(notebook: Path, first: str, last: str) -> Image.Image:
+    """Photographs the cells of an executed notebook from the one whose source begins with `first` to `last`'s."""
+    exporter = HTMLExporter()
+    page = nbformat.read(notebook, as_version=4)
+    starts = [cell.source for cell in page.cells]
+    begin, end = (next(i for i, s in enumerate(starts) if s.startswith(text)) for text in (first, last))
+    page.cells = page.cells[begin : end + 1]
+    html, _ = exporter.from_notebook_node(page)
+    with tempfile.TemporaryDirectory() as folder:
+        source, picture = Path(folder) / "page.html", Path(folder) / "page.png"
+        source.write_text(html, encoding="utf-8")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,3000"]
+        flags += ["--virtual-time-budget=8000", f"--screenshot={picture}"]
+        subprocess.run([shutil.which("chromium"), *flags, source.as_uri()], check=True, capture_output=True)
+        with Image.open(picture) as image:
+            pixels = np.asarray(image.convert("L"))
+            written = np.flatnonzero(pixels.min(axis=1) < 250)
+            return image.convert("RGB").crop((0, 0, image.width, int(written.max()) + 20))
+
+
+def main() -> None:
+    space = open_workspace("demo")
+    contact_sheet().save(DOCS / "contact_sheet.jpg", quality=85)
+    with Image.open(space.figures / "figure_2a.png") as figure:
+        height = round(WIDTH * figure.height / figure.width)
+        figure.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS).save(
+            DOCS / "figure_2a_demo.png", optimize=True
+        )
+    notebook = space.root / "executed/linear_probe/demo-linear_probe-panderm_tiny-seed0.ipynb"
+    if shutil.which("chromium"):
+        page = notebook_page(notebook, "## The answer", "predictions = ")
+        page.quantize(128).save(DOCS / "notebook.png", optimize=True)
+    for path in sorted(DOCS.iterdir()):
+        print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    DOCS.mkdir(exist_ok=True)
+    main()

@@ -1,0 +1,338 @@
+"""Batches run for real: throw-away notebooks, papermill, kernels, signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import psutil
+import pytest
+
+from panderm_utils import batch, encoders, execution, linear_probe, parameters, plan, workspace
+
+ROOT = Path(__file__).parent.parent
+
+PARAMETERS = """\
+dataset = "demo"
+profile = "demo"
+encoder = None
+weights = None
+data_root = None
+weights_root = None
+output_root = None
+seed = 0
+train_fraction = 1.0
+solver = "published"
+batch_size = 64
+behaviour = "by seed"  # what to do
+"""
+SETUP = """\
+import json, os, pathlib, sys, time
+from panderm_utils import workspace
+space = workspace.open_workspace(profile, output_root=output_root)
+run = workspace.run_id(dataset, "linear_probe", encoder, seed, train_fraction=train_fraction, solver=solver)
+folder = space.records / run
+(space.root / f"kernel-{seed}").write_text(str(os.getpid()))
+"""
+# Seed 0: well; 1: fails; 2: its kernel dies; 3: leaves no record; 4: never ends and ignores Ctrl-C; 5: sleeps.
+ACT = """\
+if seed == 1:
+    raise ValueError("row 7 of my.csv\\nhas no image")
+if seed == 2:
+    os._exit(1)
+while seed == 4:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+if seed == 5:
+    time.sleep(600)
+if seed != 3:
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = {"types": [type(train_fraction).__name__, type(batch_size).__name__], "cwd": os.getcwd()}
+    seen |= {"threads": os.environ.get("OMP_NUM_THREADS"), "prefix": sys.prefix}
+    (folder / "predictions.csv").write_text("filename\\n")
+    (folder / "record.json").write_text(json.dumps({"run_id": run, "status": "done", "seen": seen}))
+"""
+DRAW = """\
+from panderm_utils import workspace
+space = workspace.open_workspace(profile, output_root=output_root)
+space.figures.mkdir(exist_ok=True)
+(space.figures / "figure.txt").write_text(" ".join(sorted(p.name for p in space.records.iterdir())))
+"""
+
+
+def write_notebook(path, parameters, *sources):
+    cells = [nbformat.v4.new_markdown_cell("# title", id="title")]
+    cells.append(nbformat.v4.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}))
+    cells += [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebooks")
+    for dataset in ("ham10000", "demo"):
+        write_notebook(folder / f"linear_probe/{dataset}.ipynb", PARAMETERS.replace("demo", dataset, 1), SETUP, ACT)
+    write_notebook(folder / "paper/figure.ipynb", 'profile = "demo"\noutput_root = None\n', DRAW)
+    return folder
+
+
+@pytest.fixture
+def space(tmp_path):
+    return workspace.open_workspace("demo", output_root=tmp_path)
+
+
+def make(space, notebooks, **selection):
+    selection = {"datasets": ["demo"], "encoders": ["random_tiny"], **selection}
+    return plan.make_plan(space, notebooks=notebooks, **selection)
+
+
+def fake_record(folder, **changes):
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps({"run_id": folder.name, "status": "done", **changes}))
+    (folder / "predictions.csv").write_text("filename\n")
+
+
+def alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, notebooks):
+    """A batch of four runs of which one ends well, and the same batch again."""
+    space = workspace.open_workspace("demo", output_root=tmp_path_factory.mktemp("mixed"))
+    planned = make(space, notebooks, seeds=[0, 1, 2, 3], given=["train_fraction=1", "batch_size=8"])
+    user = tmp_path_factory.mktemp("user")  # whose own python3 kernel is another one, and no good
+    (user / "kernels/python3").mkdir(parents=True)
+    kernel = {"argv": ["false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (user / "kernels/python3/kernel.json").write_text(json.dumps(kernel))
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("PATH", user), ("DATA_DIR", user), ("PREFER_ENV_PATH", "0")):
+            patch.setenv(f"JUPYTER_{name}", str(value))
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        first = batch.run_batch(planned, jobs=2, say=said.append)
+    return space, planned, first, said
+
+
+def test_one_failure_does_not_stop_the_rest_and_each_says_where_and_why(mixed):
+    space, _, outcomes, said = mixed
+    assert [o.status for o in outcomes] == ["done", "failed", "failed", "failed", "done"]
+    assert (outcomes[1].cell, outcomes[1].error) == ("cell-1", "ValueError: has no image")
+    assert outcomes[2].cell == "cell-1"
+    assert "died" in outcomes[2].error
+    assert "without leaving a whole record" in outcomes[3].error
+    assert batch.exit_status(outcomes) == 1
+    text = batch.describe_outcomes(outcomes)
+    assert "cell cell-1: ValueError: has no image" in text
+    assert str(outcomes[1].job.log) in text
+    assert "2 done, 3 failed" in text
+    assert [line[:5] for line in said if line.startswith("[")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]", "[1/1]"]
+    for seed in range(4):
+        assert not alive(int((space.root / f"kernel-{seed}").read_text()))
+
+
+def test_executed_notebooks_are_kept_whole_or_marked_as_failed(mixed):
+    space, _, _, _ = mixed
+    name = "demo-linear_probe-random_tiny-seed"
+    kept = sorted(p.name for p in (space.root / "executed/linear_probe").iterdir())
+    assert kept == [f"{name}0.ipynb", *[f"{name}{seed}.failed.ipynb" for seed in (1, 2, 3)]]
+    assert sorted(p.suffix for p in (space.root / "logs").iterdir()) == [".log"] * 5
+
+
+def test_the_kernel_is_the_projects_own_and_sees_exact_types(mixed):
+    space, *_ = mixed
+    seen = json.loads((space.records / "demo-linear_probe-random_tiny-seed0/record.json").read_text())["seen"]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    expected = {"types": ["float", "int"], "cwd": str(ROOT), "threads": str(max(1, cores // 2)), "prefix": sys.prefix}
+    assert seen == expected
+
+
+def test_what_is_done_is_skipped_and_drawings_follow_their_inputs(mixed, notebooks):
+    space, *_ = mixed
+    again = make(space, notebooks, seeds=[0])
+    figure = space.figures / "figure.txt"
+    assert figure.read_text() == "demo-linear_probe-random_tiny-seed0"
+
+    def statuses(**options):
+        return [o.status for o in batch.run_batch(again, say=lambda line: None, **options)]
+
+    assert statuses() == ["skipped", "skipped"]
+    fake_record(space.records / "another-run")
+    assert statuses() == ["skipped", "done"]
+    assert figure.read_text() == "another-run demo-linear_probe-random_tiny-seed0"
+    figure.unlink()
+    assert statuses() == ["skipped", "done"]
+    assert figure.is_file()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "record.json").write_text('{"run_id": '),
+        lambda folder: (folder / "record.json").write_text("[]"),
+        lambda folder: (folder / "record.json").unlink(),
+        lambda folder: (folder / "predictions.csv").unlink(),
+        lambda folder: folder.rename(folder.with_name("renamed")),
+    ],
+)
+def test_only_a_whole_record_of_the_run_counts(tmp_path, damage):
+    fake_record(tmp_path / "run")
+    assert plan.is_done(tmp_path / "run")
+    damage(tmp_path / "run")
+    assert not plan.is_done(tmp_path / "run")
+    assert not plan.is_done(tmp_path / "renamed")
+
+
+def test_a_record_of_a_run_under_way_does_not_count(tmp_path):
+    fake_record(tmp_path / "run", status="running")
+    assert not plan.is_done(tmp_path / "run")
+
+
+def test_an_old_record_does_not_vouch_for_a_forced_run(space, notebooks):
+    planned = make(space, notebooks, seeds=[3])
+    fake_record(planned.runs[0].record)
+    assert batch.run_batch(planned, force=True, say=lambda line: None)[0].status == "failed"
+
+
+def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, monkeypatch):
+    monkeypatch.setattr(execution, "GRACE", 1.0)
+    planned = make(space, notebooks, seeds=[4])
+    mark = space.root / "kernel-4"  # the clock jumps once the kernel is there, however long that takes
+
+    def clock():
+        return time.monotonic() + (20 if mark.is_file() and mark.read_text() else 0)
+
+    monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=clock))
+    outcomes = batch.run_batch(planned, timeout=20, say=lambda line: None)
+    assert outcomes[0].status == "failed"
+    assert "longer than 20 s" in outcomes[0].error
+    assert not alive(int((space.root / "kernel-4").read_text()))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_no_kernel_and_no_half_record(space, notebooks, sent):
+    code = "import sys, pathlib, run_all; sys.exit(run_all.main(sys.argv[2:], pathlib.Path(sys.argv[1])))"
+    arguments = ["--datasets", "demo", "--encoders", "random_tiny", "--seeds", "5", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, notebooks, *arguments, "--output-root", space.root.parent],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    mark = space.root / "kernel-5"
+    until = time.monotonic() + 90
+    while not (mark.is_file() and mark.read_text()) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    kernel = int(mark.read_text())
+    assert kernel in {child.pid for child in family}
+    process.send_signal(sent)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    assert "2 interrupted" in output
+    assert not space.records.exists()
+    assert list((space.root / "executed/linear_probe").iterdir()) == []
+
+
+def test_a_run_that_another_process_executes_is_left_alone(space, notebooks):
+    planned = make(space, notebooks, seeds=[0])
+    me = psutil.Process()
+    mark = planned.runs[0].log.with_suffix(".pid")
+    mark.parent.mkdir(parents=True)
+    mark.write_text(json.dumps([me.pid, me.create_time()]))
+    outcome = batch.run_batch(planned, say=lambda line: None)[0]
+    assert outcome.status == "failed"
+    assert f"kill -INT -- -{me.pid}" in outcome.error
+    mark.write_text(json.dumps([me.pid, me.create_time() - 100]))  # the number of a process that ended long ago
+    assert execution.running_elsewhere(planned.runs[0]) is None
+
+
+def test_missing_data_and_weights_are_reported_and_start_nothing(tmp_path, notebooks):
+    space = workspace.open_workspace("paper", tmp_path / "data", tmp_path / "weights", tmp_path)
+    planned = make(space, notebooks, datasets=["ham10000"], encoders=["panderm_large", "random_tiny"])
+    outcomes = batch.run_batch(planned, say=lambda line: None)
+    assert [o.status for o in outcomes[:2]] == ["missing", "missing"]
+    assert str(tmp_path / "data/HAM10000_clean/ISIC2018_splits/HAM_clean.csv") in outcomes[1].error
+    assert "https://drive.google.com" in outcomes[1].error
+    assert str(tmp_path / "weights/panderm_ll_data6_checkpoint-499.pth") in outcomes[0].error
+    assert batch.exit_status(outcomes) == 1
+    assert not space.root.exists()
+    text = plan.describe_plan(planned)
+    assert "CC BY-NC-ND 4.0" in text
+    assert "0 done, 0 to run, 2 missing" in text
+
+
+def test_what_is_there_is_found(tmp_path, notebooks):
+    space = workspace.open_workspace("paper", tmp_path / "data", tmp_path / "weights", tmp_path)
+    csv = tmp_path / "data/HAM10000_clean/ISIC2018_splits/HAM_clean.csv"
+    csv.parent.mkdir(parents=True)
+    csv.touch()
+    weights = tmp_path / "weights/panderm_ll_data6_checkpoint-499.pth"
+    weights.parent.mkdir()
+    weights.touch()
+    selection = {"datasets": ["ham10000"], "encoders": ["panderm_large"]}
+    assert [need.name for need in make(space, notebooks, **selection).runs[0].missing] == ["ham10000"]  # no images yet
+    (tmp_path / "data/HAM10000_clean/ISIC2018").mkdir()
+    assert make(space, notebooks, **selection).runs[0].missing == ()
+    weights.rename(tmp_path / "mine.pth")
+    assert make(space, notebooks, **selection, given=[f"weights={tmp_path}/mine.pth"]).runs[0].missing == ()
+
+
+def test_settings_name_the_run_and_speed_does_not(space, notebooks):
+    given = ["train_fraction=0.1", "solver=converged", "batch_size=8"]
+    run = make(space, notebooks, given=given).runs[0]
+    assert run.name == "demo-linear_probe-random_tiny-seed0-solver_converged-train_fraction_0.1"
+    assert run.parameters["batch_size"] == 8
+    assert run.record == space.records / run.name
+
+
+def test_all_of_a_profile_in_its_order(space, notebooks):
+    planned = make(space, notebooks, datasets=["demo", "ham10000"], encoders=[], seeds=[2, 1])
+    names = [(run.parameters["seed"], run.parameters["encoder"], run.notebook.stem) for run in planned.runs]
+    encoders, datasets = ("panderm_tiny", "random_tiny"), ("demo", "ham10000")
+    assert names == [(seed, e, d) for seed in (2, 1) for e in encoders for d in datasets]
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"datasets": ["ham1000"]}, "did you mean 'ham10000'"),
+        ({"encoders": ["panderm_larg"]}, "did you mean 'panderm_large'"),
+        ({"encoders": ["timm:vit_tiny_patch16_224x"]}, "timm:vit_tiny_patch16_224"),
+        ({"protocols": ["linear_prob"]}, "did you mean 'linear_probe'"),
+        ({"given": ["trian_fraction=0.1"]}, "did you mean -p train_fraction=0.1"),
+        ({"given": ["batch_size=many"]}, "not a whole number"),
+        ({"given": ["train_fraction=nan"]}, "not a number"),
+        ({"given": ["solver=newton"]}, "no such solver; write one of published, converged, sklearn"),
+        ({"given": ["train_fraction=0"]}, "write a number above 0, up to 1"),
+        ({"given": ["batch_size=0"]}, "write 1 or more"),
+        ({"given": ["wieghts=x.pth"]}, "did you mean -p weights=x.pth"),
+        ({"given": ["seed=3"]}, "write --seeds 3"),
+        ({"given": ["solver"]}, "write -p solver=VALUE"),
+        ({"datasets": ["ddi"]}, "python run_all.py --sync"),
+        ({"given": ["weights=x.pth"], "encoders": ["panderm_tiny", "random_tiny"]}, "name one with --encoders"),
+    ],
+)
+def test_what_is_unknown_is_an_error_before_anything_runs(space, notebooks, selection, message):
+    with pytest.raises(plan.PlanError, match=message):
+        make(space, notebooks, **selection)
+
+
+def test_the_choices_are_those_of_the_package():
+    assert {"solver": tuple(linear_probe.SOLVERS), "precision": tuple(encoders.PRECISIONS)} == parameters.CHOICES
+
+
+def test_all_problems_are_told_at_once(space, notebooks):
+    with pytest.raises(plan.PlanError) as told:
+        make(space, notebooks, datasets=["x"], encoders=["y"], given=["z=1", "seed=2"])
+    assert len(str(told.value).splitlines()) == 4
