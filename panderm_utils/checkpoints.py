@@ -3,6 +3,7 @@
 Nothing in a file is ever executed: pickles are read with `weights_only=True`, and one that asks for more is refused.
 """
 
+import argparse
 import contextlib
 import functools
 import hashlib
@@ -29,8 +30,12 @@ class EncoderError(ValueError):
     """An encoder cannot be made as asked; the message names the file and the remedy."""
 
 
-def where_to_get(manifest: EncoderManifest) -> str:
-    """Returns one sentence that names the right file of an encoder and its source."""
+def where_to_get(manifest: EncoderManifest | None) -> str:
+    """Returns one sentence that names the right file of an encoder, or of a fine-tuned model (None), and its source."""
+    if manifest is None:
+        return (
+            "The right file is best.safetensors of a fine-tuning run here, or checkpoint-best.pth of one of upstream's."
+        )
     sources = "; ".join(" ".join(part for part in (a.what, a.url, a.note) if part) for a in manifest.access)
     name = manifest.weights_file or "timm's own"
     return f"The right file is {name}, from: {sources or 'see data_manifests/encoders.yaml'}."
@@ -64,8 +69,13 @@ def check_digest(path: Path, manifest: EncoderManifest) -> str:
     return digest
 
 
-def read_tensors(path: Path, manifest: EncoderManifest) -> dict[str, Tensor]:
+def read_tensors(path: Path, manifest: EncoderManifest | None) -> dict[str, Tensor]:
     """Reads the state dict of a .pth, .pt, .bin or .safetensors file, on the CPU, executing nothing in it.
+
+    Args:
+        path: the file.
+        manifest: the encoder that it should hold; None: a fine-tuned model, which may lie beside an
+            `argparse.Namespace`, as upstream leaves it.
 
     Returns:
         The tensors by the names they have in the file (those under `state_dict` where there is such an entry).
@@ -101,7 +111,9 @@ def read_tensors(path: Path, manifest: EncoderManifest) -> dict[str, Tensor]:
     if (record := _damaged_record(path)) is not None:
         raise EncoderError(f"{path}: damaged: the checksum of {record} in it is wrong. {remedy}")
     try:
-        with warnings.catch_warnings():
+        # A Namespace is a bare holder of values: restoring one runs no code of the file's.
+        known = [argparse.Namespace] if manifest is None else []
+        with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")  # torch's doubts about a foreign pickle: the messages below say more
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError) as error:
@@ -120,10 +132,12 @@ def _damaged_record(path: Path) -> str | None:
         return "the index"
 
 
-def _explain_refusal(path: Path, manifest: EncoderManifest, remedy: str, error: Exception) -> str:
+def _explain_refusal(path: Path, manifest: EncoderManifest | None, remedy: str, error: Exception) -> str:
     """Says why torch refused a pickle, by disassembling it; disassembling executes nothing."""
     wanted, strings = _disassemble(path)
-    if "argparse.Namespace" in wanted and "model" in strings:
+    if manifest is None:
+        wanted.discard("argparse.Namespace")
+    elif "argparse.Namespace" in wanted and "model" in strings:
         return fine_tuned_message(path, manifest, strings & {"args", "epoch", "model", "optimizer", "scaler"})
     if isinstance(error, pickle.UnpicklingError) and wanted:
         calls = ", ".join(sorted(wanted))
@@ -172,9 +186,10 @@ def fine_tuned_message(path: Path, manifest: EncoderManifest, entries: set[str])
     )
 
 
-def _unwrap(content: object, path: Path, manifest: EncoderManifest) -> dict[str, Tensor]:
+def _unwrap(content: object, path: Path, manifest: EncoderManifest | None) -> dict[str, Tensor]:
     """Returns the state dict within what a file held; refuses anything but tensors in it."""
-    if isinstance(content, dict) and isinstance(content.get("model"), dict) and manifest.architecture == "beit":
+    pretrained = manifest is not None and manifest.architecture == "beit"
+    if pretrained and isinstance(content, dict) and isinstance(content.get("model"), dict):
         raise EncoderError(fine_tuned_message(path, manifest, {str(key) for key in content}))
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -15,7 +15,7 @@ from panderm_utils.checks import check_pixels, check_repeats, check_table, find_
 from panderm_utils.csv_tables import DataError, Problems, read_text
 from panderm_utils.image_files import ImageError, open_image
 from panderm_utils.manifests import DatasetManifest
-from panderm_utils.splits import SPLITS, label_fraction, propose_splits
+from panderm_utils.splits import SPLITS, fine_tune_fraction, label_fraction, propose_splits
 
 __all__ = [
     "SPLITS",
@@ -24,6 +24,7 @@ __all__ = [
     "ImageError",
     "class_counts",
     "describe",
+    "fine_tune_fraction",
     "label_fraction",
     "leakage_table",
     "load_dataset",

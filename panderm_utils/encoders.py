@@ -67,12 +67,12 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images [N, 3, 224, 224] on any device to float32 features [N, D] on the encoder's device."""
-        return self._features(images, PRECISIONS[self.precision])
+        return self._features(images, self.precision)
 
     @torch.no_grad()  # not inference_mode: a probe may be trained on these features
-    def _features(self, images: Tensor, dtype: torch.dtype | None) -> Tensor:
+    def _features(self, images: Tensor, precision: str) -> Tensor:
         images = images.to(self.device, non_blocking=True)
-        with _exact_float32(self.device) if dtype is None else torch.autocast(self.device.type, dtype):
+        with arithmetic(self.device, precision):
             return self.model(images).float()
 
     @cached_property
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         with `same_fingerprint`. The hash, of 16 features rounded to half a standard deviation, is for the eye: noise
         of 1e-4 changes it in about one model of a hundred, and then the values decide.
         """
-        features = self._features(fingerprint_image()[None], dtype=None)[0].cpu().double().numpy()
+        features = self._features(fingerprint_image()[None], "fp32")[0].cpu().double().numpy()
         spread = features[np.linspace(0, len(features) - 1, 16).astype(int)] / features.std()
         coarse = np.round(2 * spread).astype(int).tolist()
         values = " ".join(f"{value:+.4f}" for value in features[:8])
@@ -117,8 +117,8 @@ def load_encoder(
             had. ManifestError: no encoder has that name.
     """
     manifest = name if isinstance(name, EncoderManifest) else load_encoder_manifest(name)
-    chosen = _choose_device(device)
-    _check_precision(precision, chosen)
+    chosen = choose_device(device)
+    check_precision(precision, chosen)
     if manifest.layout == "none":
         if weights is not None:
             raise EncoderError(f"{weights}: {manifest.name} is random by design; leave `weights` out.")
@@ -217,7 +217,8 @@ def _converter(manifest: EncoderManifest, model: nn.Module) -> Callable | None:
     return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
 
 
-def _choose_device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """Returns the device of a name; "auto" is a GPU if there is one. Raises EncoderError if it is not to be had."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -229,7 +230,8 @@ def _choose_device(device: str) -> torch.device:
     return chosen
 
 
-def _check_precision(precision: str, device: torch.device) -> None:
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises EncoderError if the device cannot compute in this precision."""
     if precision not in PRECISIONS:
         raise EncoderError(f"precision {precision!r} is unknown; valid are {', '.join(PRECISIONS)}.")
     if precision == "fp16" and device.type == "cpu":
@@ -239,8 +241,13 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise EncoderError(f"{name} has no bfloat16 arithmetic; use fp16 or fp32 on this device.")
 
 
-def _exact_float32(device: torch.device) -> contextlib.AbstractContextManager:
-    """Keeps convolutions on a GPU in float32: cuDNN would otherwise round their inputs to TF32, ten bits."""
+def arithmetic(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Computes in a precision within a `with`: autocast, or float32 in which convolutions on a GPU stay float32 too.
+
+    cuDNN would otherwise round their inputs to TF32, ten bits.
+    """
+    if PRECISIONS[precision] is not None:
+        return torch.autocast(device.type, PRECISIONS[precision])
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)

@@ -8,7 +8,8 @@ import sys
 
 from panderm_utils.workspace import REPOSITORY
 
-VERSIONS_OF = ("torch", "torchvision", "timm", "numpy", "pandas", "scipy", "scikit-learn", "pillow", "panderm_utils")
+VERSIONS_OF = ("torch", "torchvision", "timm", "accelerate", "numpy", "pandas", "scipy", "scikit-learn", "pillow")
+VERSIONS_OF += ("panderm_utils",)
 
 
 def describe_environment() -> dict:

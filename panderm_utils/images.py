@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from panderm_utils.image_files import ImageError, open_image
 
 RESIZED, CROPPED = 256, 224  # shorter side after resizing, side of the centre crop, in pixels
-MAX_RESIZED = 1_000 * RESIZED**2  # pixels; a strip of one pixel's width would otherwise fill the memory
+MAX_ASPECT = 1_000  # of an image; a strip of one pixel's width would otherwise fill the memory
 EVALUATION_MEAN = (0.485, 0.456, 0.406)
 EVALUATION_STD = (0.228, 0.224, 0.225)  # 0.228 for red, not ImageNet's 0.229: upstream's, so published numbers need it
 
@@ -52,18 +52,36 @@ def resize_and_crop(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: The aspect ratio is beyond 1,000.
     """
-    width, height = image.size
-    # The longer side is truncated and the offsets are rounded halves to even, both as torchvision does.
+    resized = resize_shorter(image)
+    left, top = (round((side - CROPPED) / 2) for side in resized.size)  # halves to even, as torchvision does
+    return resized.crop((left, top, left + CROPPED, top + CROPPED))
+
+
+def resize_shorter(image: Image.Image) -> Image.Image:
+    """Resizes the shorter side to 256, bilinear and antialiased, as torchvision's Resize(256) does.
+
+    Raises:
+        ImageError: The aspect ratio is beyond 1,000.
+    """
+    size = resized_size(image.size, RESIZED)
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+
+
+def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Returns width and height after resizing the shorter side to `shorter` pixels; the longer side is truncated.
+
+    Raises:
+        ImageError: The aspect ratio is beyond 1,000.
+    """
+    width, height = size
     short = min(width, height)
-    size = (int(RESIZED * width / short), int(RESIZED * height / short))
-    if size[0] * size[1] > MAX_RESIZED:
+    resized = (int(shorter * width / short), int(shorter * height / short))
+    if max(size) > MAX_ASPECT * short:
         raise ImageError(
-            f"an image of {width} x {height} pixels would be {size[0]} x {size[1]} after resizing; "
+            f"an image of {width} x {height} pixels would be {resized[0]} x {resized[1]} after resizing; "
             "crop it to an aspect ratio below 1,000"
         )
-    left, top = (round((side - CROPPED) / 2) for side in size)
-    resized = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + CROPPED, top + CROPPED))
+    return resized
 
 
 class ImageFiles(Dataset):

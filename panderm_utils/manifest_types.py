@@ -173,6 +173,9 @@ class Profile:
 
     Attributes:
         quick: The datasets that `run_all.py` runs when none are named; empty: all of them.
+        fine_tune_quick, fine_tune_encoders: The same of fine-tuning, which costs more; empty: as of the others. It
+            takes encoders of PanDerm's architecture only.
+        fine_tune_recipe: What fine-tuning changes of the published recipe.
     """
 
     name: str
@@ -182,6 +185,9 @@ class Profile:
     protocols: tuple[str, ...]
     seeds: tuple[int, ...]
     quick: tuple[str, ...] = ()
+    fine_tune_quick: tuple[str, ...] = ()
+    fine_tune_encoders: tuple[str, ...] = ()
+    fine_tune_recipe: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
 
 def _escape(text: str) -> str:

@@ -57,6 +57,14 @@ STUDIES = {
         teaches="how a frozen encoder is judged: splits and leakage, features, a logistic regression and its penalty, "
         "metrics for unequal classes and their intervals, and how to look at mistakes",
     ),
+    "fine_tune": Study(
+        title="fine-tuning",
+        question="How much better does the whole network become when it, too, learns the dataset?",
+        reproduces="comparison of fine-tuning with linear probing (Supplementary Table 2)",
+        seconds_an_image=100.0,  # 50 epochs of three forward passes' work
+        teaches="the published recipe step by step: augmentation, mixing of images, layer-wise learning rates, the "
+        "choice of an epoch on the val split, test-time augmentation, and how to stop and resume a training",
+    ),
 }
 
 

@@ -102,7 +102,8 @@ def settle_parameters(path: Path, given: dict[str, str], problems: list[str]) ->
             continue
         if wanted := _refusal(name, own[name]):
             problems.append(f"-p {name}={text}: no such {name}; write {wanted}")
-    return own, {name: value for name, value in {**defaults, **own}.items() if name in DEFAULT_SETTINGS}
+    usual = DEFAULT_SETTINGS.get(path.parent.name, {})
+    return own, {name: value for name, value in {**defaults, **own}.items() if name in usual}
 
 
 def _refusal(name: str, value) -> str:
@@ -114,13 +115,22 @@ def _refusal(name: str, value) -> str:
     return "1 or more" if name in ("batch_size", "replicates") and value < 1 else ""
 
 
+def _literal(text: str):
+    """A number, a truth value or None where the text is one, else the text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if value is None or isinstance(value, bool | int | float) else text
+
+
 def _convert(text: str, default):
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
         return text.lower() == "true"
     if default is None:
-        return None if text == "None" else text
+        return _literal(text)
     value = type(default)(text)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(text)

@@ -17,6 +17,7 @@ from panderm_utils.workspace import REPOSITORY, Workspace
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 CANONICAL = "ham10000"  # the notebook of each protocol from which its siblings are stamped
+FINE_TUNE = "fine_tune"  # the protocol that takes fewer encoders, and in the demo fewer datasets
 PAPER = "paper"  # the folder of the notebooks that draw from records and run nothing
 
 
@@ -103,6 +104,8 @@ def make_plan(
     profile = manifests.load_profile(space.profile)
     if list(datasets) == ["all"]:
         datasets = profile.datasets
+    tuned = _narrowed(profile, datasets, encoders)
+    asked = bool(encoders) and FINE_TUNE in protocols
     datasets = tuple(dict.fromkeys(datasets or profile.quick or profile.datasets))
     encoders = tuple(dict.fromkeys(encoders or profile.encoders))
     protocols = tuple(dict.fromkeys(protocols or profile.protocols))
@@ -111,16 +114,23 @@ def make_plan(
     given = split_given(given, encoders, problems)
     cards = {name: _load(manifests.load_dataset_manifest, name, problems) for name in datasets}
     models = {name: _load(_load_encoder, name, problems) for name in encoders}
+    unfit = [name for name, model in models.items() if model and model.architecture != "beit"]
+    if asked and unfit:
+        problems.append(f"encoder {', '.join(unfit)}: fine-tuning takes PanDerm's architecture only; leave it out")
     known = list_protocols(notebooks)
     problems += [unknown("protocol", name, known, "") for name in protocols if name not in known]
     for name, card in cards.items():
         if card and card.own and space.synthetic:
             problems.append(f"dataset {name} is your own, no demo; write --profile paper --datasets {name}")
-    studies = {}
-    for protocol, name in product(protocols, datasets):
-        if protocol in known:
-            path = notebooks / protocol / f"{name if cards[name] else CANONICAL}.ipynb"
-            studies[protocol, name] = path, settle_parameters(path, given, problems)
+    studies, paths = {}, {}
+    for protocol, name in product([p for p in protocols if p in known], datasets):
+        paths[protocol, name] = notebooks / protocol / f"{name if cards[name] else CANONICAL}.ipynb"
+    named = {protocol: _parameter_names(notebooks / protocol) for protocol in protocols if protocol in known}
+    for (protocol, name), path in paths.items():
+        # What another of the protocols takes is not unknown, only not for this one.
+        elsewhere = set().union(*named.values()) - named[protocol]
+        mine = {key: value for key, value in given.items() if key not in elsewhere}
+        studies[protocol, name] = path, settle_parameters(path, mine, problems)
     if problems:
         raise PlanError("\n".join(dict.fromkeys(problems)))
 
@@ -131,6 +141,8 @@ def make_plan(
     runs = []
     # Datasets innermost: two jobs at once then rarely draw or read the same images, and later seeds find the features.
     for seed, protocol, encoder, dataset in product(chosen_seeds, protocols, encoders, datasets):
+        if protocol == FINE_TUNE and (encoder in unfit or dataset not in tuned[0] or encoder not in tuned[1]):
+            continue
         path, (own, settings) = studies[protocol, dataset]
         name = workspace.run_id(dataset, protocol, encoder, seed, **settings)
         runs.append(
@@ -145,6 +157,22 @@ def make_plan(
             )
         )
     return Plan(space, tuple(runs), _plan_drawings(space, chosen_seeds[0], notebooks))
+
+
+def _narrowed(profile: manifests.Profile, datasets: Sequence[str], encoders: Sequence[str]) -> tuple:
+    """Returns the datasets and encoders of fine-tuning: those named, else the profile's own choice for it."""
+    return (
+        datasets or profile.fine_tune_quick or profile.quick or profile.datasets,
+        encoders or profile.fine_tune_encoders or profile.encoders,
+    )
+
+
+def _parameter_names(folder: Path) -> set[str]:
+    """The parameters of a protocol's canonical notebook; none where it cannot be read, which is reported elsewhere."""
+    try:
+        return set(read_parameters(folder / f"{CANONICAL}.ipynb"))
+    except PlanError:
+        return set()
 
 
 def list_protocols(notebooks: Path = NOTEBOOKS) -> list[str]:

@@ -96,9 +96,9 @@ def prediction_table(image_ids, y, proba) -> pd.DataFrame:
     return table
 
 
-def read_predictions(folder: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def read_predictions(folder: str | Path, file: str = "predictions.csv") -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Returns true labels [N], class probabilities [N, K] and image names of the record in `folder`."""
-    table = pd.read_csv(Path(folder) / "predictions.csv", dtype=str)  # an image called 001 stays 001
+    table = pd.read_csv(Path(folder) / file, dtype=str)  # an image called 001 stays 001
     columns = table.filter(regex=r"^probability_class_\d+$")
     # Parsed from text by Python's own rule, which gives back the very number that was written.
     if columns.empty:
@@ -140,7 +140,13 @@ def beside_published(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
     return table
 
 
-def save_record(run: Run, metrics: pd.DataFrame, predictions: pd.DataFrame, headline_metric: str) -> Path:
+def save_record(
+    run: Run,
+    metrics: pd.DataFrame,
+    predictions: pd.DataFrame,
+    headline_metric: str,
+    more: dict[str, pd.DataFrame] | None = None,
+) -> Path:
     """Writes the record of a finished run and returns its folder; an older record of the same id is replaced.
 
     The folder is written under a temporary name and renamed, so whatever is killed, no half record is ever seen.
@@ -149,6 +155,7 @@ def save_record(run: Run, metrics: pd.DataFrame, predictions: pd.DataFrame, head
         metrics: Index: metric; columns: at least value, low, high (`metrics.evaluate`).
         predictions: `prediction_table(...)` of the test split.
         headline_metric: The metric that the paper reports for this kind of task.
+        more: Further tables of the record, by file name, such as "history.csv".
     """
     record = {
         "schema": SCHEMA,
@@ -174,7 +181,8 @@ def save_record(run: Run, metrics: pd.DataFrame, predictions: pd.DataFrame, head
     old = run.folder.with_name(f".{run.run_id}.{os.getpid()}.old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    predictions.to_csv(new / "predictions.csv", index=False)
+    for name, table in {**(more or {}), "predictions.csv": predictions}.items():
+        table.to_csv(new / name, index=False)
     text = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
     (new / "record.json").write_text(text + "\n", encoding="utf-8")
     if run.folder.exists():
@@ -209,7 +217,8 @@ def summarise(folder: str | Path) -> pd.DataFrame:
     """
     record = read_record(folder)
     headline = record["metrics"][record["headline_metric"]]
-    encoder, memory = record.get("encoder_facts", {}), record["peak_memory_mb"]
+    encoder = {**record.get("training", {}), **record.get("encoder_facts", {})}
+    memory = record["peak_memory_mb"]
     facts = {
         "run": record["run_id"],
         record["headline_metric"]: "{value:.4f} [{low:.4f}, {high:.4f}]".format(**headline),
@@ -222,7 +231,7 @@ def summarise(folder: str | Path) -> pd.DataFrame:
         "warnings": "\n".join(record["warnings"]) or "none",
         "folder": str(folder),
     }
-    return pd.DataFrame({"record": facts})
+    return pd.DataFrame({"record": {name: fact for name, fact in facts.items() if fact is not None}})
 
 
 def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:

@@ -22,19 +22,43 @@ def label_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
     Raises:
         ValueError: The fraction is not in (0, 1], or so small that no row is left (the smallest usable is named).
     """
+    return _first_part(train.sample(frac=1, random_state=FRACTION_SEED), fraction)
+
+
+def fine_tune_fraction(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    """Returns the rows that the published fine-tuning trains on at a label fraction, in its shuffled order.
+
+    Upstream's rule differs from the linear probe's: the whole table, all splits in file order, is shuffled by
+    `sample(frac=1, random_state=42)`; of its train rows the first `int(n * fraction)` are kept. So the two protocols
+    train on different rows at the same fraction. Not stratified either: a class left without a row warns.
+
+    Args:
+        table: All rows of the dataset, with the column `split`.
+
+    Raises:
+        ValueError: As `label_fraction`.
+    """
+    if "split" not in table:
+        raise ValueError("the table has no column `split`; pass the whole table, study.table, not one of its splits")
+    shuffled = table.sample(frac=1, random_state=FRACTION_SEED)
+    return _first_part(shuffled[shuffled["split"] == "train"], fraction)
+
+
+def _first_part(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    """Returns the first `int(n * fraction)` of n shuffled training rows."""
     n = len(train)
     if not (isinstance(fraction, numbers.Real) and 0 < fraction <= 1):
         raise ValueError(f"train_fraction {fraction!r} is not in (0, 1]; write 1.0 for all {n:,} training rows")
     if n == 0:
-        raise ValueError("there are no training rows to take a fraction of; pass study.split('train')")
+        raise ValueError("there are no training rows to take a fraction of: no row's split is train")
     kept = int(n * fraction)
     if kept < 1:
         smallest = math.ceil(1e6 / n) / 1e6
         raise ValueError(f"train_fraction {fraction} of {n:,} training rows is none; the smallest usable is {smallest}")
-    chosen = train.sample(frac=1, random_state=FRACTION_SEED).head(kept)
+    chosen = train.head(kept)
     lost = sorted(set(train["label"]) - set(chosen["label"])) if "label" in train else []
     if lost:
-        warnings.warn(f"train_fraction {fraction} leaves no training row of the classes {lost}", stacklevel=2)
+        warnings.warn(f"train_fraction {fraction} leaves no training row of the classes {lost}", stacklevel=3)
     return chosen
 
 

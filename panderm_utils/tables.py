@@ -26,7 +26,9 @@ UPSTREAM_COLUMNS = {
 }
 
 
-def linear_probe_scores(runs: pd.DataFrame, profile: str, seed: int = 0, own: bool = False, **settings) -> pd.DataFrame:
+def paper_scores(
+    runs: pd.DataFrame, profile: str, protocol: str = "linear_probe", seed: int = 0, own: bool = False, **settings
+) -> pd.DataFrame:
     """Picks the rows of `records.read_records` that a table or figure of the paper shows, in the profile's order.
 
     Args:
@@ -37,14 +39,18 @@ def linear_probe_scores(runs: pd.DataFrame, profile: str, seed: int = 0, own: bo
     Returns:
         The rows of the profile's datasets, with `dataset_label` and `encoder_label` for people.
     """
-    wanted = {**DEFAULT_SETTINGS, **settings, "seed": seed}
+    wanted = {**DEFAULT_SETTINGS[protocol], **settings, "seed": seed}
+    runs = runs[runs["protocol"] == protocol] if "protocol" in runs else runs
     datasets = list(load_profile(profile).datasets)
     if own:
         others = sorted(set(runs["dataset"]) - set(datasets))
         datasets += [name for name in others if name in list_datasets() and load_dataset_manifest(name).own]
     keep = runs["dataset"].isin(datasets)
     for name, value in wanted.items():
-        keep &= runs[name].eq(value) if name in runs else False
+        if name in runs:
+            keep &= runs[name].isna() if value is None else runs[name].eq(value)
+        else:
+            keep &= value is None
     rows = runs[keep].copy()
     rows["dataset_label"] = [load_dataset_manifest(name).short_title for name in rows["dataset"]]
     rows["encoder_label"] = [load_encoder_manifest(name).title for name in rows["encoder"]]
@@ -136,6 +142,11 @@ def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "
         temporary.replace(path)
         paths.append(path)
     return paths
+
+
+def with_suffix(scores: pd.DataFrame, others: pd.DataFrame, suffix: str) -> pd.DataFrame:
+    """Returns two tables of metrics as one; the second's metrics get a suffix, such as "_tta"."""
+    return pd.concat([scores, others.rename(index=lambda metric: f"{metric}{suffix}")]).rename_axis(scores.index.name)
 
 
 def readable(table: pd.DataFrame, rows: int = 20):

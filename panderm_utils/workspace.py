@@ -18,8 +18,14 @@ FOLDERS = {
     "output_root": ("PANDERM_OUTPUT_ROOT", "outputs"),
 }
 
-# What a run's settings are unless it says otherwise; a setting that differs becomes part of the run's id.
-DEFAULT_SETTINGS = {"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000}
+# What a run's settings are unless it says otherwise; a setting that differs becomes part of the run's id. None: as
+# published, or as the demo profile has it.
+RECIPE = ("epochs", "warmup_epochs", "batch_size", "lr", "layer_decay", "drop_path", "weight_decay", "mixup", "cutmix")
+RECIPE = (*RECIPE, "smoothing", "weighted_sampling", "monitor", "ema_decay")
+DEFAULT_SETTINGS = {
+    "linear_probe": {"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000},
+    "fine_tune": {"train_fraction": 1.0, "precision": "auto", "tta": 5, "replicates": 1000, **dict.fromkeys(RECIPE)},
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,10 @@ class Workspace:
     @property
     def records(self) -> Path:
         return self.root / "records"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
 
     @property
     def figures(self) -> Path:
@@ -87,8 +97,10 @@ def open_workspace(
 def run_id(dataset: str, protocol: str, encoder: str, seed: int, **settings) -> str:
     """Names a run after what it is: `ham10000-linear_probe-panderm_large-seed0`.
 
-    Settings that differ from DEFAULT_SETTINGS are appended in alphabetical order, as in `...-seed0-train_fraction_0.1`.
+    Settings that differ from the protocol's DEFAULT_SETTINGS are appended in alphabetical order, as in
+    `...-seed0-train_fraction_0.1`.
     """
     parts = [dataset, protocol, encoder, f"seed{seed}"]
-    parts += [f"{k}_{v}" for k, v in sorted(settings.items()) if k not in DEFAULT_SETTINGS or v != DEFAULT_SETTINGS[k]]
+    usual = DEFAULT_SETTINGS.get(protocol, {})
+    parts += [f"{k}_{v}" for k, v in sorted(settings.items()) if k not in usual or v != usual[k]]
     return "-".join(re.sub(r"[^A-Za-z0-9._]", ".", str(part)) for part in parts)

@@ -534,7 +534,7 @@ def test_faults_of_profiles_and_published_results(folder, file, old, new, messag
 
 
 def test_a_name_that_no_file_defines_is_found(folder):
-    change(folder / "profiles.yaml", ("quick: [demo, ham10000", "quick: [demo"))
+    change(folder / "profiles.yaml", ("  quick: [demo, ham10000", "  quick: [demo"))
     path = folder / "profiles.yaml"
     path.write_text(path.read_text().replace("dermnet, patch16]", "dermnat, patch16]").replace("random_tiny]", "tiny]"))
     with pytest.raises(ManifestError) as error:

@@ -8,9 +8,11 @@ from pathlib import Path
 import nbclient
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 
 from panderm_utils import manifests, metrics, records, workspace
+from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
 
 pytestmark = pytest.mark.notebooks
 ROOT = Path(__file__).parent.parent
@@ -96,6 +98,25 @@ def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(
     assert forced.returncode == 0, forced.stdout
     assert (folder / "record.json").stat().st_mtime_ns != written
     np.testing.assert_array_equal(records.read_predictions(folder)[1], before)
+
+
+@pytest.mark.parametrize("dataset", ["hiba", "pad_ufes"])
+def test_fine_tuning_leaves_its_record(demo, dataset):
+    """Two epochs: that it runs and what it leaves, not what it learns."""
+    short = ("-p", "epochs=2", "-p", "replicates=50")
+    done = run_all("--protocols", "fine_tune", "--datasets", dataset, *short, output=demo.root.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    (folder,) = demo.records.glob(f"{dataset}-fine_tune-panderm_tiny-seed0-*")
+    record, card = records.read_record(folder), manifests.load_dataset_manifest(dataset)
+    assert (record["settings"]["epochs"], record["training"]["recipe"]["epochs"]) == (2, 2)
+    for file, suffix in (("predictions.csv", ""), ("predictions_tta.csv", "_tta")):
+        y, proba, _ = records.read_predictions(folder, file)
+        assert proba.shape[1] == card.num_classes
+        again = evaluate_fine_tuning(y, proba, replicates=50, seed=0)
+        for metric, numbers in again.iterrows():
+            assert record["metrics"][f"{metric}{suffix}"]["value"] == pytest.approx(numbers["value"], abs=1e-12)
+    assert len(pd.read_csv(folder / "history.csv")) == 2
+    assert (demo.checkpoints / folder.name / "best.safetensors").is_file()
 
 
 def run_all_cells(path, output, monkeypatch):

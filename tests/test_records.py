@@ -35,7 +35,10 @@ def test_run_ids_say_what_differs():
     )
     named = workspace.run_id("demo", "linear_probe", "timm:vit/x", 3, solver="converged", train_fraction=0.1)
     assert named == "demo-linear_probe-timm.vit.x-seed3-solver_converged-train_fraction_0.1"
-    assert workspace.run_id("demo", "linear_probe", "e", 0, **workspace.DEFAULT_SETTINGS) == "demo-linear_probe-e-seed0"
+    assert (
+        workspace.run_id("demo", "linear_probe", "e", 0, **workspace.DEFAULT_SETTINGS["linear_probe"])
+        == "demo-linear_probe-e-seed0"
+    )
 
 
 def test_folders_are_settled_by_argument_then_variable_then_default(monkeypatch, tmp_path):

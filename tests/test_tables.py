@@ -20,7 +20,7 @@ def runs(*cells, value=0.92, profile="paper", seed=0, **settings):
         headline = manifests.load_dataset_manifest(dataset).headline_metric
         for i, metric in enumerate(METRICS):
             row = {"run_id": f"{dataset}-{encoder}", "dataset": dataset, "encoder": encoder, "seed": seed}
-            row |= {**DEFAULT_SETTINGS, **settings, "metric": metric, "headline": metric == headline}
+            row |= {**DEFAULT_SETTINGS["linear_probe"], **settings, "metric": metric, "headline": metric == headline}
             rows.append(row | {"value": value - i / 100, "low": value - i / 100 - 0.02, "high": value - i / 100 + 0.02})
     return pd.DataFrame(rows)
 
@@ -28,7 +28,7 @@ def runs(*cells, value=0.92, profile="paper", seed=0, **settings):
 @pytest.fixture
 def scores():
     cells = [("ddi", "dinov2_large"), ("ham10000", "panderm_base"), ("ham10000", "panderm_large")]
-    return tables.linear_probe_scores(runs(*cells), "paper")
+    return tables.paper_scores(runs(*cells), "paper")
 
 
 def test_rows_come_in_the_profiles_order_with_names_for_people(scores):
@@ -49,16 +49,14 @@ def test_only_the_published_settings_and_the_asked_seed_are_shown():
             runs(("demo", "panderm_large"), value=0.2),
         ]
     )
-    assert tables.linear_probe_scores(both, "paper")["value"].max() == 0.9
-    assert len(tables.linear_probe_scores(both, "paper")) == len(METRICS)
-    assert tables.linear_probe_scores(both, "paper", seed=1)["value"].max() == 0.3
-    assert tables.linear_probe_scores(both, "paper", solver="sklearn")["value"].max() == 0.4
+    assert tables.paper_scores(both, "paper")["value"].max() == 0.9
+    assert len(tables.paper_scores(both, "paper")) == len(METRICS)
+    assert tables.paper_scores(both, "paper", seed=1)["value"].max() == 0.3
+    assert tables.paper_scores(both, "paper", solver="sklearn")["value"].max() == 0.4
 
 
 def test_no_records_give_empty_tables_and_all_runs_missing():
-    empty = tables.linear_probe_scores(
-        pd.DataFrame(columns=["dataset", "encoder", "run_id", "metric", "value"]), "paper"
-    )
+    empty = tables.paper_scores(pd.DataFrame(columns=["dataset", "encoder", "run_id", "metric", "value"]), "paper")
     assert empty.empty
     missing = tables.missing_runs(empty, "paper")
     paper = manifests.load_profile("paper")
@@ -71,10 +69,10 @@ def test_figures_and_tables_of_nothing_are_drawn_and_say_so(tmp_path, own):
     """No record at all, or only of own data: the paper's notebooks must still run."""
     space = workspace.open_workspace("paper", output_root=tmp_path)
     if own:
-        run = records.begin_run("linear_probe", "mine", "panderm_tiny", 0, space, **DEFAULT_SETTINGS)
+        run = records.begin_run("linear_probe", "mine", "panderm_tiny", 0, space, **DEFAULT_SETTINGS["linear_probe"])
         metrics = pd.DataFrame(dict.fromkeys(("value", "low", "high"), 0.5), index=list(METRICS))
         records.save_record(run, metrics, records.prediction_table(["a"], [0], [[0.7, 0.3]]), "auroc")
-    scores = tables.linear_probe_scores(records.read_records(space.records, "linear_probe"), "paper")
+    scores = tables.paper_scores(records.read_records(space.records, "linear_probe"), "paper")
     headline = scores[scores["headline"]]
     for figure in (
         plots.figure_2a(headline, tables.encoder_colors(headline)),
@@ -102,7 +100,7 @@ def test_cells_are_value_and_interval(scores):
 
 
 def test_upstreams_table_has_its_columns_and_four_decimals():
-    scores = tables.linear_probe_scores(runs(("ham10000", "panderm_large"), value=0.123456), "paper")
+    scores = tables.paper_scores(runs(("ham10000", "panderm_large"), value=0.123456), "paper")
     text = tables.upstream_results(scores)["panderm_large"].to_csv(index=False)
     assert text == "Dataset,W_F1,AUROC,BACC,ACC,AUPR\nham10000,0.0935,0.0835,0.1135,0.1235,0.0735\n"
 
@@ -159,6 +157,6 @@ def test_own_datasets_come_last_where_asked_for(monkeypatch):
     monkeypatch.setattr(tables, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
     monkeypatch.setattr(tables, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
     rows = runs(("ham10000", "panderm_base"), ("hiba", "panderm_base")).replace({"dataset": {"hiba": "mine"}})
-    found = tables.linear_probe_scores(rows, "paper", own=True)["dataset_label"].unique()
+    found = tables.paper_scores(rows, "paper", own=True)["dataset_label"].unique()
     assert found.tolist() == ["HAM10000", "Mine"]
-    assert tables.linear_probe_scores(rows, "paper")["dataset_label"].unique().tolist() == ["HAM10000"]
+    assert tables.paper_scores(rows, "paper")["dataset_label"].unique().tolist() == ["HAM10000"]

@@ -1,0 +1,276 @@
+"""Times the parts of fine-tuning against the naive way, in interleaved pairs of one run, each goal beside its ratio.
+
+    python -m benchmarks.finetune                     all rows of the goals (about a quarter of an hour on 2 cores)
+    python -m benchmarks.finetune --parts images views
+    python -m benchmarks.finetune --quick             fewer images, three pairs, no steps: a look, not a result
+
+The naive way is the published one: every epoch decodes, resizes and augments each file with torchvision's transforms;
+each test-time view is resized anew; the training step is float32 with attention written out and AdamW's loop.
+Images are read in one process with one thread, which is what a loader's worker has, so that a ratio is one of work, and
+the two ways must agree bit for bit. The host may stall for seconds, so single pairs swing: read the medians.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from benchmarks.features import timed, verdict  # sets TQDM_DISABLE before tqdm is imported
+
+# isort: split
+import panderm_utils  # noqa: F401  (first, as everywhere)
+
+# isort: split
+import torch
+from PIL import Image
+from timm.data.mixup import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from torchvision import transforms
+
+from panderm_utils.augment import IMAGE, VIEWS, TrainingImages, generator_for, tta_views
+from panderm_utils.finetune_model import FineTuneModel
+from panderm_utils.gradients import BatchGradients, make_optimizer
+from panderm_utils.image_copies import ImageCopies
+from panderm_utils.image_files import open_image
+from panderm_utils.manifests import load_encoder_manifest
+from panderm_utils.processes import make_accelerator
+from panderm_utils.recipe import FineTuneRecipe, parameter_groups
+
+MEAN = (0.485, 0.456, 0.406)
+IMAGE_CASES = {  # width, height, suffix: (images, goal)
+    (600, 450, "jpg"): (200, 2.2),
+    (1500, 1500, "jpg"): (40, 7),
+    (1500, 1500, "png"): (20, 15),
+}
+CLASSES, BATCH = 7, 16
+STEPS = {"naive": "fp32", "fp32": "fp32", "bf16": "bf16", "bf16 checkpointed": "bf16"}  # kind of step: precision
+VIEW_CASES = {(600, 450, "jpg"): (40, 1.1), (1500, 1500, "jpg"): (20, 1.8)}
+
+
+def draw_images(folder: Path, count: int, width: int, height: int, suffix: str) -> list[Path]:
+    """Draws skin-like images: smooth colour and fine noise (JPEGs of 100 kB at 600 x 450)."""
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{width}x{height}-{i:03d}.{suffix}" for i in range(count)]
+    for path in paths:
+        coarse = Image.fromarray(rng.integers(90, 230, (24, 32, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
+        noisy = smooth + rng.integers(-12, 13, (height, width, 1), dtype=np.int16)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return paths
+
+
+def published_training_transform() -> transforms.Compose:
+    return transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.RandomResizedCrop(224, scale=(0.75, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomVerticalFlip(),
+            transforms.RandomRotation(45),
+            transforms.ColorJitter(hue=0.2),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, (0.228, 0.224, 0.225)),
+        ]
+    )
+
+
+def published_view() -> transforms.Compose:
+    return transforms.Compose(
+        [
+            transforms.Resize(246, antialias=True),
+            transforms.CenterCrop(224),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomVerticalFlip(),
+            transforms.RandomApply([transforms.RandomRotation((0, 270))], p=0.3),
+            transforms.RandomApply([transforms.ColorJitter(saturation=0.25, hue=0.25)], p=0.3),
+            transforms.Normalize(MEAN, (0.229, 0.224, 0.225)),
+        ]
+    )
+
+
+def compare_training_images(folder: Path, width: int, height: int, suffix: str, count: int, goal: float, pairs: int):
+    """An epoch of training images after the first, whose copies are there, against one that decodes each file."""
+    paths = draw_images(folder, count, width, height, suffix)
+    cached = TrainingImages(paths, [0] * count, seed=0, cache=ImageCopies(folder / "copies"))
+    plain, published = TrainingImages(paths, [0] * count, seed=0), published_training_transform()
+    time.sleep(2.5)  # files this fresh are not copied: their times do not tell yet whether they change
+    _, first = timed(lambda: [cached[i] for i in range(count)])
+    assert len(cached.copies) >= count
+
+    def naively(epoch: int) -> list[torch.Tensor]:
+        images = []
+        for i, path in enumerate(paths):
+            torch.set_rng_state(generator_for(IMAGE, 0, epoch, i, 0).get_state())
+            images.append(published(Image.open(path).convert("RGB")))
+        return images
+
+    ratios, to_uncached, spent = [], [], []
+    for epoch in range(1, pairs + 1):
+        cached.set_epoch(epoch)
+        plain.set_epoch(epoch)
+        expected, naive = timed(naively, epoch)
+        found, ours = timed(lambda: [cached[i][1] for i in range(count)])
+        _, uncached = timed(lambda: [plain[i][1] for i in range(count)])
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), "not bit-equal"
+        ratios.append(naive / ours)
+        to_uncached.append(uncached / ours)
+        spent.append((1000 * naive / count, 1000 * ours / count))
+    naive, ours = (median(times) for times in zip(*spent, strict=True))
+    print(
+        f"training images, {width} x {height} {suffix.upper()}: {verdict(ratios, goal)}; {naive:.1f} -> {ours:.2f} ms "
+        f"an image, first epoch {1000 * first / count:.1f} ms; bit-equal; "
+        f"to this package without copies {median(to_uncached):.2f}",
+        flush=True,
+    )
+
+
+def compare_views(folder: Path, width: int, height: int, suffix: str, count: int, goal: float, pairs: int):
+    """Five test-time views of each file, resized once against resized for each view."""
+    paths = draw_images(folder, count, width, height, suffix)
+    to_tensor, published = transforms.ToTensor(), published_view()
+
+    def naively() -> list[torch.Tensor]:
+        views = []
+        for i, path in enumerate(paths):
+            torch.set_rng_state(generator_for(VIEWS, 0, i).get_state())
+            image = to_tensor(Image.open(path).convert("RGB"))
+            views.append(torch.stack([published(image) for _ in range(5)]))
+        return views
+
+    ratios, spent = [], []
+    for _ in range(pairs):
+        expected, naive = timed(naively)
+        found, ours = timed(lambda: [tta_views(open_image(path), 5, 0, i) for i, path in enumerate(paths)])
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), "not bit-equal"
+        ratios.append(naive / ours)
+        spent.append((1000 * naive / count, 1000 * ours / count))
+    naive, ours = (median(times) for times in zip(*spent, strict=True))
+    print(
+        f"five views from file, {width} x {height} {suffix.upper()}: {verdict(ratios, goal)}; "
+        f"{naive:.1f} -> {ours:.1f} ms an image; bit-equal",
+        flush=True,
+    )
+
+
+class Step:
+    """A training step of a model with relative position bias on random images; `kind` is one of STEPS."""
+
+    def __init__(self, kind: str, encoder: str = "panderm_base", batch: int = BATCH, device: str = "cpu"):
+        self.naive, recipe = kind == "naive", FineTuneRecipe()
+        self.model = FineTuneModel(load_encoder_manifest(encoder), CLASSES).to(device).train()
+        self.images = torch.randn(batch, 3, 224, 224, device=device)
+        self.labels = torch.arange(batch, device=device) % CLASSES
+        if self.naive:
+            for block in self.model.blocks:
+                block.attn.fused_attn = False
+            self.optimizer = torch.optim.AdamW(
+                parameter_groups(self.model, recipe), lr=1e-6, fused=False, foreach=False
+            )
+            self.mixup = Mixup(0.8, 1.0, label_smoothing=0.1, num_classes=CLASSES)
+            self.criterion = SoftTargetCrossEntropy()
+            return
+        self.model.set_grad_checkpointing("checkpointed" in kind)
+        accelerator = make_accelerator(torch.device(device), STEPS[kind], [], Path())
+        model, self.optimizer = accelerator.prepare(self.model, make_optimizer(self.model, recipe))
+        self.gradients = BatchGradients(accelerator, model, recipe, CLASSES, batch, batch)
+
+    def __call__(self) -> None:
+        if self.naive:
+            images, target = self.mixup(self.images.clone(), self.labels)
+            self.criterion(self.model(images), target).backward()
+        else:
+            self.gradients(self.images, self.labels, 0, 0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.images.is_cuda:
+            torch.cuda.synchronize()
+
+
+def peak_memory(kind: str) -> float:
+    """Returns the most memory in GB that a process of its own takes for two steps, torch itself included."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.finetune", "--peak", kind]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def compare_steps(pairs: int) -> None:
+    """Training steps of ViT-B, of all kinds in turn."""
+    memory = {kind: peak_memory(kind) for kind in STEPS}
+    steps = {kind: Step(kind) for kind in STEPS}
+    spent = {kind: [] for kind in STEPS}
+    for turn in range(pairs + 1):
+        for kind, step in steps.items():
+            _, seconds = timed(step)
+            if turn:  # the first makes the optimizer's state
+                spent[kind].append(seconds)
+        if turn:
+            told = ", ".join(f"{kind} {seconds[-1]:.1f} s" for kind, seconds in spent.items())
+            print(f"  pair {turn}: {told}", flush=True)
+    for kind, goal in (("fp32", 1.1), ("bf16", 2), ("bf16 checkpointed", 1.4)):
+        ratios = [naive / ours for naive, ours in zip(spent["naive"], spent[kind], strict=True)]
+        share = memory[kind] / memory["naive"]
+        print(
+            f"training step, ViT-B, batch {BATCH}, {kind}: {verdict(ratios, goal)}; {median(spent['naive']):.2f} -> "
+            f"{median(spent[kind]):.2f} s; peak memory {memory['naive']:.1f} -> {memory[kind]:.1f} GB, {share:.2f}"
+            + (f" (goal 0.6: {'reached' if share <= 0.6 else 'missed'})" if "checkpointed" in kind else ""),
+            flush=True,
+        )
+
+
+def measure_gpu(encoder: str = "panderm_large", batch: int = 128, device: str = "cuda", count: int = 10) -> None:
+    """Speed and memory of the large model on a GPU; upstream's log: 0.85 s a step, 39,406 MiB on an RTX 6000 Ada."""
+    for kind, compiled in (("bf16", False), ("bf16 checkpointed", False), ("bf16", True)):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        step = Step(kind, encoder, batch, device)
+        if compiled:
+            step.model.compile()
+        for _ in range(3):
+            step()
+        seconds = median(timed(step)[1] for _ in range(count))
+        print(
+            f"{torch.cuda.get_device_name()}: {encoder}, batch {batch}, {kind}{', compiled' if compiled else ''}: "
+            f"{seconds:.3f} s a step, {batch / seconds:.0f} images a second, peak "
+            f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB",
+            flush=True,
+        )
+        del step
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a fifth of the images, three pairs, no steps")
+    parser.add_argument("--pairs", type=int, help="interleaved pairs a row (default: 7, quick 3)")
+    parser.add_argument("--parts", nargs="+", choices=("images", "views", "steps"), help="which rows (default: all)")
+    parser.add_argument("--peak", choices=STEPS, help="print the peak memory in GB of two steps, and end")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if given.peak:
+        step = Step(given.peak)
+        step()
+        step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+        sys.exit()
+    pairs = given.pairs or (3 if given.quick else 7)
+    parts = given.parts or (("images", "views") if given.quick else ("images", "views", "steps"))
+    share, threads = 5 if given.quick else 1, torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, {pairs} pairs", flush=True)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        for part, compare, cases in (
+            ("images", compare_training_images, IMAGE_CASES),
+            ("views", compare_views, VIEW_CASES),
+        ):
+            for (width, height, suffix), (count, goal) in cases.items() if part in parts else ():
+                compare(Path(folder), width, height, suffix, count // share, goal, pairs)
+    torch.set_num_threads(threads)
+    if "steps" in parts:
+        compare_steps(pairs)
+        if torch.cuda.is_available():
+            measure_gpu()

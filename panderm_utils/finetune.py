@@ -1,0 +1,245 @@
+"""Fine-tuning as the paper does it: train, stop and resume, keep the best epoch, predict with several views.
+
+    model = load_finetune_model("panderm_base", num_classes=7, seed=recipe.seed)
+    train, val, test = (labelled_images(study, study.split(name)) for name in ("train", "val", "test"))
+    tuned = finetune(model, train, val, recipe, folder)
+    predict(tuned.model, test, tta=5).proba
+
+What was left half done goes on when the same call is made again. The folder holds `last.safetensors` (to go on),
+`best.safetensors` (the result), `history.csv` and `facts.json`.
+
+    python -m torch.distributed.run --standalone --nproc_per_node 2 -m panderm_utils.finetune FOLDER
+
+is what `finetune` runs where `computing.processes` is 2, after it has described the job in FOLDER/job.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from panderm_utils.finetune_model import FineTuneModel, describe, load_finetune_model, load_finetuned, read_facts
+from panderm_utils.prediction import LabelledImages, Predictions, labelled_images, predict
+from panderm_utils.processes import Computing, run_processes
+from panderm_utils.recipe import FineTuneError, FineTuneRecipe, learning_rates, make_recipe, steps_of_epoch
+from panderm_utils.training_loop import Job, Training
+from panderm_utils.training_state import BEST, LAST, check_last, claimed, replace_file, save_model
+
+__all__ = [
+    "Computing",
+    "FineTuneError",
+    "FineTuneModel",
+    "FineTuneRecipe",
+    "FineTuned",
+    "LabelledImages",
+    "Predictions",
+    "describe",
+    "evaluate_only",
+    "finetune",
+    "labelled_images",
+    "learning_rates",
+    "load_finetune_model",
+    "load_finetuned",
+    "make_recipe",
+    "predict",
+    "recipe_table",
+    "steps_of_epoch",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned:
+    """What fine-tuning leaves.
+
+    Attributes:
+        model: Of the best epoch on val, or of the last where there is no val split; on the CPU, in eval mode.
+        history: A row an epoch: epoch, loss, lr (of its last step), val_loss, val_acc, val_recall, val_auroc (two
+            classes), best (whether it was the best so far), seconds, images_per_second.
+        facts: How it was trained, for a record.
+    """
+
+    model: FineTuneModel
+    history: pd.DataFrame = field(repr=False)
+    facts: dict
+
+    def describe(self) -> dict:
+        """The facts that a record keeps, JSON-able."""
+        return {**self.facts, "weights": str(self.model.weights), "weights_sha256": self.model.digest}
+
+
+def finetune(
+    model: FineTuneModel,
+    train: LabelledImages,
+    val: LabelledImages | None,
+    recipe: FineTuneRecipe,
+    folder: str | Path,
+    computing: Computing | None = None,
+    cache: str | Path | None = None,
+    resume: bool = True,
+    on_epoch: Callable[[pd.DataFrame], None] | None = None,
+    trackers: Sequence[str] = (),
+) -> FineTuned:
+    """Fine-tunes a model by the recipe, or goes on with what an earlier call with the same arguments left undone.
+
+    Args:
+        model: Where to begin; left as it was.
+        train: The images that are trained on, those of the fraction where there is one.
+        val: Chooses the best epoch by the monitor, strictly better wins; None or empty: the last epoch is the result.
+        recipe: What to do.
+        folder: Holds the checkpoints of this training and of no other.
+        computing: How to compute; by default as it suits this machine.
+        cache: The folder of 8-bit copies of training images; None decodes every file in every epoch.
+        resume: False begins anew and writes over the folder's checkpoints.
+        on_epoch: Called with the history after each epoch, such as to draw live curves.
+        trackers: Of accelerate, such as "tensorboard" or "wandb"; none is needed, none is contacted unasked.
+
+    Raises:
+        FineTuneError: The folder's checkpoint is of another training (the differences are named), the loss is not
+            finite, memory ran out, or a setting cannot be. KeyboardInterrupt, SystemExit: after the state was saved.
+    """
+    val = None if val is None or not len(val) else val
+    computing, device = (computing or Computing()).settle()
+    folder, cache = Path(folder), None if cache is None else Path(cache)
+    job = Job(model, train, val, recipe, folder, computing, cache, resume, tuple(trackers))
+    _check(job)
+    if computing.processes > 1:
+        _in_processes(job, on_epoch)
+    else:
+        with claimed(folder):
+            _train(job, device, on_epoch)
+    facts = json.loads((folder / "facts.json").read_text())
+    history = pd.DataFrame(read_facts(folder / LAST)["progress"]["history"])
+    return FineTuned(load_finetuned(folder / BEST, model.encoder), history, facts)
+
+
+def evaluate_only(checkpoint: str | Path, encoder: str | None = None) -> FineTuned:
+    """Returns what a fine-tuned checkpoint holds, ours or upstream's, as if it had just been trained.
+
+    Raises:
+        FineTuneError, EncoderError: As `load_finetuned`.
+    """
+    model = load_finetuned(checkpoint, encoder)
+    return FineTuned(model, pd.DataFrame(columns=["epoch", "loss", "lr"]), {"evaluated_only": True, **model.facts})
+
+
+def recipe_table(recipe: FineTuneRecipe) -> pd.DataFrame:
+    """Returns the recipe beside the published one: a row a setting; `note` says where they differ."""
+    published, rows = asdict(FineTuneRecipe()), {}
+    for name, value in asdict(recipe).items():
+        note = "" if value == published[name] else "differs"
+        rows[name] = {"here": str(value), "published": str(published[name]), "note": note}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")
+
+
+def _train(job: Job, device: torch.device, on_epoch: Callable | None = None) -> None:
+    training = Training(job, device, _plain(job.identity()), on_epoch)
+    facts = training.run()
+    if training.main:
+        _write_json(job.folder / "facts.json", facts)
+    training.accelerator.wait_for_everyone()
+
+
+def _check(job: Job) -> None:
+    for name, images in (("train", job.train), ("val", job.val)):
+        if images is None:
+            continue
+        outside = np.setdiff1d(images.y, np.arange(job.model.num_classes))
+        if len(outside):
+            raise FineTuneError(
+                f"{name}: labels {outside[:5].tolist()} are outside 0..{job.model.num_classes - 1}: make the model with"
+                " the manifest's number of classes"
+            )
+    if len(np.unique(job.train.y)) < 2:
+        raise FineTuneError("all training images are of one class; take a larger fraction")
+    if job.val is not None and job.monitor == "auroc" and len(np.unique(job.val.y)) < 2:
+        raise FineTuneError(
+            "all val images are of one class, so AUROC cannot choose the best epoch; pass val=None to keep the last"
+        )
+
+
+def _in_processes(job: Job, on_epoch: Callable | None) -> None:
+    """Describes the job in its folder, starts torchrun on it, and reports its epochs."""
+    folder, seen = job.folder, time.time_ns()
+    with claimed(folder):  # from then on by the first of the processes, since they may outlive this one
+        if not job.resume:
+            (folder / LAST).unlink(missing_ok=True)
+        elif (folder / LAST).exists():
+            check_last(folder / LAST, _plain(job.identity()))  # what is wrong is better said here than in a log
+        where = folder / "job"
+        shutil.rmtree(where, ignore_errors=True)
+        where.mkdir()
+    save_model(where / "start.safetensors", job.model, {"drop_path": job.recipe.drop_path})
+    for name, images in (("train", job.train), ("val", job.val)):
+        if images is not None:
+            np.savez(where / f"{name}.npz", **{k: v for k, v in vars(images).items() if v is not None})
+    settings = {"recipe": asdict(job.recipe), "computing": asdict(job.computing), "trackers": list(job.trackers)}
+    cache = None if job.cache is None else str(job.cache.absolute())
+    _write_json(where / "job.json", {**settings, "cache": cache, "val": job.val is not None})
+
+    def look() -> None:
+        nonlocal seen
+        file = folder / "history.csv"
+        if on_epoch is not None and file.exists() and file.stat().st_mtime_ns > seen:
+            seen = file.stat().st_mtime_ns
+            on_epoch(pd.read_csv(file))
+
+    try:
+        run_processes(
+            "panderm_utils.finetune", [str(folder.absolute())], job.computing.processes, folder / "log.txt", look
+        )
+    except FineTuneError as error:
+        if (where / "error.txt").exists():
+            raise FineTuneError((where / "error.txt").read_text()) from error
+        raise
+    shutil.rmtree(where)
+
+
+def main(folder: Path) -> None:
+    """Does the job that is described in a folder; one of several processes that torchrun started."""
+    where = folder / "job"
+    settings = json.loads((where / "job.json").read_text())
+    model = load_finetuned(where / "start.safetensors")
+    model.digest = model.facts["encoder_digest"]
+    with np.load(where / "train.npz") as arrays:
+        train = LabelledImages(**arrays)
+    val = None
+    if settings["val"]:
+        with np.load(where / "val.npz") as arrays:
+            val = LabelledImages(**arrays)
+    recipe, computing = FineTuneRecipe(**settings["recipe"]), Computing(**settings["computing"])
+    cache = None if settings["cache"] is None else Path(settings["cache"])
+    job = Job(model, train, val, recipe, folder, computing, cache, trackers=settings["trackers"])
+    computing, device = computing.settle()
+    with claimed(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        _train(job, device)
+
+
+def _plain(facts: dict) -> dict:
+    """As JSON gives it back, so that it equals what was read from a file."""
+    return json.loads(json.dumps(facts))
+
+
+def _write_json(path: Path, content: dict) -> None:
+    replace_file(path, lambda new: new.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "job" / "job.json").is_file():
+        sys.exit("usage: python -m torch.distributed.run ... -m panderm_utils.finetune FOLDER (see finetune.finetune)")
+    try:
+        main(Path(sys.argv[1]))
+        # All is written and all have come this far. Taking down a group of processes was seen to hang once in a while.
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(0)
+    except ValueError as error:  # ours: the one that started us says it again, without the log of torchrun
+        (Path(sys.argv[1]) / "job" / "error.txt").write_text(str(error))
+        raise

@@ -1,0 +1,191 @@
+"""The paper's fine-tuning recipe in numbers: settings, learning rate of every step, and what each parameter gets.
+
+N is the number of training images, B the images of one optimizer step, S = floor(N / B) the steps of an epoch, L the
+blocks of the encoder. The learning rate of parameter p at step t is `schedule[t] * scale(p)`, its weight decay is
+`recipe.weight_decay` or nothing:
+
+| parameter | scale | decayed |
+|---|---|---|
+| cls_token | layer_decay^(L + 1) | no |
+| patch_embed | layer_decay^(L + 1) | weight |
+| block b | layer_decay^(L - b) | matrices, the relative position tables included |
+| fc_norm, head | 1 | head.weight |
+
+The position embedding is not trained. All numbers are upstream's.
+"""
+
+import re
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+MONITORS = ("recall", "acc")
+NEVER_DECAYED = ("cls_token", "pos_embed")  # no matrices by meaning, though they have three dimensions
+
+
+class FineTuneError(ValueError):
+    """Fine-tuning cannot be done as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class FineTuneRecipe:
+    """Everything that decides the result of fine-tuning but images, encoder and arithmetic; defaults are published.
+
+    Attributes:
+        batch_size: B, images of one optimizer step, over all processes and micro-batches.
+        lr: The highest learning rate, of `fc_norm` and head.
+        min_lr: Where the half cosine ends.
+        epochs, warmup_epochs: Of which the first so many warm up.
+        layer_decay: From a layer to the one below it.
+        drop_path: Of the last block, rising linearly from 0 in the first.
+        weight_decay, beta1, beta2, eps: AdamW's.
+        mixup, cutmix: Their alphas; 0 switches one off. `mix_prob`: the share of batches that one of the two changes;
+            `switch_prob`: of those, the share of CutMix.
+        smoothing: Label smoothing.
+        weighted_sampling: Whether each class is drawn equally often, with replacement.
+        monitor: What chooses the best epoch on the val split: "recall" (macro) or "acc". Two classes: always AUROC.
+        ema_decay: Of the moving average of the weights that is then scored instead of them; None (published): without.
+        seed: Initialises the head and draws everything else.
+    """
+
+    batch_size: int = 128
+    lr: float = 5e-4
+    min_lr: float = 1e-6
+    epochs: int = 50
+    warmup_epochs: int = 10
+    layer_decay: float = 0.65
+    drop_path: float = 0.2
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    mix_prob: float = 1.0
+    switch_prob: float = 0.5
+    smoothing: float = 0.1
+    weighted_sampling: bool = True
+    monitor: str = "recall"
+    ema_decay: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises FineTuneError with all that is wrong."""
+        wrong = []
+        if self.batch_size < 2 or self.batch_size % 2:
+            wrong.append(f"batch_size {self.batch_size} is not even (images are mixed in pairs): write 128 or another")
+        if self.epochs < 1:
+            wrong.append(f"epochs {self.epochs} is less than 1")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            wrong.append(f"warmup_epochs {self.warmup_epochs} is not in 0..{self.epochs}, the epochs: lower it too")
+        if not 0 <= self.min_lr <= self.lr:
+            wrong.append(f"lr {self.lr} is not above min_lr {self.min_lr} >= 0")
+        for name in ("drop_path", "mix_prob", "switch_prob", "smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                wrong.append(f"{name} {getattr(self, name)} is not in [0, 1]")
+        for name in ("mixup", "cutmix", "weight_decay"):
+            if getattr(self, name) < 0:
+                wrong.append(f"{name} {getattr(self, name)} is negative; 0 switches it off")
+        if not 0 < self.layer_decay <= 1:
+            wrong.append(f"layer_decay {self.layer_decay} is not in (0, 1]; 1 treats all layers alike")
+        if self.monitor not in MONITORS:
+            wrong.append(f"monitor {self.monitor!r} is unknown; write one of {', '.join(MONITORS)}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            wrong.append(f"ema_decay {self.ema_decay} is not in [0, 1); None switches it off")
+        if self.seed < 0:
+            wrong.append(f"seed {self.seed} is negative")
+        if wrong:
+            raise FineTuneError(f"no such recipe: {'; '.join(wrong)}")
+
+    @property
+    def mixes(self) -> bool:
+        return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+
+    def differences(self) -> dict:
+        """Returns what differs from the published recipe, for a run's settings: {name: value}."""
+        published = asdict(FineTuneRecipe())
+        return {name: value for name, value in asdict(self).items() if value != published[name]}
+
+
+def make_recipe(usual: dict, **given) -> FineTuneRecipe:
+    """Returns the published recipe with a profile's changes and, over those, what is given and not None.
+
+    Raises:
+        FineTuneError: An unknown name, or a value that cannot be.
+    """
+    changes = {**usual, **{name: value for name, value in given.items() if value is not None}}
+    if "epochs" in changes and "warmup_epochs" not in {**usual, **given}:
+        changes["warmup_epochs"] = min(FineTuneRecipe.warmup_epochs, changes["epochs"] // 5)
+    known = [field.name for field in fields(FineTuneRecipe)]
+    if unknown := [name for name in changes if name not in known]:
+        raise FineTuneError(f"no part of a recipe: {', '.join(unknown)}; known: {', '.join(known)}")
+    return FineTuneRecipe(**changes)
+
+
+def steps_of_epoch(images: int, recipe: FineTuneRecipe) -> tuple[int, int]:
+    """Returns S and B for N training images: the last, smaller batch is dropped, as published.
+
+    With fewer images than a batch there would be no step at all (upstream's loop then trains nothing): B becomes the
+    largest even number up to N.
+
+    Raises:
+        FineTuneError: N < 2.
+    """
+    if images < 2:
+        raise FineTuneError(f"{images} training images are too few; take a larger fraction")
+    batch = min(recipe.batch_size, images // 2 * 2)
+    return images // batch, batch
+
+
+def learning_rates(recipe: FineTuneRecipe, steps: int) -> np.ndarray:
+    """Returns the learning rate [epochs * S] of every step, before each layer's scale.
+
+    Linear from 0 to lr over the warm-up, both ends included, so the first step changes nothing; then half a cosine that
+    begins at lr, and would reach min_lr at the step after the last.
+    """
+    warmup = np.linspace(0, recipe.lr, recipe.warmup_epochs * steps)
+    rest = (recipe.epochs - recipe.warmup_epochs) * steps
+    half_cosine = (1 + np.cos(np.pi * np.arange(rest) / max(rest, 1))) / 2
+    return np.concatenate([warmup, recipe.min_lr + (recipe.lr - recipe.min_lr) * half_cosine])
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Returns i: 0 for the embeddings, b + 1 for block b, L + 1 for `fc_norm` and head."""
+    if name.startswith(("cls_token", "pos_embed", "patch_embed.")):
+        return 0
+    if found := re.match(r"blocks\.(\d+)\.", name):
+        return int(found[1]) + 1
+    if name.startswith(("fc_norm.", "head.")):
+        return depth + 1
+    raise FineTuneError(f"{name}: no parameter of PanDerm; its blocks are `blocks.N`, its head is `head`")
+
+
+def parameter_table(model: nn.Module, recipe: FineTuneRecipe) -> pd.DataFrame:
+    """Returns one row per trained parameter, in the model's order: `parameter`, `values`, `layer`, `scale`, `decay`.
+
+    `scale` multiplies the learning rate; `decay` is the weight decay.
+    """
+    depth, rows = len(model.blocks), []
+    for name, value in model.named_parameters():
+        if not value.requires_grad:
+            continue
+        layer = layer_of(name, depth)
+        decayed = value.ndim > 1 and not name.endswith(".bias") and name not in NEVER_DECAYED
+        scale = recipe.layer_decay ** (depth + 1 - layer)
+        rows.append((name, value.numel(), layer, scale, recipe.weight_decay if decayed else 0.0))
+    return pd.DataFrame(rows, columns=["parameter", "values", "layer", "scale", "decay"])
+
+
+def parameter_groups(model: nn.Module, recipe: FineTuneRecipe) -> list[dict]:
+    """Returns torch's parameter groups, one per layer and weight decay: `params`, `names`, `scale`, `weight_decay`."""
+    parameters = dict(model.named_parameters())
+    groups = []
+    for (_, scale, decay), rows in parameter_table(model, recipe).groupby(["layer", "scale", "decay"]):
+        names = rows["parameter"].tolist()
+        params = [parameters[name] for name in names]
+        groups.append(
+            {"params": params, "names": names, "scale": float(scale), "weight_decay": float(decay), "lr": 0.0}
+        )
+    return groups
