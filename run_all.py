@@ -136,8 +136,10 @@ def show_list(notebooks: Path) -> int:
     print("profiles:")
     for name in ("demo", "paper"):
         profile = manifests.load_profile(name)
-        print(f"  {name:22} datasets: {' '.join(profile.quick or profile.datasets)}")
-        print(f"  {'':22} encoders: {' '.join(profile.encoders)}")
+        for i, protocol in enumerate(profile.protocols):
+            usual = profile.choice(protocol)
+            print(f"  {'' if i else name:22} {protocol} of {' '.join(usual.quick)}")
+            print(f"  {'':22} {'':{len(protocol)}} with {' '.join(usual.encoders)}")
     return 0
 
 
@@ -170,7 +172,7 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     made = [path, *stamped, *([csv] if csv != Path(options.new_dataset).expanduser().resolve() else [])]
     print(f"- git tracks none of these files until you add them; to undo all this: rm {' '.join(map(typed, made))}")
     print("\nNext, with the tiny encoder that needs neither a GPU nor a download:\n")
-    print(f"  {myself()} --profile paper --datasets {card.name} --encoders panderm_tiny")
+    print(f"  {myself()} --profile paper --datasets {card.name} --protocols linear_probe --encoders panderm_tiny")
     return 0
 
 

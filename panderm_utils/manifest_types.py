@@ -168,26 +168,41 @@ class PublishedResult:
 
 
 @dataclass(frozen=True)
+class ProtocolChoice:
+    """What a profile chooses for one protocol.
+
+    Attributes:
+        quick, encoders: As the profile's, where this protocol's differ (it costs more, or takes fewer).
+        settings: What the profile changes of the protocol's published settings.
+    """
+
+    quick: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
+    settings: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Profile:
     """Which runs belong together: "demo" (synthetic stand-ins, tiny encoders) or "paper" (the real thing).
 
     Attributes:
+        protocols: Name -> what is chosen for it; those that `run_all.py` runs when none are named.
         quick: The datasets that `run_all.py` runs when none are named; empty: all of them.
-        fine_tune_quick, fine_tune_encoders: The same of fine-tuning, which costs more; empty: as of the others. It
-            takes encoders of PanDerm's architecture only.
-        fine_tune_recipe: What fine-tuning changes of the published recipe.
     """
 
     name: str
     synthetic: bool
     datasets: tuple[str, ...]
     encoders: tuple[str, ...]
-    protocols: tuple[str, ...]
+    protocols: dict[str, ProtocolChoice]
     seeds: tuple[int, ...]
     quick: tuple[str, ...] = ()
-    fine_tune_quick: tuple[str, ...] = ()
-    fine_tune_encoders: tuple[str, ...] = ()
-    fine_tune_recipe: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
+
+    def choice(self, protocol: str) -> ProtocolChoice:
+        """Returns what is chosen for a protocol, with the profile's own choice where nothing else is said."""
+        own = self.protocols.get(protocol, ProtocolChoice())
+        quick = own.quick or self.quick or self.datasets
+        return ProtocolChoice(quick, own.encoders or self.encoders, own.settings)
 
 
 def _escape(text: str) -> str:

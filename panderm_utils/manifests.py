@@ -18,6 +18,7 @@ from panderm_utils.manifest_types import (
     DatasetManifest,
     EncoderManifest,
     Profile,
+    ProtocolChoice,
     PublishedResult,
 )
 from panderm_utils.typed_yaml import ManifestError, build, load_yaml, unknown
@@ -31,6 +32,7 @@ __all__ = [
     "EncoderManifest",
     "ManifestError",
     "Profile",
+    "ProtocolChoice",
     "PublishedResult",
     "check_manifests",
     "list_datasets",
@@ -140,11 +142,12 @@ def check_manifests(root: Path | None = None) -> int:
             problems.append(f"{path}: is not read; rename it to {path.stem}.yaml")
     problems += _twins([(path, "short_title", m.short_title) for path, m in found["dataset"]])
     known = {"dataset": set(list_datasets(root)), "encoder": {name for _, es in found["encoder"] for name in es}}
-    for path, entries in found["profile"] + found["published result"]:
-        for entry in entries.values() if isinstance(entries, dict) else entries:
+    chosen = [(path, choice) for path, ps in found["profile"] for p in ps.values() for _, choice in _choices(p)]
+    for path, entries in [(path, (choice,)) for path, choice in chosen] + found["published result"]:
+        for entry in entries:
             for kind, names in known.items():
                 named = getattr(entry, f"{kind}s", None) or (getattr(entry, kind, None),)
-                strange = [name for name in named if name not in names and not str(name).startswith("timm:")]
+                strange = [n for n in named if n is not None and n not in names and not str(n).startswith("timm:")]
                 problems += [f"{path}: {unknown(kind, name, sorted(names), 'correct it')}" for name in strange if names]
     if problems:
         raise ManifestError("\n".join(problems))
@@ -206,13 +209,20 @@ def _read_profiles(path: Path) -> dict[str, Profile]:
     profiles = _build_entries(Profile, path, problems)
     for name, profile in profiles.items():
         for key in ("datasets", "encoders", "protocols", "seeds"):
-            if getattr(profile, key) == ():
+            if getattr(profile, key) in ((), {}):
                 problems.append(f"{path}: {name}.{key}: is empty; name one or more")
-        strange = sorted({*(profile.quick or ())} - {*(profile.datasets or ())}, key=str)
-        problems += [f"{path}: {name}.quick: {d!r} is none of the profile's datasets; remove it" for d in strange]
+        for place, choice in _choices(profile):
+            strange = sorted({*(choice.quick or ())} - {*(profile.datasets or ())}, key=str)
+            problems += [f"{path}: {place}quick: {d!r} is none of the profile's datasets; remove it" for d in strange]
     if problems:
         raise ManifestError("\n".join(problems))
     return profiles
+
+
+def _choices(profile: Profile) -> list[tuple[str, Profile | ProtocolChoice]]:
+    """Returns the profile and its protocols' choices, each with the place in the file that messages name."""
+    protocols = {key: choice for key, choice in (profile.protocols or {}).items() if choice is not None}
+    return [(f"{profile.name}.", profile)] + [(f"{profile.name}.{k}.", choice) for k, choice in protocols.items()]
 
 
 def _read_published(path: Path) -> tuple[PublishedResult, ...]:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 from panderm_utils import manifests, workspace
@@ -17,7 +17,7 @@ from panderm_utils.workspace import REPOSITORY, Workspace
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 CANONICAL = "ham10000"  # the notebook of each protocol from which its siblings are stamped
-FINE_TUNE = "fine_tune"  # the protocol that takes fewer encoders, and in the demo fewer datasets
+FINE_TUNE = "fine_tune"  # the protocol that takes PanDerm's architecture only
 PAPER = "paper"  # the folder of the notebooks that draw from records and run nothing
 
 
@@ -104,11 +104,13 @@ def make_plan(
     profile = manifests.load_profile(space.profile)
     if list(datasets) == ["all"]:
         datasets = profile.datasets
-    tuned = _narrowed(profile, datasets, encoders)
     asked = bool(encoders) and FINE_TUNE in protocols
-    datasets = tuple(dict.fromkeys(datasets or profile.quick or profile.datasets))
-    encoders = tuple(dict.fromkeys(encoders or profile.encoders))
     protocols = tuple(dict.fromkeys(protocols or profile.protocols))
+    wanted = {  # protocol -> the datasets and encoders named, else those that the profile chooses for it
+        protocol: (tuple(dict.fromkeys(datasets or usual.quick)), tuple(dict.fromkeys(encoders or usual.encoders)))
+        for protocol, usual in ((protocol, profile.choice(protocol)) for protocol in protocols)
+    }
+    datasets, encoders = (tuple(dict.fromkeys(chain(*parts))) for parts in zip(*wanted.values(), strict=True))
     chosen_seeds = tuple(dict.fromkeys(seeds or profile.seeds))
     problems: list[str] = []
     given = split_given(given, encoders, problems)
@@ -123,8 +125,9 @@ def make_plan(
         if card and card.own and space.synthetic:
             problems.append(f"dataset {name} is your own, no demo; write --profile paper --datasets {name}")
     studies, paths = {}, {}
-    for protocol, name in product([p for p in protocols if p in known], datasets):
-        paths[protocol, name] = notebooks / protocol / f"{name if cards[name] else CANONICAL}.ipynb"
+    for protocol, (names, _) in wanted.items():
+        for name in names if protocol in known else ():
+            paths[protocol, name] = notebooks / protocol / f"{name if cards[name] else CANONICAL}.ipynb"
     named = {protocol: _parameter_names(notebooks / protocol) for protocol in protocols if protocol in known}
     for (protocol, name), path in paths.items():
         # What another of the protocols takes is not unknown, only not for this one.
@@ -140,31 +143,22 @@ def make_plan(
     common = {"profile": space.profile, **folders, "output_root": str(space.root.parent)}
     runs = []
     # Datasets innermost: two jobs at once then rarely draw or read the same images, and later seeds find the features.
-    for seed, protocol, encoder, dataset in product(chosen_seeds, protocols, encoders, datasets):
-        if protocol == FINE_TUNE and (encoder in unfit or dataset not in tuned[0] or encoder not in tuned[1]):
-            continue
-        path, (own, settings) = studies[protocol, dataset]
-        name = workspace.run_id(dataset, protocol, encoder, seed, **settings)
-        runs.append(
-            Job(
-                name=name,
-                notebook=path,
-                parameters={**common, "encoder": encoder, "seed": seed, **own},
-                output=space.root / "executed" / protocol / f"{name}.ipynb",
-                log=space.root / "logs" / f"{name}.log",
-                record=space.records / name,
-                needs=tuple(need for need in (data[dataset], weights[encoder]) if need),
+    for seed, (protocol, (names, encoders)) in product(chosen_seeds, wanted.items()):
+        for encoder, dataset in product((e for e in encoders if not (protocol == FINE_TUNE and e in unfit)), names):
+            path, (own, settings) = studies[protocol, dataset]
+            name = workspace.run_id(dataset, protocol, encoder, seed, **settings)
+            runs.append(
+                Job(
+                    name=name,
+                    notebook=path,
+                    parameters={**common, "encoder": encoder, "seed": seed, **own},
+                    output=space.root / "executed" / protocol / f"{name}.ipynb",
+                    log=space.root / "logs" / f"{name}.log",
+                    record=space.records / name,
+                    needs=tuple(need for need in (data[dataset], weights[encoder]) if need),
+                )
             )
-        )
     return Plan(space, tuple(runs), _plan_drawings(space, chosen_seeds[0], notebooks))
-
-
-def _narrowed(profile: manifests.Profile, datasets: Sequence[str], encoders: Sequence[str]) -> tuple:
-    """Returns the datasets and encoders of fine-tuning: those named, else the profile's own choice for it."""
-    return (
-        datasets or profile.fine_tune_quick or profile.quick or profile.datasets,
-        encoders or profile.fine_tune_encoders or profile.encoders,
-    )
 
 
 def _parameter_names(folder: Path) -> set[str]:

@@ -65,17 +65,14 @@ def encoder_colors(scores: pd.DataFrame) -> dict[str, str]:
     return {encoder.title: encoder.color for encoder in present}
 
 
-def missing_runs(scores: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """Lists the runs of the profile that have no record, each with the command that makes it."""
+def missing_runs(scores: pd.DataFrame, profile: str, protocol: str = "linear_probe") -> pd.DataFrame:
+    """Lists the protocol's runs of the profile that have no record, each with the command that makes it."""
     known, there = load_profile(profile), set(zip(scores["dataset"], scores["encoder"], strict=True))
+    command = f"python run_all.py --profile {profile} --protocols {protocol}"
     rows = [
-        {
-            "dataset": d,
-            "encoder": e,
-            "command": f"python run_all.py --profile {profile} --datasets {d} --encoders {e}",
-        }
+        {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}"}
         for d in known.datasets
-        for e in known.encoders
+        for e in known.choice(protocol).encoders
         if (d, e) not in there
     ]
     return pd.DataFrame(rows, columns=["dataset", "encoder", "command"])

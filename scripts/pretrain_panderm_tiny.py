@@ -81,22 +81,27 @@ class PreTraining(nn.Module):
         self.regresser = nn.ModuleDict(heads)
 
     def tell_signs(self, images: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Maps images [N, 3, 224, 224], of which only the patches `seen` are looked at, to their signs [N, A]."""
-        x = self.encoder.patch_embed(images) + self.encoder.pos_embed[:, 1:]
-        return self.regresser["signs"](self._encode(x[:, seen])[:, 0])
+        """Maps images [N, 3, 224, 224], of which only the patches `seen` are looked at, to their signs [N, 2, A].
+
+        Told twice: from the class token, which linear probing reads, and from the mean of the patches, which
+        fine-tuning does.
+        """
+        x = self._encode((self.encoder.patch_embed(images) + self.encoder.pos_embed[:, 1:])[:, seen])
+        read = torch.stack([x[:, 0], x[:, 1:].mean(1)], dim=1)
+        return self.regresser["signs"](self.encoder.norm(read))
 
     def fill_in(self, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Maps images [N, 3, 224, 224], of which the patches `hidden` are covered, to those patches [N, H, 768]."""
         x = self.encoder.patch_embed(images)
         x[:, hidden] = self.mask_token.to(x.dtype)
-        x = self._encode(x + self.encoder.pos_embed[:, 1:])
+        x = self.encoder.norm(self._encode(x + self.encoder.pos_embed[:, 1:]))
         return self.regresser["patches"](x[:, 1:][:, hidden])
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
         x = torch.cat([self.encoder.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
         for block in self.encoder.blocks:
             x = block(x)
-        return self.encoder.norm(x)
+        return x
 
 
 def batch_of(pool: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
@@ -142,7 +147,8 @@ def train(options: argparse.Namespace) -> PreTraining:
         with torch.autocast("cpu", torch.bfloat16):
             if options.objective == "signs":
                 share = 0.5 if step < 0.85 * options.steps else 1  # at last, whole pictures, as it will be used
-                guess, truth = model.tell_signs(images, patches[: int(196 * share)]), torch.from_numpy(signs[rows])
+                guess = model.tell_signs(images, patches[: int(196 * share)])
+                truth = torch.from_numpy(signs[rows])[:, None].expand_as(guess)
             else:
                 hidden = patches[:98]
                 guess, truth = model.fill_in(images, hidden), patches_of(images)[:, hidden]

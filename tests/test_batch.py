@@ -13,7 +13,7 @@ import nbformat
 import psutil
 import pytest
 
-from panderm_utils import batch, encoders, execution, linear_probe, parameters, plan, workspace
+from panderm_utils import batch, encoders, execution, linear_probe, manifests, parameters, plan, workspace
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,7 +91,7 @@ def space(tmp_path):
 
 def make(space, notebooks, **selection):
     selection = {"datasets": ["demo"], "encoders": ["random_tiny"], **selection}
-    return plan.make_plan(space, notebooks=notebooks, **selection)
+    return plan.make_plan(space, notebooks=notebooks, **{"protocols": ["linear_probe"], **selection})
 
 
 def fake_record(folder, **changes):
@@ -220,7 +220,7 @@ def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, mon
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_no_kernel_and_no_half_record(space, notebooks, sent):
     code = "import sys, pathlib, run_all; sys.exit(run_all.main(sys.argv[2:], pathlib.Path(sys.argv[1])))"
-    arguments = ["--datasets", "demo", "--encoders", "random_tiny", "--seeds", "5", "0"]
+    arguments = ["--protocols", "linear_probe", "--datasets", "demo", "--encoders", "random_tiny", "--seeds", "5", "0"]
     process = subprocess.Popen(
         [sys.executable, "-c", code, notebooks, *arguments, "--output-root", space.root.parent],
         cwd=ROOT,
@@ -330,6 +330,19 @@ def test_what_is_unknown_is_an_error_before_anything_runs(space, notebooks, sele
 
 def test_the_choices_are_those_of_the_package():
     assert {"solver": tuple(linear_probe.SOLVERS), "precision": tuple(encoders.PRECISIONS)} == parameters.CHOICES
+
+
+def test_each_protocol_has_its_own_usual_datasets_and_encoders(space):
+    usual, runs = manifests.load_profile("demo"), plan.make_plan(space).runs
+    for protocol in usual.protocols:
+        chosen = usual.choice(protocol)
+        named = {
+            (run.record.name.split("-")[0], run.parameters["encoder"]) for run in runs if f"-{protocol}-" in run.name
+        }
+        assert named == {(d, e) for d in chosen.quick for e in chosen.encoders}
+    assert usual.choice("fine_tune").quick != usual.choice("linear_probe").quick == usual.quick
+    named = plan.make_plan(space, datasets=["ddi"], encoders=["random_tiny"]).runs
+    assert [run.name.split("-")[:3] for run in named] == [["ddi", p, "random_tiny"] for p in usual.protocols]
 
 
 def test_all_problems_are_told_at_once(space, notebooks):

@@ -509,6 +509,8 @@ def test_faults_of_encoders(folder, old, new, message):
     [
         ("profiles", "quick: [demo,", "quick: [demi,", "demo.quick: 'demi' is none of the profile's datasets; remove"),
         ("profiles", "seeds: [0]\npaper", "seeds: []\npaper", "demo.seeds: is empty; name one or more"),
+        ("profiles", "quick: [demo, ham10000]", "quick: [ham]", "demo.fine_tune.quick: 'ham' is none of the profile's"),
+        ("profiles", "quick: [demo, ham10000]", "quik: [demo]", "demo: protocols.fine_tune: key 'quik' is unknown"),
         ("profiles", "synthetic: true", "synthetic: 1", "demo: synthetic: is the number 1; write true or false"),
         (
             "published_results",
@@ -534,14 +536,18 @@ def test_faults_of_profiles_and_published_results(folder, file, old, new, messag
 
 
 def test_a_name_that_no_file_defines_is_found(folder):
-    change(folder / "profiles.yaml", ("  quick: [demo, ham10000", "  quick: [demo"))
+    change(folder / "profiles.yaml", ("  quick: [demo, ham10000, pad_ufes", "  quick: [demo, ham10000"))
     path = folder / "profiles.yaml"
     path.write_text(path.read_text().replace("dermnet, patch16]", "dermnat, patch16]").replace("random_tiny]", "tiny]"))
+    path.write_text(path.read_text().replace("panderm_base]}", "panderm_bass]}"))
     with pytest.raises(ManifestError) as error:
         manifests.check_manifests(folder)
     assert "did you mean 'dermnet'?" in str(error.value)
     assert "encoder 'tiny' is unknown" in str(error.value)
-    path.write_text(path.read_text().replace("dermnat", "dermnet").replace("tiny]", "timm:resnet50]"))
+    assert "did you mean 'panderm_base'?" in str(error.value)
+    path.write_text(
+        path.read_text().replace("dermnat", "dermnet").replace("bass", "base").replace(" tiny]", " timm:resnet50]")
+    )
     assert manifests.check_manifests(folder)
 
 

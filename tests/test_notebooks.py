@@ -143,4 +143,6 @@ def test_run_all_in_jupyterlab_needs_no_preparation_and_gives_the_batch_s_number
 def test_a_figure_without_a_record_says_what_to_run(tmp_path, monkeypatch):
     done = run_all_cells(ROOT / "notebooks/paper/figure_2a.ipynb", tmp_path, monkeypatch)
     shown = str([cell.get("outputs") for cell in done.cells])
-    assert "python run_all.py --profile demo --datasets ham10000 --encoders panderm_tiny" in shown
+    assert (
+        "python run_all.py --profile demo --protocols linear_probe --datasets ham10000 --encoders panderm_tiny" in shown
+    )

@@ -51,7 +51,8 @@ def test_the_plan_of_the_paper_says_where_to_get_everything(capsys, tmp_path):
     assert run_all.main(["--profile", "paper", "--plan", *folders]) == 0
     text = capsys.readouterr().out
     profile = manifests.load_profile("paper")
-    assert text.startswith(f"{len(profile.datasets) * len(profile.encoders)} runs (profile paper)")
+    runs = sum(len(profile.datasets) * len(profile.choice(protocol).encoders) for protocol in profile.protocols)
+    assert text.startswith(f"{runs} runs (profile paper)")
     for name in profile.datasets:
         card = manifests.load_dataset_manifest(name)
         assert str(tmp_path / card.csv) in text
@@ -129,7 +130,8 @@ def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, ca
     assert csv.read_bytes() == before
     assert "split" in text  # explains what it guessed
     command = text.strip().splitlines()[-1].split()
-    assert command[1:] == ["run_all.py", "--profile", "paper", "--datasets", "mine", "--encoders", "panderm_tiny"]
+    selection = "--profile paper --datasets mine --protocols linear_probe --encoders panderm_tiny"
+    assert command[1:] == ["run_all.py", *selection.split()]
     assert plan.read_parameters(house / "notebooks/linear_probe/mine.ipynb")["profile"] == "paper"
     selection = [*command[2:-1], "random_tiny", "--output-root", str(house / "outputs"), "--plan"]
     assert run_all.main(selection, house / "notebooks") == 0

@@ -89,7 +89,9 @@ def test_figures_and_tables_of_nothing_are_drawn_and_say_so(tmp_path, own):
 def test_missing_runs_name_the_command(scores):
     missing = tables.missing_runs(scores, "paper")
     assert ("ham10000", "panderm_large") not in set(zip(missing["dataset"], missing["encoder"], strict=True))
-    assert "python run_all.py --profile paper --datasets ddi --encoders panderm_large" in set(missing["command"])
+    assert "python run_all.py --profile paper --protocols linear_probe --datasets ddi --encoders panderm_large" in set(
+        missing["command"]
+    )
 
 
 def test_cells_are_value_and_interval(scores):
