@@ -121,13 +121,18 @@ def finetune(
     return FineTuned(load_finetuned(folder / BEST, model.encoder), history, facts)
 
 
-def evaluate_only(checkpoint: str | Path, encoder: str | None = None) -> FineTuned:
+def evaluate_only(checkpoint: str | Path, encoder: str | None = None, num_classes: int | None = None) -> FineTuned:
     """Returns what a fine-tuned checkpoint holds, ours or upstream's, as if it had just been trained.
 
     Raises:
-        FineTuneError, EncoderError: As `load_finetuned`.
+        FineTuneError, EncoderError: As `load_finetuned`; or the model has not `num_classes` classes.
     """
     model = load_finetuned(checkpoint, encoder)
+    if num_classes not in (None, model.num_classes):
+        raise FineTuneError(
+            f"{checkpoint}: tells {model.num_classes} classes apart, the dataset has {num_classes}: it was fine-tuned"
+            " on another dataset; choose that one, or another checkpoint"
+        )
     return FineTuned(model, pd.DataFrame(columns=["epoch", "loss", "lr"]), {"evaluated_only": True, **model.facts})
 
 
