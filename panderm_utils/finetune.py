@@ -105,6 +105,7 @@ def finetune(
     Raises:
         FineTuneError: The folder's checkpoint is of another training (the differences are named), the loss is not
             finite, memory ran out, or a setting cannot be. KeyboardInterrupt, SystemExit: after the state was saved.
+            LoadingError: A process that reads images was killed.
     """
     val = None if val is None or not len(val) else val
     computing, device = (computing or Computing()).settle()

@@ -27,7 +27,8 @@ from panderm_utils.environment import peak_memory_mb
 from panderm_utils.finetune_model import FineTuneModel
 from panderm_utils.gradients import BatchGradients, make_optimizer
 from panderm_utils.images import ImageFiles
-from panderm_utils.prediction import LabelledImages, loaded, score
+from panderm_utils.loading import loaded
+from panderm_utils.prediction import LabelledImages, score
 from panderm_utils.processes import Computing, Signals, make_accelerator
 from panderm_utils.recipe import FineTuneError, FineTuneRecipe, learning_rates, steps_of_epoch
 from panderm_utils.training_state import BEST, LAST, Progress, read_last, replace_file, restore, save_last, save_model
