@@ -666,7 +666,7 @@ def test_two_processes_do_what_one_does(start, train, val, tmp_path) -> None:
     numbers = [name for name in one.history if name not in TIMES]
     assert np.allclose(two.history[numbers].astype(float), one.history[numbers].astype(float), atol=1e-5)
     assert two.facts["best_epoch"] == one.facts["best_epoch"]
-    assert not (tmp_path / "two" / "job").exists()
+    assert not (tmp_path / "two" / "task").exists()
     with pytest.raises(FineTuneError, match=r"recipe\.seed is 0 in the checkpoint, 1 now"):
         run(start, train, val, tmp_path / "two", replace(recipe, seed=1), computing=replace(CPU, processes=2))
 
