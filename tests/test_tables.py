@@ -177,6 +177,11 @@ def test_an_interval_is_never_broken_over_two_lines():
     assert "a, b" in html
 
 
+def test_a_wide_table_is_set_smaller():
+    wide = {columns: tables.readable(pd.DataFrame([range(columns)])).to_html() for columns in (10, 11)}
+    assert ["font-size" in html for html in wide.values()] == [False, True]
+
+
 def test_tables_are_written_in_three_formats(tmp_path):
     table = pd.DataFrame({"Dataset": ["a & b", "<script>"], "AUROC": [0.5, 0.25]})
     csv, tex, md = tables.write_tables(table, tmp_path / "t", "table")
