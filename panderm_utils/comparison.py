@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from panderm_utils.bootstrap import BLOCK_CELLS, MetricError, bootstrap, intervals
-from panderm_utils.metrics import METRICS, MetricWarning, Scorer, check_predictions, evaluate
+from panderm_utils.metrics import METRICS, MetricWarning, Scorer, check_predictions, evaluate, on_test_set
 from panderm_utils.records import read_predictions
 
 RUN = ["dataset", "encoder", "seed"]
@@ -45,7 +45,7 @@ def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0
     """
     scorers = _scorers(y, proba_a, proba_b)
     in_a, in_b = (bootstrap(scorer, scorer.y, replicates, seed) for scorer in scorers)
-    a, b = (scorer.value() for scorer in scorers)
+    a, b = (on_test_set(scorer) for scorer in scorers)
     of_a, of_b, of_both = (intervals(values) for values in (in_a, in_b, in_b - in_a))
     columns = {"a": a, "a_low": of_a["low"], "a_high": of_a["high"], "b": b, "b_low": of_b["low"]}
     columns |= {"b_high": of_b["high"], "difference": b - a, "low": of_both["low"], "high": of_both["high"]}
@@ -58,7 +58,7 @@ def permutation_test(y, proba_a, proba_b, permutations: int = 1000, seed: int = 
     A permutation swaps the two predictions of each image or not, by the toss of a coin. The observed difference counts
     as one of the permutations, so that no p-value is 0.
     """
-    a, b = (scorer.value() for scorer in _scorers(y, proba_a, proba_b))
+    a, b = (on_test_set(scorer) for scorer in _scorers(y, proba_a, proba_b))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MetricWarning)  # said already
         both = Scorer(np.tile(y, 2), np.concatenate([proba_a, proba_b]))
