@@ -1,6 +1,8 @@
-"""Makes the README's pictures anew: docs/contact_sheet.jpg, docs/figure_2a_demo.png and docs/notebook.png.
+"""Makes the README's pictures anew, in docs/.
 
-    make demo && .venv/bin/python scripts/readme_pictures.py
+    make demo
+    .venv/bin/python run_all.py --datasets demo --encoders panderm_tiny --seeds 0 1 2
+    .venv/bin/python scripts/readme_pictures.py
 
 The page of a notebook needs Chromium (Debian: apt-get install chromium); without it, that picture stays as it is.
 """
@@ -12,10 +14,11 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from PIL import Image, ImageDraw, ImageFont
 
-from panderm_utils import lesions, manifests, signs
+from panderm_utils import comparison, comparison_plots, lesions, manifests, records, signs, tables
 from panderm_utils.workspace import REPOSITORY, open_workspace
 
 DOCS = REPOSITORY / "docs"
@@ -60,14 +63,28 @@ def notebook_page(notebook: Path, first: str, last: str) -> Image.Image:
             return image.convert("RGB").crop((0, 0, image.width, int(written.max()) + 20))
 
 
+def fine_tuning(records_folder: Path) -> Figure:
+    """Draws fine-tuning against linear probing on the demo dataset, all seeds that there are."""
+    runs = records.read_records(records_folder).query("dataset == 'demo'")
+    both = (tables.paper_scores(runs, "demo", protocol, seed=None) for protocol in ("linear_probe", "fine_tune"))
+    pairs = comparison.compare_protocols(*both).query("headline")
+    return comparison_plots.probing_and_tuning(pairs, tables.encoder_colors(pairs), synthetic=True)
+
+
+def save_small(figure: Path, name: str) -> None:
+    """Keeps a figure at the README's width."""
+    with Image.open(figure) as image:
+        size = (WIDTH, round(WIDTH * image.height / image.width))
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(DOCS / name, optimize=True)
+
+
 def main() -> None:
     space = open_workspace("demo")
     contact_sheet().save(DOCS / "contact_sheet.jpg", quality=85)
-    with Image.open(space.figures / "figure_2a.png") as figure:
-        height = round(WIDTH * figure.height / figure.width)
-        figure.convert("RGB").resize((WIDTH, height), Image.Resampling.LANCZOS).save(
-            DOCS / "figure_2a_demo.png", optimize=True
-        )
+    save_small(space.figures / "figure_2a.png", "figure_2a_demo.png")
+    with tempfile.TemporaryDirectory() as folder:
+        fine_tuning(space.records).savefig(Path(folder) / "figure.png", dpi=200)
+        save_small(Path(folder) / "figure.png", "fine_tuning_demo.png")
     notebook = space.root / "executed/linear_probe/demo-linear_probe-panderm_tiny-seed0.ipynb"
     if shutil.which("chromium"):
         page = notebook_page(notebook, "## The answer", "predictions = ")

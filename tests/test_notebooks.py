@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 from panderm_utils import data, manifests, metrics, records, workspace
 from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
@@ -101,13 +102,19 @@ def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(
     np.testing.assert_array_equal(records.read_predictions(folder)[1], before)
 
 
-@pytest.mark.parametrize("dataset", ["hiba", "pad_ufes"])
-def test_fine_tuning_leaves_its_record(demo, dataset):
-    """Two epochs: that it runs and what it leaves, not what it learns."""
-    short = ("-p", "epochs=2", "-p", "replicates=50")
-    done = run_all("--protocols", "fine_tune", "--datasets", dataset, *short, output=demo.root.parent)
+@pytest.fixture(scope="session")
+def shortly(demo):
+    """Every fine-tuning notebook with two epochs and one view: that it runs and what it leaves, not what it learns."""
+    short = [word for text in ("epochs=2", "tta=1", "replicates=50") for word in ("-p", text)]
+    done = run_all("--protocols", "fine_tune", "--datasets", *DATASETS, *short, output=demo.root.parent)
     assert done.returncode == 0, done.stdout[-4000:]
-    (folder,) = demo.records.glob(f"{dataset}-fine_tune-panderm_tiny-seed0-*")
+    return demo
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_fine_tuning_leaves_its_record(shortly, dataset):
+    demo = shortly
+    (folder,) = demo.records.glob(f"{dataset}-fine_tune-panderm_tiny-seed0-epochs_2-replicates_50-tta_1")
     record, card = records.read_record(folder), manifests.load_dataset_manifest(dataset)
     assert (record["settings"]["epochs"], record["training"]["recipe"]["epochs"]) == (2, 2)
     for file, suffix in (("predictions.csv", ""), ("predictions_tta.csv", "_tta")):
@@ -120,8 +127,36 @@ def test_fine_tuning_leaves_its_record(demo, dataset):
     assert (demo.checkpoints / folder.name / "best.safetensors").is_file()
 
 
-def test_a_checkpoint_is_evaluated_without_pretrained_weights_or_training(demo, tmp_path):
-    (folder,) = demo.checkpoints.glob("pad_ufes-fine_tune-*-epochs_2-replicates_50")
+@pytest.fixture(scope="session")
+def tuned(demo):
+    """The demo dataset fine-tuned as the profile has it, with three seeds."""
+    selection = ("--datasets", "demo", "--encoders", "panderm_tiny", "--seeds", "0", "1", "2")
+    done = run_all(*selection, "--protocols", "linear_probe", "fine_tune", output=demo.root.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return demo
+
+
+def test_on_the_demo_fine_tuning_beats_linear_probing_over_three_seeds(tuned):
+    pairs = pd.read_csv(tuned.figures / "table_fine_tuning.csv")
+    pairs = pairs[pairs["headline"] & (pairs["dataset"] == "demo")]
+    assert sorted(pairs["seed"]) == [0, 1, 2]
+    for pair in pairs.itertuples():
+        y, proba, names = records.read_predictions(tuned.records / pair.fine_tune_run)
+        assert pair.fine_tune == pytest.approx(f1_score(y, proba.argmax(1), average="weighted"), abs=1e-12)
+        assert sorted(names) == sorted(records.read_predictions(tuned.records / pair.linear_probe_run)[2])
+    assert pairs["difference"].mean() > 0.005
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_curves_of_the_demo_go_the_right_way(tuned, seed):
+    history = pd.read_csv(tuned.records / f"demo-fine_tune-panderm_tiny-seed{seed}" / "history.csv")
+    for column, way in (("loss", -1), ("val_loss", -1), ("val_acc", 1), ("val_recall", 1)):
+        assert way * (history[column].iloc[-1] - history[column].iloc[0]) > 0, column
+
+
+def test_a_checkpoint_is_evaluated_without_pretrained_weights_or_training(shortly, tmp_path):
+    demo = shortly
+    (folder,) = demo.checkpoints.glob("pad_ufes-fine_tune-*-epochs_2-replicates_50-tta_1")
     short = ("--protocols", "fine_tune", "--encoders", "panderm_tiny", "-p", "replicates=50", "-p", "tta=0")
     given = (*short, "-p", f"checkpoint={folder}/best.safetensors", "--weights-root", tmp_path)
     done = run_all(*given, "--datasets", "pad_ufes", output=demo.root.parent)
