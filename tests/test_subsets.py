@@ -11,7 +11,6 @@ from panderm_utils import data, demo, manifests, subsets
 from panderm_utils.splits import connected_groups
 from panderm_utils.subsets import FRACTIONS, SubsetError
 
-
 HALF = [*range(200), *[200] * 200]  # the last patient has half of 400 images
 
 
