@@ -84,16 +84,18 @@ def draw_subsets(
     draws: int = 5,
     seed: int = 0,
     group_columns: Sequence[str] = (),
+    usual: Sequence[float] = FRACTIONS,
 ) -> list[Subset]:
-    """Returns the subsets of every fraction and draw, fraction by fraction; all training rows are always the last.
+    """Returns the subsets of every fraction and draw, fraction by fraction; the last, once, has all training rows.
 
     Args:
         table: All rows of the dataset, `study.table`, with the columns split and label.
-        fractions: Shares in (0, 1], as numbers or as text, "0.05, 0.2". None: FRACTIONS, less those of which an honest
-            draw cannot keep every class, with a warning.
+        fractions: Shares in (0, 1], as numbers or as text, "0.05, 0.2". None: the usual ones, less those of which an
+            honest draw cannot keep every class, with a warning.
         drawing: "honest", or "published", which has one draw and no groups.
         group_columns: Columns whose values stay whole in an honest draw, as a manifest's `groups` name them; one that
             the table lacks keeps nothing together.
+        usual: What None means, such as the profile's own fractions.
 
     Raises:
         SubsetError: The drawing is unknown, or as `honest_orders` and `honest_subsets`. ValueError: as
@@ -102,13 +104,15 @@ def draw_subsets(
     if drawing not in DRAWINGS:
         raise SubsetError(f"drawing {drawing!r} is unknown; write one of {', '.join(map(repr, DRAWINGS))}")
     if drawing == "published":
-        return [published_subset(table, fraction) for fraction in settle_fractions(fractions)]
+        return [published_subset(table, fraction) for fraction in settle_fractions(fractions, usual=usual)]
     orders = honest_orders(table, draws, seed, [column for column in group_columns if column in table])
     smallest = max(order.smallest for order in orders)
-    return honest_subsets(table, settle_fractions(fractions, smallest), orders)
+    return honest_subsets(table, settle_fractions(fractions, smallest, usual), orders)
 
 
-def settle_fractions(given: str | Iterable[float] | None = None, smallest: float = 0.0) -> tuple[float, ...]:
+def settle_fractions(
+    given: str | Iterable[float] | None = None, smallest: float = 0.0, usual: Sequence[float] = FRACTIONS
+) -> tuple[float, ...]:
     """Returns the fractions of `draw_subsets` as rising numbers that end with 1.0."""
     if isinstance(given, str):
         try:
@@ -117,13 +121,13 @@ def settle_fractions(given: str | Iterable[float] | None = None, smallest: float
             raise SubsetError(f'fractions {given!r} are no numbers; write them as "0.05, 0.2, 1"') from None
     if given is not None:
         return tuple(sorted({*given, 1.0}))
-    if dropped := [f"{fraction:.0%}" for fraction in FRACTIONS if fraction < smallest]:
+    if dropped := [f"{100 * fraction:g}%" for fraction in usual if fraction < smallest]:
         warnings.warn(
             f"{', '.join(dropped)} of the labels cannot hold every class and are left out; the smallest usable "
             f"fraction is {smallest:g}",
             stacklevel=3,
         )
-    return tuple(fraction for fraction in FRACTIONS if fraction >= smallest)
+    return tuple(sorted({*(fraction for fraction in usual if fraction >= smallest), 1.0}))
 
 
 def published_subset(table: pd.DataFrame, fraction: float, protocol: str = "linear_probe") -> Subset:
@@ -150,8 +154,7 @@ def published_subset(table: pd.DataFrame, fraction: float, protocol: str = "line
 def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequence[Order]) -> list[Subset]:
     """Returns the subset of every fraction and order, fraction by fraction.
 
-    At fraction 1.0 every draw has all rows in the order of the published linear probe, so that their fit is one and
-    the same, and that protocol's own.
+    Fraction 1.0 is one subset for all draws: all rows in the order of the published linear probe, whose very fit it is.
 
     Raises:
         SubsetError: A fraction is not in (0, 1], or so small that a class is lost: names the class and the smallest
@@ -162,6 +165,9 @@ def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequ
     for fraction in fractions:
         if not (isinstance(fraction, numbers.Real) and 0 < fraction <= 1):
             raise SubsetError(f"fraction {fraction!r} is not in (0, 1]; write 1.0 for all {len(train):,} training rows")
+        if fraction == 1:
+            subsets.append(published_subset(table, 1.0))
+            continue
         for draw, order in enumerate(orders):
             rows = order.rows[: order.cut(fraction)]
             if lost := sorted(set(train["label"]) - set(train["label"].iloc[rows])):
@@ -169,8 +175,6 @@ def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequ
                     f"fraction {fraction:g} of {len(train):,} training rows is {len(rows)} in draw {draw} and has no "
                     f"row of class {', '.join(map(str, lost))}; the smallest usable fraction is {smallest:g}"
                 )
-            if fraction == 1:
-                rows = published_subset(table, 1.0).rows
             subsets.append(Subset(float(fraction), draw, rows))
     return subsets
 
