@@ -41,6 +41,9 @@ class DataNeeded:
     smallest: float
 
 
+Answer = tuple[DataNeeded, str, str]  # what an encoder (its label) needs to match another
+
+
 def data_needed(values, fractions, target: float) -> DataNeeded:
     """Returns the share of the labels at which a curve reaches a score.
 
@@ -128,6 +131,27 @@ def compare(draws: pd.DataFrame, encoder: str, rival: str) -> DataNeeded:
     # All labels are one draw, the same for every other.
     values, images = (own.pivot(index="draw", columns="fraction", values=c).ffill() for c in ("value", "images"))
     return data_needed(values.to_numpy(), images.to_numpy() / images[1.0].max(), target)
+
+
+def answer(draws: pd.DataFrame, encoder: str | None = None, rival: str | None = None) -> Answer | None:
+    """As `compare`, with both labels, for a sentence or a figure; None where either has no curve here.
+
+    Args:
+        encoder, rival: Labels; by default the encoder with the best score with all labels, and the next best.
+    """
+    full = draws[draws["fraction"] == 1].sort_values("value", ascending=False, kind="stable")
+    best = [name for name in full["encoder_label"] if name not in (encoder, rival)]
+    encoder = encoder or next(iter(best), None)
+    rival = rival or next((name for name in best if name != encoder), None)
+    if encoder == rival or not {encoder, rival} <= set(full["encoder_label"]):
+        return None
+    return compare(draws, encoder, rival), encoder, rival
+
+
+def sentences(answers: dict[str, Answer | None]) -> pd.DataFrame:
+    """Returns each dataset's answer in words, as far as it has one."""
+    said = [{"Dataset": name, "answer": sentence(*found)} for name, found in answers.items() if found]
+    return pd.DataFrame(said, columns=["Dataset", "answer"])
 
 
 def data_needed_table(draws: pd.DataFrame) -> pd.DataFrame:

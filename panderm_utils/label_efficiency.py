@@ -126,6 +126,12 @@ def full_scores(curve: pd.DataFrame) -> pd.DataFrame:
     return curve[curve["fraction"] == 1].set_index("metric")[columns]
 
 
+def side_by_side(tables: dict[str, pd.DataFrame], metric: str) -> pd.DataFrame:
+    """Returns one metric of several curves (or `draw_scores`) as one table, each under its encoder's label."""
+    parts = [table[table["metric"] == metric].assign(encoder_label=label) for label, table in tables.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
 def record_tables(sweep: Sweep, curve: pd.DataFrame, train_images, test_images, y_test) -> dict[str, pd.DataFrame]:
     """Returns the further tables of a record, for `records.save_record(..., more=...)`.
 
@@ -193,8 +199,37 @@ def read_curves(scores: pd.DataFrame, file: str = "curve.csv") -> pd.DataFrame:
         )
         for _, run in runs.iterrows()
     ]
-    empty = pd.DataFrame(columns=[*about, "fraction", "metric", "value", "headline"]).astype({"headline": bool})
-    return pd.concat(parts, ignore_index=True) if parts else empty
+    if parts:
+        return pd.concat(parts, ignore_index=True)
+    columns = [
+        "fraction",
+        "images",
+        "draw",
+        "draws",
+        "metric",
+        "value",
+        "draw_low",
+        "draw_high",
+        "draw_sd",
+        "low",
+        "high",
+    ]
+    return pd.DataFrame(columns=[*about, *columns, "headline"]).astype({"headline": bool})
+
+
+def label_efficiency_table(curves: pd.DataFrame) -> pd.DataFrame:
+    """A row a dataset and encoder, a column a fraction, each cell `mean ± sd over draws [low, high]`.
+
+    Args:
+        curves: One metric a dataset, of `read_curves`.
+    """
+    numbers = curves[["value", "draw_sd", "low", "high"]].astype(float).itertuples(index=False)
+    text = [f"{v:.3f}{'' if np.isnan(sd) else f' ± {sd:.3f}'} [{low:.3f}, {high:.3f}]" for v, sd, low, high in numbers]
+    index = ["dataset_label", "encoder_label", "metric"]
+    cells = curves.assign(text=text).pivot(index=index, columns="fraction", values="text")
+    cells = cells.reindex(index=pd.MultiIndex.from_frame(curves[index].drop_duplicates()))
+    cells.columns = [f"{100 * fraction:g}%" for fraction in cells.columns]
+    return cells.rename_axis(index=["Dataset", "Encoder", "metric"]).reset_index()
 
 
 def _read_numbers(path: Path) -> pd.DataFrame:

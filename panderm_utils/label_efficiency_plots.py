@@ -12,10 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from panderm_utils.data_needed import NOT_REACHED, DataNeeded, monotone, percent, sentence, with_interval
+from panderm_utils.data_needed import NOT_REACHED, Answer, monotone, percent, sentence, with_interval
 from panderm_utils.plots import GREY, METRIC_TITLES, STYLE, finish, shorten, wrap
-
-Answer = tuple[DataNeeded, str, str]  # what an encoder (its label) needs to match another
 
 
 def efficiency_curves(
@@ -71,7 +69,11 @@ def efficiency_curves(
 
 
 def figure_2b(
-    curves: pd.DataFrame, colors: dict[str, str], answers: dict[str, Answer], log: bool = True, synthetic: bool = False
+    curves: pd.DataFrame,
+    colors: dict[str, str],
+    answers: dict[str, Answer | None],
+    log: bool = True,
+    synthetic: bool = False,
 ) -> Figure:
     """Fig. 2b: a panel a dataset, two in a row.
 
@@ -92,7 +94,7 @@ def figure_2b(
             axis.set_title(wrap(dataset, 44))
             axis.set_ylabel(METRIC_TITLES[rows["metric"].iloc[0]])
         if datasets:
-            heading = wrap(_heading(list(answers.values())), 70 * across)
+            heading = wrap(_heading([found for found in answers.values() if found]), 70 * across)
             options = {"title": heading, "alignment": "left", "title_fontsize": 10}
             figure.legend(handles=_chance_handles(curves), loc="outside upper left", ncols=2, fontsize=8, **options)
         else:

@@ -130,6 +130,16 @@ def settle_fractions(
     return tuple(sorted({*(fraction for fraction in usual if fraction >= smallest), 1.0}))
 
 
+def subset_table(table: pd.DataFrame, subsets: Sequence[Subset], names: Sequence[str], draw: int = 0) -> pd.DataFrame:
+    """Returns the images of each class (rows, with a total) in every fraction of one draw (columns)."""
+    y = _training_rows(table)["label"].to_numpy()
+    shown = [subset for subset in subsets if subset.draw == draw or subset.fraction == 1]
+    columns = {f"{100 * s.fraction:g}%": np.bincount(y[s.rows], minlength=len(names)) for s in shown}
+    counts = pd.DataFrame(columns, index=pd.Index(names, name="class"))
+    counts.loc["all"] = counts.sum()
+    return counts
+
+
 def published_subset(table: pd.DataFrame, fraction: float, protocol: str = "linear_probe") -> Subset:
     """Returns the rows that upstream trains on: `splits.label_fraction`, or `splits.fine_tune_fraction`.
 

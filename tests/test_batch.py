@@ -13,7 +13,7 @@ import nbformat
 import psutil
 import pytest
 
-from panderm_utils import batch, encoders, execution, linear_probe, manifests, parameters, plan, workspace
+from panderm_utils import batch, encoders, execution, linear_probe, manifests, parameters, plan, subsets, workspace
 
 ROOT = Path(__file__).parent.parent
 
@@ -329,7 +329,8 @@ def test_what_is_unknown_is_an_error_before_anything_runs(space, notebooks, sele
 
 
 def test_the_choices_are_those_of_the_package():
-    assert {"solver": tuple(linear_probe.SOLVERS), "precision": tuple(encoders.PRECISIONS)} == parameters.CHOICES
+    known = {"solver": linear_probe.SOLVERS, "precision": encoders.PRECISIONS, "drawing": subsets.DRAWINGS}
+    assert {name: tuple(values) for name, values in known.items()} == parameters.CHOICES
 
 
 def test_each_protocol_has_its_own_usual_datasets_and_encoders(space):
