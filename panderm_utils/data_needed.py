@@ -174,11 +174,10 @@ def data_needed_table(draws: pd.DataFrame) -> pd.DataFrame:
                     "metric": cells["metric"].iloc[0],
                     "score to reach": round(needed.target, 4),
                     "labels needed": with_interval(needed),
-                    "images needed": round(needed.fraction * total) if needed.state == REACHED else pd.NA,
+                    "images needed": f"{needed.fraction * total:,.0f}" if needed.state == REACHED else "",
                     "of images": int(total),
                     "state": needed.state,
                 }
             )
     columns = ["Dataset", "Encoder", "matches", "metric", "score to reach", "labels needed", "images needed"]
-    table = pd.DataFrame(rows, columns=[*columns, "of images", "state"])
-    return table.astype({"images needed": "Int64"})
+    return pd.DataFrame(rows, columns=[*columns, "of images", "state"])

@@ -229,7 +229,7 @@ def label_efficiency_table(curves: pd.DataFrame) -> pd.DataFrame:
     cells = curves.assign(text=text).pivot(index=index, columns="fraction", values="text")
     cells = cells.reindex(index=pd.MultiIndex.from_frame(curves[index].drop_duplicates()))
     cells.columns = [f"{100 * fraction:g}%" for fraction in cells.columns]
-    return cells.rename_axis(index=["Dataset", "Encoder", "metric"]).reset_index()
+    return cells.fillna("").rename_axis(index=["Dataset", "Encoder", "metric"]).reset_index()
 
 
 def _read_numbers(path: Path) -> pd.DataFrame:

@@ -115,7 +115,7 @@ def _heading(answers: list[Answer]) -> str:
 def _share_axis(axis, curve: pd.DataFrame, log: bool) -> None:
     """The shares as percent, each fraction a tick; a name that would touch the one before it is left out."""
     fractions, total = sorted(curve["fraction"].unique()), curve["images"].max()
-    low = min(fractions)
+    low = min(*fractions, (curve["images"] / total).min())
     if log:
         axis.set_xscale("log")
         axis.set_xlim(low / 1.12, 1.06)

@@ -146,12 +146,12 @@ def test_the_table_answers_for_each_pair_on_each_dataset():
     assert list(table.index) == [("HAM10000", "PanDerm", "DINOv2"), ("HAM10000", "DINOv2", "PanDerm")]
     row = table.loc["HAM10000", "PanDerm", "DINOv2"]
     middle = 0.1 * 5**0.5  # the mean curve goes from 0.6 at 10% to 0.8 at 50%
-    assert row["images needed"] == round(1000 * middle)
+    assert row["images needed"] == f"{1000 * middle:.0f}" == "224"
     assert row["labels needed"] == "22% [10-29]"
     assert row["score to reach"] == 0.7
     assert row["state"] == REACHED
     assert table.loc["HAM10000", "DINOv2", "PanDerm"]["state"] == NOT_REACHED
-    assert table.loc["HAM10000", "DINOv2", "PanDerm"]["images needed"] is pd.NA
+    assert table.loc["HAM10000", "DINOv2", "PanDerm"]["images needed"] == ""
 
 
 def test_no_rival_is_an_empty_table():
@@ -164,3 +164,19 @@ def test_shares_are_those_that_were_drawn():
     """Asked for 10%, whole groups gave 200 of 1,000 images."""
     draws = pd.concat([draws_of("a", [[0.5, 0.7, 0.9]], images=(200, 500, 1000)), draws_of("b", [[0.4, 0.4, 0.5]])])
     assert data_needed.compare(draws, "a", "b").fraction == pytest.approx(0.2)
+
+
+def test_answers_for_figures_name_the_best_and_the_next_best_or_those_asked_for():
+    draws = pd.concat(
+        [draws_of("a", [[0.4, 0.5, 0.6]]), draws_of("b", [[0.5, 0.8, 0.9]]), draws_of("c", [[0.4, 0.6, 0.7]])]
+    )
+    assert data_needed.answer(draws)[1:] == ("b", "c")
+    assert data_needed.answer(draws, "a")[1:] == ("a", "b")
+    assert data_needed.answer(draws, rival="b")[1:] == ("c", "b")
+    needed, *names = data_needed.answer(draws, "c", "a")
+    assert names == ["c", "a"]
+    assert needed.fraction == pytest.approx(0.5)
+    assert data_needed.answer(draws, "a", "d") is None
+    assert data_needed.answer(draws_of("a", [[0.4, 0.5, 0.6]])) is None
+    said = data_needed.sentences({"HAM10000": (needed, "c", "a"), "DDI": None})
+    assert said.to_dict("records") == [{"Dataset": "HAM10000", "answer": "c with 50% of the labels matches a with all"}]

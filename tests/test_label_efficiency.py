@@ -141,3 +141,24 @@ def test_no_record_is_an_empty_curve(tmp_path):
     read = label_efficiency.read_curves(records.read_records(tmp_path))
     assert read.empty
     assert read[read["headline"]].empty
+
+
+def test_the_table_has_a_cell_a_fraction(saved):
+    _, _, curve, *_ = saved
+    named = curve[curve["metric"] == "auroc"].assign(dataset_label="demo", encoder_label="DINOv2")
+    other = named[named["fraction"] > 0.2].assign(encoder_label="PanDerm")
+    table = label_efficiency.label_efficiency_table(pd.concat([named, other]))
+    assert list(table) == ["Dataset", "Encoder", "metric", "10%", "40%", "100%"]
+    assert table["Encoder"].tolist() == ["DINOv2", "PanDerm"]
+    first, last = named.iloc[0], named.iloc[-1]
+    spread = "" if first["draws"] == 1 else f" ± {first['draw_sd']:.3f}"
+    assert table.loc[0, "10%"] == f"{first['value']:.3f}{spread} [{first['low']:.3f}, {first['high']:.3f}]"
+    assert table.loc[1, "100%"] == f"{last['value']:.3f} [{last['low']:.3f}, {last['high']:.3f}]"
+    assert table.loc[1, "10%"] == ""
+
+
+def test_curves_side_by_side_are_one_metric_each_under_its_label(saved):
+    _, sweep, curve, y, *_ = saved
+    both = label_efficiency.side_by_side({"a": curve, "b": label_efficiency.draw_scores(sweep, y)}, "aupr")
+    assert both["encoder_label"].tolist() == ["a"] * 3 + ["b"] * len(sweep.subsets)
+    assert set(both["metric"]) == {"aupr"}

@@ -107,6 +107,9 @@ def test_a_share_is_that_of_the_images_drawn():
     table.loc[table["fraction"] == 0.05, "images"] = 80  # whole groups came no nearer
     axis = label_efficiency_plots.efficiency_curves(table, COLORS).axes[0]
     assert axis.lines[0].get_xdata()[0] == pytest.approx(0.08)
+    table.loc[table["fraction"] == 0.05, "images"] = 30
+    axis = label_efficiency_plots.efficiency_curves(table, COLORS).axes[0]
+    assert axis.get_xlim()[0] < 0.03
 
 
 @pytest.mark.parametrize("state", ["reached", "below", "late"])

@@ -305,3 +305,13 @@ def test_all_labels_are_the_linear_probe_s_own_rows_in_its_order():
     train = table[table["split"] == "train"].reset_index(drop=True)
     for subset in subsets.draw_subsets(table, "1", draws=3, group_columns=columns):
         assert train["image"].iloc[subset.rows].tolist() == data.label_fraction(train, 1.0)["image"].tolist()
+
+
+def test_the_table_of_subsets_counts_the_classes_of_one_draw():
+    table = table_of([0] * 60 + [1] * 30 + [2] * 10)
+    drawn = subsets.draw_subsets(table, "0.1, 0.5", draws=2)
+    counts = subsets.subset_table(table, drawn, ["nevus", "melanoma", "scar"], draw=1)
+    assert list(counts) == ["10%", "50%", "100%"]
+    assert counts.index.tolist() == ["nevus", "melanoma", "scar", "all"]
+    assert counts["100%"].tolist() == [60, 30, 10, 100]
+    assert counts["50%"].tolist() == [30, 15, 5, 50]
