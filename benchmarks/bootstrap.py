@@ -9,16 +9,15 @@ seconds, so single pairs swing: read the medians. The scores are float32 turned 
 """
 
 import argparse
-import resource
-import time
 from itertools import islice
-from statistics import median
 
 import numpy as np
 from sklearn import metrics as sk
 from sklearn.preprocessing import label_binarize
 
+from benchmarks.measuring import Pairs, describe_machine, timed
 from panderm_utils import bootstrap, metrics
+from panderm_utils.environment import peak_memory_mb
 
 REPLICATES = 1_000
 # images, classes, replicates of the loop in a pair, goal: a common test split, and the largest that was tried
@@ -52,26 +51,20 @@ def compare(images: int, classes: int, loop: int, goal: float, pairs: int) -> No
     """Prints each pair, then the median ratio, the largest difference from scikit-learn and the peak memory."""
     y, proba = draw_predictions(images, classes)
     several = max(1, 50_000 // images)  # of our runs in a pair, so that a short one is timed well
-    ratios, difference = [], 0.0
+    measured, difference = Pairs(), 0.0
     metrics.evaluate(y, proba, replicates=10)
     for pair in range(pairs):
         rows = np.concatenate(list(islice(bootstrap.resampled_rows(y, REPLICATES, pair, block=1), loop)))
-        start = time.perf_counter()
-        naive = [by_scikit_learn(y[r], proba[r]) for r in rows]
-        naive_seconds = (time.perf_counter() - start) * REPLICATES / loop
-        start = time.perf_counter()
-        for _ in range(several):
-            metrics.evaluate(y, proba, REPLICATES, seed=pair)
-        seconds = (time.perf_counter() - start) / several
+        naive, naive_seconds = timed(lambda rows: [by_scikit_learn(y[r], proba[r]) for r in rows], rows)
+        _, seconds = timed(lambda seed: [metrics.evaluate(y, proba, REPLICATES, seed) for _ in range(several)], pair)
         ours = bootstrap.bootstrap(metrics.Scorer(y, proba), y, loop, seed=pair)
         difference = max(difference, np.abs(ours - naive).max())
-        ratios.append(naive_seconds / seconds)
-        print(f"  pair {pair + 1}: {naive_seconds:6.1f} s / {seconds:6.3f} s = {ratios[-1]:5.0f}", flush=True)
+        print(measured.add(naive_seconds * REPLICATES / loop, seconds / several), flush=True)
     print(
-        f"{images:,} x {classes}, {REPLICATES:,} replicates: median ratio {median(ratios):.0f} (goal {goal}), the loop "
+        f"{images:,} x {classes}, {REPLICATES:,} replicates: {measured.verdict(goal)}; the loop "
         f"extrapolated from {loop} replicates a pair; largest difference from scikit-learn over {pairs * loop} "
         f"replicates {difference:.1e} (goal <= 1e-12); peak memory of the process "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB",
+        f"{peak_memory_mb()['process']} MB",
         flush=True,
     )
 
@@ -81,5 +74,6 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="only the smaller size")
     parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs a size (default: 7)")
     arguments = parser.parse_args()
+    print(describe_machine(), flush=True)
     for size in SIZES[:1] if arguments.quick else SIZES:
         compare(*size, arguments.pairs)

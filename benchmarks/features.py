@@ -10,17 +10,13 @@ The host may stall for seconds, so single pairs swing: read the medians.
 """
 
 import argparse
-import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
-os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported
-import panderm_utils  # noqa: F401  (first, as everywhere)
+from benchmarks.measuring import Pairs, describe_machine, draw_images, timed, write_attention_out
 
 # isort: split
 import torch
@@ -33,19 +29,6 @@ from panderm_utils.features import extract_files
 from panderm_utils.manifests import EncoderManifest
 
 BATCH = 64
-PIXELS = (600, 450)
-
-
-def draw_jpegs(folder: Path, count: int) -> list[str]:
-    """Draws skin-like JPEGs of about 100 kB: smooth colour and fine noise."""
-    rng = np.random.default_rng(0)
-    paths = [str(folder / f"{i:04d}.jpg") for i in range(count)]
-    for path in paths:
-        coarse = Image.fromarray(rng.integers(90, 230, (24, 32, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize(PIXELS, Image.Resampling.BICUBIC)).astype(np.int16)
-        noisy = smooth + rng.integers(-12, 13, (*smooth.shape[:2], 1), dtype=np.int16)
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-    return paths
 
 
 def make_encoder(width: int, heads: int, precision: str = "fp32") -> Encoder:
@@ -64,10 +47,17 @@ def make_encoder(width: int, heads: int, precision: str = "fp32") -> Encoder:
     return load_encoder(manifest, device="cpu", precision=precision)
 
 
+def make_naive_encoder(width: int, heads: int) -> Encoder:
+    """The same in float32, attention written out."""
+    encoder = make_encoder(width, heads)
+    write_attention_out(encoder.model)
+    return encoder
+
+
 class NaiveFiles(Dataset):
     """Image files through torchvision's transforms."""
 
-    def __init__(self, paths: list[str]):
+    def __init__(self, paths: list[Path]):
         self.paths = paths
         normalise = transforms.Normalize((0.485, 0.456, 0.406), (0.228, 0.224, 0.225))
         resize = [transforms.Resize(256), transforms.CenterCrop(224)]
@@ -81,7 +71,7 @@ class NaiveFiles(Dataset):
 
 
 @torch.no_grad()
-def extract_naively(model: torch.nn.Module, paths: list[str], batch_size: int, workers: int) -> np.ndarray:
+def extract_naively(model: torch.nn.Module, paths: list[Path], batch_size: int, workers: int) -> np.ndarray:
     """Features [N, D]; a short batch is filled up to `batch_size` with zeros, whose features are dropped."""
     features = []
     for images in DataLoader(NaiveFiles(paths), batch_size=batch_size, num_workers=workers):
@@ -91,26 +81,18 @@ def extract_naively(model: torch.nn.Module, paths: list[str], batch_size: int, w
     return torch.cat(features).numpy()
 
 
-def timed(call, *arguments, **options) -> tuple:
-    started = time.perf_counter()
-    result = call(*arguments, **options)
-    return result, time.perf_counter() - started
-
-
-def compare(paths: list[str], width: int, heads: int, goals: dict[str, float], pairs: int, workers: int) -> None:
+def compare(paths: list[Path], width: int, heads: int, goals: dict[str, float], pairs: int, workers: int) -> None:
     """Prints the median ratio and the agreement with the naive features for each precision in `goals`."""
-    naive_encoder = make_encoder(width, heads)
-    for block in naive_encoder.model.blocks:
-        block.attn.fused_attn = False
+    naive_encoder = make_naive_encoder(width, heads)
     ours = {precision: make_encoder(width, heads, precision) for precision in goals}
-    ratios = {precision: [] for precision in goals}
+    measured = {precision: Pairs() for precision in goals}
     for pair in range(pairs):
         naive, seconds = timed(extract_naively, naive_encoder.model, paths, BATCH, workers)
         told = f"  pair {pair + 1}: naive {seconds:.1f} s"
         for precision, encoder in ours.items():
             found = extract_files(encoder, paths, batch_size=BATCH, num_workers=workers)
-            ratios[precision].append(seconds / found.seconds)
-            told += f", {precision} {found.seconds:.1f} s = {ratios[precision][-1]:.2f}"
+            measured[precision].add(seconds, found.seconds)
+            told += f", {precision} {found.seconds:.1f} s = {seconds / found.seconds:.2f}"
             if precision == "fp32":
                 agreement = f"largest difference {np.abs(found.x - naive).max():.1e} (goal 1e-5)"
             else:
@@ -119,38 +101,22 @@ def compare(paths: list[str], width: int, heads: int, goals: dict[str, float], p
             told += f", {agreement}" if pair == 0 else ""
         print(told, flush=True)
     for precision, goal in goals.items():
-        print(f"{len(paths):,} JPEGs, ViT {width} x 12, {precision}: {verdict(ratios[precision], goal)}", flush=True)
+        print(f"{len(paths):,} JPEGs, ViT {width} x 12, {precision}: {measured[precision].verdict(goal)}", flush=True)
 
 
-def compare_small(paths: list[str], pairs: int, workers: int) -> None:
-    """60 images where the batch size is 1,000."""
-    naive_encoder, encoder, ratios = make_encoder(192, 3), make_encoder(192, 3), []
-    for block in naive_encoder.model.blocks:
-        block.attn.fused_attn = False
+def compare_small(
+    told: str, paths: list[Path], batch_size: int, goal: float, pairs: int, workers: int, cache: Path | None = None
+) -> None:
+    """The small encoder; where there is a cache, a second extraction against the first, naive one."""
+    naive_encoder, encoder, measured = make_naive_encoder(192, 3), make_encoder(192, 3), Pairs()
+    if cache:
+        extract_files(encoder, paths, cache=cache, batch_size=batch_size, num_workers=workers)
     for _ in range(pairs):
-        _, seconds = timed(extract_naively, naive_encoder.model, paths[:60], 1000, workers)
-        ratios.append(seconds / extract_files(encoder, paths[:60], batch_size=1000, num_workers=workers).seconds)
-    print(f"60 images at batch size 1,000, ViT 192 x 12, fp32: {verdict(ratios, 8)}", flush=True)
-
-
-def compare_cached(paths: list[str], folder: Path, pairs: int, workers: int) -> None:
-    """A second extraction against the first, naive one."""
-    naive_encoder, encoder, ratios = make_encoder(192, 3), make_encoder(192, 3), []
-    for block in naive_encoder.model.blocks:
-        block.attn.fused_attn = False
-    extract_files(encoder, paths, cache=folder, batch_size=BATCH, num_workers=workers)
-    for _ in range(pairs):
-        _, seconds = timed(extract_naively, naive_encoder.model, paths, BATCH, workers)
-        again = extract_files(encoder, paths, cache=folder, batch_size=BATCH, num_workers=workers)
-        assert again.computed == 0
-        ratios.append(seconds / again.seconds)
-    print(f"{len(paths):,} JPEGs from the cache, ViT 192 x 12, fp32: {verdict(ratios, 100)}", flush=True)
-
-
-def verdict(ratios: list[float], goal: float) -> str:
-    middle = median(ratios)
-    pairs = " ".join(f"{ratio:.2f}" for ratio in ratios)
-    return f"median ratio {middle:.2f} (goal {goal}: {'reached' if middle >= goal else 'missed'}; pairs {pairs})"
+        _, seconds = timed(extract_naively, naive_encoder.model, paths, batch_size, workers)
+        found = extract_files(encoder, paths, cache=cache, batch_size=batch_size, num_workers=workers)
+        assert found.computed == (0 if cache else len(paths))
+        measured.add(seconds, found.seconds)
+    print(f"{told}, ViT 192 x 12, fp32: {measured.verdict(goal)}", flush=True)
 
 
 if __name__ == "__main__":
@@ -165,13 +131,13 @@ if __name__ == "__main__":
     count = given.images or (100 if given.quick else 1000)
     base = (0 if given.quick else 100) if given.base_images is None else given.base_images
     warnings.simplefilter("ignore")
-    print(
-        f"{torch.get_num_threads()} threads, {given.workers} workers, {pairs} pairs, {count:,} images; ViT-B on {base}"
-    )
+    print(describe_machine())
+    print(f"{given.workers} workers, {pairs} pairs, {count:,} images; ViT-B on {base}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        drawn = draw_jpegs(Path(folder), count)
+        drawn = draw_images(Path(folder), count)
         compare(drawn, 192, 3, {"fp32": 1.1, "bf16": 1.6}, pairs, given.workers)
-        compare_small(drawn, pairs, given.workers)
-        compare_cached(drawn, Path(folder) / "cache", pairs, given.workers)
+        compare_small("60 images at batch size 1,000", drawn[:60], 1000, 8, pairs, given.workers)
+        cached = f"{count:,} JPEGs from the cache"
+        compare_small(cached, drawn, BATCH, 100, pairs, given.workers, Path(folder) / "cache")
         if base:
             compare(drawn[:base], 768, 12, {"fp32": 0.95, "bf16": 1.6}, pairs, given.workers)

@@ -20,12 +20,7 @@ import warnings
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
-from benchmarks.features import timed, verdict  # sets TQDM_DISABLE before tqdm is imported
-
-# isort: split
-import panderm_utils  # noqa: F401  (first, as everywhere)
+from benchmarks.measuring import Pairs, describe_machine, draw_images, timed, write_attention_out
 
 # isort: split
 import torch
@@ -52,18 +47,6 @@ IMAGE_CASES = {  # width, height, suffix: (images, goal)
 CLASSES, BATCH = 7, 16
 STEPS = {"naive": "fp32", "fp32": "fp32", "bf16": "bf16", "bf16 checkpointed": "bf16"}  # kind of step: precision
 VIEW_CASES = {(600, 450, "jpg"): (40, 1.1), (1500, 1500, "jpg"): (20, 1.8)}
-
-
-def draw_images(folder: Path, count: int, width: int, height: int, suffix: str) -> list[Path]:
-    """Draws skin-like images: smooth colour and fine noise (JPEGs of 100 kB at 600 x 450)."""
-    rng = np.random.default_rng(0)
-    paths = [folder / f"{width}x{height}-{i:03d}.{suffix}" for i in range(count)]
-    for path in paths:
-        coarse = Image.fromarray(rng.integers(90, 230, (24, 32, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-        noisy = smooth + rng.integers(-12, 13, (height, width, 1), dtype=np.int16)
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
-    return paths
 
 
 def published_training_transform() -> transforms.Compose:
@@ -111,7 +94,7 @@ def compare_training_images(folder: Path, width: int, height: int, suffix: str, 
             images.append(published(Image.open(path).convert("RGB")))
         return images
 
-    ratios, to_uncached, spent = [], [], []
+    measured, without_copies = Pairs(), Pairs()
     for epoch in range(1, pairs + 1):
         cached.set_epoch(epoch)
         plain.set_epoch(epoch)
@@ -119,14 +102,12 @@ def compare_training_images(folder: Path, width: int, height: int, suffix: str, 
         found, ours = timed(lambda: [cached[i][1] for i in range(count)])
         _, uncached = timed(lambda: [plain[i][1] for i in range(count)])
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), "not bit-equal"
-        ratios.append(naive / ours)
-        to_uncached.append(uncached / ours)
-        spent.append((1000 * naive / count, 1000 * ours / count))
-    naive, ours = (median(times) for times in zip(*spent, strict=True))
+        measured.add(naive, ours)
+        without_copies.add(uncached, ours)
     print(
-        f"training images, {width} x {height} {suffix.upper()}: {verdict(ratios, goal)}; {naive:.1f} -> {ours:.2f} ms "
-        f"an image, first epoch {1000 * first / count:.1f} ms; bit-equal; "
-        f"to this package without copies {median(to_uncached):.2f}",
+        f"training images, {width} x {height} {suffix.upper()}: {measured.verdict(goal)}; "
+        f"{measured.per_image(count)}, first epoch {1000 * first / count:.1f} ms; bit-equal; "
+        f"to this package without copies {median(without_copies.ratios):.2f}",
         flush=True,
     )
 
@@ -144,17 +125,15 @@ def compare_views(folder: Path, width: int, height: int, suffix: str, count: int
             views.append(torch.stack([published(image) for _ in range(5)]))
         return views
 
-    ratios, spent = [], []
+    measured = Pairs()
     for _ in range(pairs):
         expected, naive = timed(naively)
         found, ours = timed(lambda: [tta_views(open_image(path), 5, 0, i) for i, path in enumerate(paths)])
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), "not bit-equal"
-        ratios.append(naive / ours)
-        spent.append((1000 * naive / count, 1000 * ours / count))
-    naive, ours = (median(times) for times in zip(*spent, strict=True))
+        measured.add(naive, ours)
     print(
-        f"five views from file, {width} x {height} {suffix.upper()}: {verdict(ratios, goal)}; "
-        f"{naive:.1f} -> {ours:.1f} ms an image; bit-equal",
+        f"five views from file, {width} x {height} {suffix.upper()}: {measured.verdict(goal)}; "
+        f"{measured.per_image(count)}; bit-equal",
         flush=True,
     )
 
@@ -168,8 +147,7 @@ class Step:
         self.images = torch.randn(batch, 3, 224, 224, device=device)
         self.labels = torch.arange(batch, device=device) % CLASSES
         if self.naive:
-            for block in self.model.blocks:
-                block.attn.fused_attn = False
+            write_attention_out(self.model)
             self.optimizer = torch.optim.AdamW(
                 parameter_groups(self.model, recipe), lr=1e-6, fused=False, foreach=False
             )
@@ -213,10 +191,9 @@ def compare_steps(pairs: int) -> None:
             told = ", ".join(f"{kind} {seconds[-1]:.1f} s" for kind, seconds in spent.items())
             print(f"  pair {turn}: {told}", flush=True)
     for kind, goal in (("fp32", 1.1), ("bf16", 2), ("bf16 checkpointed", 1.4)):
-        ratios = [naive / ours for naive, ours in zip(spent["naive"], spent[kind], strict=True)]
-        share = memory[kind] / memory["naive"]
+        measured, share = Pairs(spent["naive"], spent[kind]), memory[kind] / memory["naive"]
         print(
-            f"training step, ViT-B, batch {BATCH}, {kind}: {verdict(ratios, goal)}; {median(spent['naive']):.2f} -> "
+            f"training step, ViT-B, batch {BATCH}, {kind}: {measured.verdict(goal)}; {median(spent['naive']):.2f} -> "
             f"{median(spent[kind]):.2f} s; peak memory {memory['naive']:.1f} -> {memory[kind]:.1f} GB, {share:.2f}"
             + (f" (goal 0.6: {'reached' if share <= 0.6 else 'missed'})" if "checkpointed" in kind else ""),
             flush=True,
@@ -260,7 +237,7 @@ if __name__ == "__main__":
     pairs = given.pairs or (3 if given.quick else 7)
     parts = given.parts or (("images", "views") if given.quick else ("images", "views", "steps"))
     share, threads = 5 if given.quick else 1, torch.get_num_threads()
-    print(f"torch {torch.__version__}, {threads} threads, {pairs} pairs", flush=True)
+    print(f"{describe_machine()}; {pairs} pairs", flush=True)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         for part, compare, cases in (

@@ -8,11 +8,12 @@ transformer's: a spectrum that falls as 1/rank, class means along it, an offset,
 """
 
 import argparse
-from statistics import median
 
+from benchmarks.measuring import Pairs, describe_machine
+
+# isort: split
 import torch
 
-import panderm_utils  # noqa: F401  (first, as everywhere)
 from panderm_utils.linear_probe import fit_linear_probe
 
 # rows, features, classes, goal: the training splits of a small, a middle and the largest dataset of the paper
@@ -35,14 +36,13 @@ def draw_features(rows: int, width: int, classes: int, seed: int = 0) -> tuple[t
 def compare(rows: int, width: int, classes: int, goal: float, pairs: int) -> None:
     """Prints each pair, then the median ratio and both objectives in float64."""
     x, y = draw_features(rows, width, classes)
-    ratios = []
-    for pair in range(pairs):
+    measured = Pairs()
+    for _ in range(pairs):
         naive = fit_linear_probe(x, y, classes, solver="published")
         ours = fit_linear_probe(x, y, classes, solver="converged")
-        ratios.append(naive.seconds / ours.seconds)
-        print(f"  pair {pair + 1}: {naive.seconds:7.2f} s / {ours.seconds:6.2f} s = {ratios[-1]:5.1f}", flush=True)
+        print(measured.add(naive.seconds, ours.seconds), flush=True)
     print(
-        f"{rows:,} x {width:,} x {classes}: median ratio {median(ratios):.1f} (goal {goal}); iterations "
+        f"{rows:,} x {width:,} x {classes}: {measured.verdict(goal)}; iterations "
         f"{naive.iterations} / {ours.iterations}; objective published {naive.objective:.9f}, "
         f"converged {ours.objective:.9f}, difference {ours.objective - naive.objective:+.1e} (goal <= +1e-7)",
         flush=True,
@@ -54,5 +54,6 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="only the smallest size")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs a size (default: 5)")
     arguments = parser.parse_args()
+    print(describe_machine(), flush=True)
     for size in SIZES[:1] if arguments.quick else SIZES:
         compare(*size, arguments.pairs)

@@ -9,7 +9,7 @@ resamples, so their replicates can be subtracted row by row:
 
     bootstrap(Scorer(y, proba_a), y, seed=0) - bootstrap(Scorer(y, proba_b), y, seed=0)
 
-Symbols: N images, R replicates (or one block of them), M metrics.
+Symbols: N images, K classes, R replicates (or one block of them), M metrics.
 """
 
 from collections.abc import Callable, Iterator
@@ -91,6 +91,20 @@ def intervals(values: np.ndarray, level: float = LEVEL) -> dict[str, np.ndarray]
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)
     mean, reach = values.mean(axis=0), stdtrit(count - 1, 1 - tail) * values.std(axis=0, ddof=1)
     return {"low": low, "high": high, "normal_low": mean - reach, "normal_high": mean + reach}
+
+
+class Confusions:
+    """The confusions of labels [N] and class probabilities [N, K], in any resample.
+
+    Called with counts [N, R] it returns [R, K, K]: true classes in rows, predicted classes in columns.
+    """
+
+    def __init__(self, y, proba):
+        self.num_classes = proba.shape[1]
+        self._cells = summing(y * self.num_classes + proba.argmax(axis=1), self.num_classes**2)
+
+    def __call__(self, counts):
+        return np.ascontiguousarray((self._cells @ counts).T).reshape(-1, self.num_classes, self.num_classes)
 
 
 class Ranking:

@@ -6,12 +6,9 @@ batch is as small as it is. Batches never cross a shard of the cache, so an extr
 the very bits of one that was not.
 """
 
-import contextlib
 import hashlib
 import math
-import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,18 +18,18 @@ import numpy as np
 import PIL
 import timm
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from panderm_utils.data import Dataset
 from panderm_utils.encoders import Encoder
 from panderm_utils.feature_cache import IDENTITY, SHARD, FeatureCache, read_identified
-from panderm_utils.image_files import ImageError, open_image
+from panderm_utils.image_files import open_image
 from panderm_utils.images import ImageFiles
+from panderm_utils.loading import loaded
 
 CHUNK = 8  # images that a worker hands over at once (4.8 MB)
 CPU_BATCH = 48  # images at once on a CPU: more leave its caches, fewer make busy cores wait for each other more often
-MAX_WORKERS = {"cpu": 4, "cuda": 16, "mps": 4}
 
 
 class FeatureError(ValueError):
@@ -137,7 +134,7 @@ def extract_files(
 
     Raises:
         ImageError: An image cannot be read; names row, file and reason. Finished shards are kept.
-        FeatureError: A setting that cannot be, or a worker process was killed.
+        FeatureError: A setting that cannot be. LoadingError: a process that reads images was killed.
     """
     if batch_size < 1 or (num_workers or 0) < 0:
         raise FeatureError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0, or None")
@@ -163,13 +160,14 @@ def extract_files(
     if missing:
         maker = _describe_computer(encoder, batch_size)
         makers.add(maker)
+        chunks, next_batch = _chunks(todo, batch_size), math.ceil(batch_size / CHUNK)
         with (
             tqdm(desc=encoder.name, total=len(files), initial=len(files) - missing, unit="image", delay=1) as bar,
-            _chunks(files, todo, batch_size, num_workers, encoder.device.type) as chunks,
+            loaded(files, chunks, encoder.device, num_workers, _collate, ahead=next_batch) as loader,
         ):
             for shard in todo:
                 part = slice(shard.start, shard.stop)
-                x[part], identity = _compute(encoder, chunks, len(shard), batch_size, bar)
+                x[part], identity = _compute(encoder, loader, len(shard), batch_size, bar)
                 if store:
                     store.save(names[part].tolist(), x[part], identity, maker)
     seconds = time.perf_counter() - started
@@ -177,17 +175,15 @@ def extract_files(
 
 
 @torch.inference_mode()
-def _compute(encoder: Encoder, chunks: Iterator, size: int, batch_size: int, bar: tqdm) -> tuple:
+def _compute(encoder: Encoder, loader: Iterator, size: int, batch_size: int, bar: tqdm) -> tuple:
     """Returns features [size, D] and identities [size] of the next `size` images."""
     outputs, identities = [], []
     for at in range(0, size, batch_size):
         images = []
         for _ in range(0, min(batch_size, size - at), CHUNK):
-            chunk = next(chunks)
-            if isinstance(chunk, ImageError):
-                raise chunk
-            images.append(chunk[0].to(encoder.device, non_blocking=True))
-            identities.append(chunk[1])
+            chunk, identity = next(loader)
+            images.append(chunk.to(encoder.device, non_blocking=True))
+            identities.append(identity)
         # Fetched shard by shard only: a GPU is handed the next batch while it computes this one.
         outputs.append(encoder(images[0] if len(images) == 1 else torch.cat(images)))
         bar.update(min(batch_size, size - at))
@@ -195,70 +191,24 @@ def _compute(encoder: Encoder, chunks: Iterator, size: int, batch_size: int, bar
 
 
 class _IdentifiedFiles(ImageFiles):
-    """Item i is `(tensor, identity)`, both of one reading of the file; or the ImageError, as a value.
+    """Item i is `(tensor, identity)`, both of one reading of the file."""
 
-    As a value, since a loader would wrap what a worker raises in the text of its traceback.
-    """
-
-    def __getitem__(self, index: int):
-        try:
-            with self.naming(index) as path:
-                content, identity = read_identified(path)
-                return self.transform(open_image(path, content)), identity
-        except ImageError as error:
-            return error
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, tuple]:
+        with self.naming(index) as path:
+            content, identity = read_identified(path)
+            return self.transform(open_image(path, content)), identity
 
 
-def _collate(items: list):
-    """Returns images [n, 3, 224, 224] and identities [n], or the first error."""
-    for item in items:
-        if isinstance(item, ImageError):
-            return item
-    return default_collate([image for image, _ in items]), np.array([identity for _, identity in items], dtype=IDENTITY)
+def _collate(items: list) -> tuple[torch.Tensor, np.ndarray]:
+    """Returns images [n, 3, 224, 224] and identities [n]."""
+    images, identities = zip(*items, strict=True)
+    return default_collate(images), np.array(list(identities), dtype=IDENTITY)
 
 
-@contextlib.contextmanager
-def _chunks(files: ImageFiles, shards: list[range], batch_size: int, num_workers: int | None, device: str) -> Iterator:
-    """Yields an iterator over all images of the shards, in chunks that fill each batch; ends its processes after."""
+def _chunks(shards: list[range], batch_size: int) -> list[range]:
+    """Returns all images of the shards, in chunks that fill each batch."""
     batches = [range(at, min(at + batch_size, s.stop)) for s in shards for at in range(s.start, s.stop, batch_size)]
-    chunks = [range(at, min(at + CHUNK, b.stop)) for b in batches for at in range(b.start, b.stop, CHUNK)]
-    workers = _choose_workers(device, len(chunks)) if num_workers is None else min(num_workers, len(chunks))
-    options = {}
-    if workers:
-        # Enough for the next batch to be read while this one is computed.
-        options["prefetch_factor"] = max(2, math.ceil(batch_size / CHUNK / workers) + 1)
-        # Python 3.14 would start a server on Linux, which imports torch anew and needs a `__main__` that it can import.
-        options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
-    loader = DataLoader(
-        files,
-        batch_sampler=chunks,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=device == "cuda",
-        **options,
-    )
-    iterator = iter(loader)
-    try:
-        yield iterator
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise FeatureError(
-            f"a process that reads images was killed ({str(error).splitlines()[0]}), as happens where memory or "
-            "/dev/shm is full: set num_workers=0, or a smaller batch_size; finished shards are kept"
-        ) from error
-    finally:
-        # A notebook keeps the traceback of what was interrupted, and so the iterator: it would never end its processes.
-        getattr(iterator, "_shutdown_workers", lambda: None)()
-
-
-def _choose_workers(device: str, chunks: int) -> int:
-    """On a CPU, reading is a small part of the work, so every second core is enough; on a GPU it is the bottleneck."""
-    if chunks == 1 or multiprocessing.current_process().daemon:  # a daemon may have no children
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = cores // 2 if device == "cpu" else cores - 1
-    return min(wanted, MAX_WORKERS.get(device, 4), chunks)
+    return [range(at, min(at + CHUNK, b.stop)) for b in batches for at in range(b.start, b.stop, CHUNK)]
 
 
 def _describe_computer(encoder: Encoder, batch_size: int) -> str:

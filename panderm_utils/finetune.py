@@ -10,7 +10,7 @@ What was left half done goes on when the same call is made again. The folder hol
 
     python -m torch.distributed.run --standalone --nproc_per_node 2 -m panderm_utils.finetune FOLDER
 
-is what `finetune` runs where `computing.processes` is 2, after it has described the job in FOLDER/job.
+is what `finetune` runs where `computing.processes` is 2, after it has described the task in FOLDER/task.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from panderm_utils.finetune_model import FineTuneModel, describe, load_finetune_
 from panderm_utils.prediction import LabelledImages, Predictions, labelled_images, predict
 from panderm_utils.processes import Computing, run_processes
 from panderm_utils.recipe import FineTuneError, FineTuneRecipe, learning_rates, make_recipe, steps_of_epoch
-from panderm_utils.training_loop import Job, Training
+from panderm_utils.training_loop import Training, TrainingTask
 from panderm_utils.training_state import BEST, LAST, check_last, claimed, replace_file, save_model
 
 __all__ = [
@@ -105,29 +105,35 @@ def finetune(
     Raises:
         FineTuneError: The folder's checkpoint is of another training (the differences are named), the loss is not
             finite, memory ran out, or a setting cannot be. KeyboardInterrupt, SystemExit: after the state was saved.
+            LoadingError: A process that reads images was killed.
     """
     val = None if val is None or not len(val) else val
     computing, device = (computing or Computing()).settle()
     folder, cache = Path(folder), None if cache is None else Path(cache)
-    job = Job(model, train, val, recipe, folder, computing, cache, resume, tuple(trackers))
-    _check(job)
+    task = TrainingTask(model, train, val, recipe, folder, computing, cache, resume, tuple(trackers))
+    _check(task)
     if computing.processes > 1:
-        _in_processes(job, on_epoch)
+        _in_processes(task, on_epoch)
     else:
         with claimed(folder):
-            _train(job, device, on_epoch)
+            _train(task, device, on_epoch)
     facts = json.loads((folder / "facts.json").read_text())
     history = pd.DataFrame(read_facts(folder / LAST)["progress"]["history"])
     return FineTuned(load_finetuned(folder / BEST, model.encoder), history, facts)
 
 
-def evaluate_only(checkpoint: str | Path, encoder: str | None = None) -> FineTuned:
+def evaluate_only(checkpoint: str | Path, encoder: str | None = None, num_classes: int | None = None) -> FineTuned:
     """Returns what a fine-tuned checkpoint holds, ours or upstream's, as if it had just been trained.
 
     Raises:
-        FineTuneError, EncoderError: As `load_finetuned`.
+        FineTuneError, EncoderError: As `load_finetuned`; or the model has not `num_classes` classes.
     """
     model = load_finetuned(checkpoint, encoder)
+    if num_classes not in (None, model.num_classes):
+        raise FineTuneError(
+            f"{checkpoint}: tells {model.num_classes} classes apart, the dataset has {num_classes}: it was fine-tuned"
+            " on another dataset; choose that one, or another checkpoint"
+        )
     return FineTuned(model, pd.DataFrame(columns=["epoch", "loss", "lr"]), {"evaluated_only": True, **model.facts})
 
 
@@ -140,50 +146,50 @@ def recipe_table(recipe: FineTuneRecipe) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")
 
 
-def _train(job: Job, device: torch.device, on_epoch: Callable | None = None) -> None:
-    training = Training(job, device, _plain(job.identity()), on_epoch)
+def _train(task: TrainingTask, device: torch.device, on_epoch: Callable | None = None) -> None:
+    training = Training(task, device, _plain(task.identity()), on_epoch)
     facts = training.run()
     if training.main:
-        _write_json(job.folder / "facts.json", facts)
+        _write_json(task.folder / "facts.json", facts)
     training.accelerator.wait_for_everyone()
 
 
-def _check(job: Job) -> None:
-    for name, images in (("train", job.train), ("val", job.val)):
+def _check(task: TrainingTask) -> None:
+    for name, images in (("train", task.train), ("val", task.val)):
         if images is None:
             continue
-        outside = np.setdiff1d(images.y, np.arange(job.model.num_classes))
+        outside = np.setdiff1d(images.y, np.arange(task.model.num_classes))
         if len(outside):
             raise FineTuneError(
-                f"{name}: labels {outside[:5].tolist()} are outside 0..{job.model.num_classes - 1}: make the model with"
-                " the manifest's number of classes"
+                f"{name}: labels {outside[:5].tolist()} are outside 0..{task.model.num_classes - 1}: make the model "
+                "with the manifest's number of classes"
             )
-    if len(np.unique(job.train.y)) < 2:
+    if len(np.unique(task.train.y)) < 2:
         raise FineTuneError("all training images are of one class; take a larger fraction")
-    if job.val is not None and job.monitor == "auroc" and len(np.unique(job.val.y)) < 2:
+    if task.val is not None and task.monitor == "auroc" and len(np.unique(task.val.y)) < 2:
         raise FineTuneError(
             "all val images are of one class, so AUROC cannot choose the best epoch; pass val=None to keep the last"
         )
 
 
-def _in_processes(job: Job, on_epoch: Callable | None) -> None:
-    """Describes the job in its folder, starts torchrun on it, and reports its epochs."""
-    folder, seen = job.folder, time.time_ns()
+def _in_processes(task: TrainingTask, on_epoch: Callable | None) -> None:
+    """Describes the task in its folder, starts torchrun on it, and reports its epochs."""
+    folder, seen = task.folder, time.time_ns()
     with claimed(folder):  # from then on by the first of the processes, since they may outlive this one
-        if not job.resume:
+        if not task.resume:
             (folder / LAST).unlink(missing_ok=True)
         elif (folder / LAST).exists():
-            check_last(folder / LAST, _plain(job.identity()))  # what is wrong is better said here than in a log
-        where = folder / "job"
+            check_last(folder / LAST, _plain(task.identity()))  # what is wrong is better said here than in a log
+        where = folder / "task"
         shutil.rmtree(where, ignore_errors=True)
         where.mkdir()
-    save_model(where / "start.safetensors", job.model, {"drop_path": job.recipe.drop_path})
-    for name, images in (("train", job.train), ("val", job.val)):
+    save_model(where / "start.safetensors", task.model, {"drop_path": task.recipe.drop_path})
+    for name, images in (("train", task.train), ("val", task.val)):
         if images is not None:
             np.savez(where / f"{name}.npz", **{k: v for k, v in vars(images).items() if v is not None})
-    settings = {"recipe": asdict(job.recipe), "computing": asdict(job.computing), "trackers": list(job.trackers)}
-    cache = None if job.cache is None else str(job.cache.absolute())
-    _write_json(where / "job.json", {**settings, "cache": cache, "val": job.val is not None})
+    settings = {"recipe": asdict(task.recipe), "computing": asdict(task.computing), "trackers": list(task.trackers)}
+    cache = None if task.cache is None else str(task.cache.absolute())
+    _write_json(where / "task.json", {**settings, "cache": cache, "val": task.val is not None})
 
     def look() -> None:
         nonlocal seen
@@ -194,7 +200,7 @@ def _in_processes(job: Job, on_epoch: Callable | None) -> None:
 
     try:
         run_processes(
-            "panderm_utils.finetune", [str(folder.absolute())], job.computing.processes, folder / "log.txt", look
+            "panderm_utils.finetune", [str(folder.absolute())], task.computing.processes, folder / "log.txt", look
         )
     except FineTuneError as error:
         if (where / "error.txt").exists():
@@ -204,9 +210,9 @@ def _in_processes(job: Job, on_epoch: Callable | None) -> None:
 
 
 def main(folder: Path) -> None:
-    """Does the job that is described in a folder; one of several processes that torchrun started."""
-    where = folder / "job"
-    settings = json.loads((where / "job.json").read_text())
+    """Does the task that is described in a folder; one of several processes that torchrun started."""
+    where = folder / "task"
+    settings = json.loads((where / "task.json").read_text())
     model = load_finetuned(where / "start.safetensors")
     model.digest = model.facts["encoder_digest"]
     with np.load(where / "train.npz") as arrays:
@@ -217,10 +223,10 @@ def main(folder: Path) -> None:
             val = LabelledImages(**arrays)
     recipe, computing = FineTuneRecipe(**settings["recipe"]), Computing(**settings["computing"])
     cache = None if settings["cache"] is None else Path(settings["cache"])
-    job = Job(model, train, val, recipe, folder, computing, cache, trackers=settings["trackers"])
+    task = TrainingTask(model, train, val, recipe, folder, computing, cache, trackers=settings["trackers"])
     computing, device = computing.settle()
     with claimed(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
-        _train(job, device)
+        _train(task, device)
 
 
 def _plain(facts: dict) -> dict:
@@ -233,7 +239,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "job" / "job.json").is_file():
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "task" / "task.json").is_file():
         sys.exit("usage: python -m torch.distributed.run ... -m panderm_utils.finetune FOLDER (see finetune.finetune)")
     try:
         main(Path(sys.argv[1]))
@@ -241,5 +247,5 @@ if __name__ == "__main__":
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(0)
     except ValueError as error:  # ours: the one that started us says it again, without the log of torchrun
-        (Path(sys.argv[1]) / "job" / "error.txt").write_text(str(error))
+        (Path(sys.argv[1]) / "task" / "error.txt").write_text(str(error))
         raise

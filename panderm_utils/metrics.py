@@ -21,11 +21,12 @@ Symbols: N images, K classes, R resamples (`bootstrap`).
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from panderm_utils.bootstrap import MetricError, Ranking, bootstrap, intervals, summing
+from panderm_utils.bootstrap import Confusions, MetricError, Ranking, bootstrap, intervals
 
 METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
 
@@ -43,20 +44,28 @@ def evaluate(y, proba, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
         y: True labels [N], integers in 0..K-1.
         proba: Class probabilities or scores [N, K].
     """
-    scorer = Scorer(y, proba)
-    replicate = bootstrap(scorer, scorer.y, replicates, seed)
-    table = pd.DataFrame({"value": scorer.value(), **intervals(replicate)}, index=METRICS)
-    return table.rename_axis("metric")
+    return score_table(Scorer(y, proba), METRICS, replicates, seed)
+
+
+def score_table(scorer, names: Sequence[str], replicates: int, seed: int) -> pd.DataFrame:
+    """Returns what `evaluate` returns, of any scorer's metrics."""
+    columns = {"value": on_test_set(scorer), **intervals(bootstrap(scorer, scorer.y, replicates, seed))}
+    return pd.DataFrame(columns, index=pd.Index(names, name="metric"))
+
+
+def on_test_set(scorer) -> np.ndarray:
+    """Returns a scorer's metrics [M] of the test set itself."""
+    return scorer(np.ones((len(scorer.y), 1)))[0]
 
 
 def auroc(y, proba) -> float:
     """AUROC of class 1 where K = 2, else one-versus-one, macro."""
-    return float(Scorer(y, proba).value()[METRICS.index("auroc")])
+    return float(on_test_set(Scorer(y, proba))[METRICS.index("auroc")])
 
 
 def aupr(y, proba) -> float:
     """Average precision of class 1 where K = 2, else one-versus-rest, macro."""
-    return float(Scorer(y, proba).value()[METRICS.index("aupr")])
+    return float(on_test_set(Scorer(y, proba))[METRICS.index("aupr")])
 
 
 def confusion(y, proba) -> np.ndarray:
@@ -166,7 +175,6 @@ class Scorer:
     Everything that needs sorting is sorted here, once; a resample is then a matter of counts.
 
         scorer(counts)  [R, 6] in the order of METRICS; counts [N, R]: how often each image is in each resample
-        scorer.value()  [6], of the test set itself
 
     Every class of y must be in every resample, as `bootstrap.resampled_counts` has it. For a subgroup, make a scorer
     of its rows.
@@ -174,19 +182,14 @@ class Scorer:
 
     def __init__(self, y, proba):
         self.y, proba = check_predictions(y, proba)
-        self.num_classes = proba.shape[1]
-        self.present = np.unique(self.y)
-        if missing := sorted(set(range(self.num_classes)) - set(self.present.tolist())):
-            warnings.warn(_what_is_left_out(missing, self.present), MetricWarning, stacklevel=3)
-        self._cells = summing(self.y * self.num_classes + proba.argmax(axis=1), self.num_classes**2)
-        ranked = [1] if self.num_classes == 2 else self.present
-        self._rankings = [Ranking(self.y, proba[:, k], k) for k in ranked] if len(self.present) > 1 else []
-
-    def value(self) -> np.ndarray:
-        return self(np.ones((len(self.y), 1)))[0]
+        means = "balanced accuracy, AUROC and AUPR are means over the others"
+        present = classes_present(self.y, proba, "kappa, AUROC and AUPR", means)
+        self._confusions = Confusions(self.y, proba)
+        ranked = [1] if proba.shape[1] == 2 else present
+        self._rankings = [Ranking(self.y, proba[:, k], k) for k in ranked] if len(present) > 1 else []
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        confusions = np.ascontiguousarray((self._cells @ counts).T).reshape(-1, self.num_classes, self.num_classes)
+        confusions = self._confusions(counts)
         from_labels = [f(confusions) for f in (accuracy, balanced_accuracy, quadratic_kappa, weighted_f1)]
         if not self._rankings:
             return np.stack([*from_labels, *np.full((2, counts.shape[1]), np.nan)], axis=1)
@@ -196,17 +199,26 @@ class Scorer:
         return np.stack([*from_labels, *means], axis=1)
 
 
+def classes_present(y, proba, comparing: str, means: str) -> np.ndarray:
+    """Returns the classes that have a test image; a MetricWarning names the others.
+
+    Args:
+        comparing: The metrics that are NaN where there is but one class.
+        means: What to say of the metrics that leave a class out.
+    """
+    present = np.unique(y)
+    missing = np.setdiff1d(np.arange(proba.shape[1]), present)
+    text = f"no test image of class {_listed(missing)}: {means}"
+    if len(present) == 1:
+        text = f"all test images are of class {present[0]}: {comparing} compare classes and are NaN; "
+        text += "take a test split with two classes or more"
+    if len(missing):
+        warnings.warn(text, MetricWarning, stacklevel=4)  # at the call of `evaluate`
+    return present
+
+
 def _diagonal(confusions):
     return np.diagonal(confusions, axis1=-2, axis2=-1)
-
-
-def _what_is_left_out(missing, present) -> str:
-    if len(present) == 1:
-        return (
-            f"all test images are of class {present[0]}: kappa, AUROC and AUPR compare classes and are NaN; "
-            "take a test split with two classes or more"
-        )
-    return f"no test image of class {_listed(missing)}: balanced accuracy, AUROC and AUPR are means over the others"
 
 
 def _listed(things) -> str:

@@ -67,11 +67,11 @@ def split_given(given: Iterable[str], encoders: Sequence[str], problems: list[st
             problems.append(f"-p {text}: {name} is settled by a flag; write {FLAGS[name]} {value}")
         else:
             values[name] = value
-    if "weights" in values:
-        path = Path(values["weights"]).expanduser().resolve()  # the notebook runs in another folder
-        values["weights"] = str(path)
+    for name in {"weights", "checkpoint"} & set(values):
+        path = Path(values[name]).expanduser().resolve()  # the notebook runs in another folder
+        values[name] = str(path)
         if not path.is_dir() and len(encoders) > 1:
-            problems.append(f"-p weights={path}: one file for {len(encoders)} encoders; name one with --encoders")
+            problems.append(f"-p {name}={path}: one file for {len(encoders)} encoders; name one with --encoders")
     return values
 
 
@@ -104,7 +104,7 @@ def settle_parameters(path: Path, given: dict[str, str], problems: list[str]) ->
             kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(defaults[name])]
             problems.append(f"-p {name}={text}: not {kind}, as the default {defaults[name]!r} is; write such a value")
             continue
-        if wanted := _refusal(name, own[name]):
+        if wanted := own[name] != defaults[name] and _refusal(name, own[name]):
             problems.append(f"-p {name}={text}: no such {name}; write {wanted}")
     usual = DEFAULT_SETTINGS.get(path.parent.name, {})
     return own, {name: value for name, value in {**defaults, **own}.items() if name in usual}

@@ -119,6 +119,8 @@ def make_plan(
     unfit = [name for name, model in models.items() if model and model.architecture != "beit"]
     if asked and unfit:
         problems.append(f"encoder {', '.join(unfit)}: fine-tuning takes PanDerm's architecture only; leave it out")
+    if "checkpoint" in given and (list(wanted) != [FINE_TUNE] or len(datasets) > 1):
+        problems.append(f"-p checkpoint: of one dataset; write --protocols {FINE_TUNE} --datasets {datasets[0]}")
     known = list_protocols(notebooks)
     problems += [unknown("protocol", name, known, "") for name in protocols if name not in known]
     for name, card in cards.items():
@@ -138,7 +140,8 @@ def make_plan(
         raise PlanError("\n".join(dict.fromkeys(problems)))
 
     data = {name: _data_need(card, space) for name, card in cards.items()}
-    weights = {name: _weights_need(model, space, given.get("weights")) for name, model in models.items()}
+    file = given.get("checkpoint", given.get("weights"))
+    weights = {name: _weights_need(model, space, file) for name, model in models.items()}
     folders = {name: str(getattr(space, name)) for name in ("data_root", "weights_root")}
     common = {"profile": space.profile, **folders, "output_root": str(space.root.parent)}
     runs = []

@@ -3,13 +3,8 @@
 Symbols: N images, K classes, V views.
 """
 
-import contextlib
-import math
-import multiprocessing
-import os
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,18 +12,17 @@ import pandas as pd
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 
 from panderm_utils.augment import tta_views
 from panderm_utils.data import Dataset
 from panderm_utils.encoders import arithmetic, check_precision, choose_device
-from panderm_utils.image_files import ImageError, open_image
+from panderm_utils.image_files import open_image
 from panderm_utils.images import ImageFiles
+from panderm_utils.loading import loaded
 from panderm_utils.recipe import FineTuneError
 
 BATCH = {"cpu": 16, "cuda": 128, "mps": 32}  # images at once to begin with; memory that runs out halves it
-MAX_WORKERS = {"cpu": 4, "cuda": 16, "mps": 4}
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +108,7 @@ def predict(
 
     Raises:
         ImageError: An image cannot be read; names row, file and reason. EncoderError: no such device or precision.
+        LoadingError: A process that reads images was killed.
     """
     if tta < 0:
         raise FineTuneError(f"tta {tta} is negative; write 0 for none, 5 for the published number of views")
@@ -190,78 +185,3 @@ class _Views(ImageFiles):
             return super().__getitem__(index)
         with self.naming(index) as path:
             return index, tta_views(open_image(path), self.views, self.seed, index)
-
-
-class _Reported(torch.utils.data.Dataset):
-    """Hands an ImageError on as a value: a loader would wrap what a worker raises in the text of its traceback."""
-
-    def __init__(self, dataset: torch.utils.data.Dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, item):
-        try:
-            return self.dataset[item]
-        except ImageError as error:
-            return error
-
-
-def _collate(items: list):
-    return next((item for item in items if isinstance(item, ImageError)), None) or default_collate(items)
-
-
-@contextlib.contextmanager
-def loaded(
-    dataset: torch.utils.data.Dataset,
-    batches: list[list],
-    device: torch.device,
-    num_workers: int | None = None,
-) -> Iterator[Iterator]:
-    """Yields an iterator over collated batches, read ahead by worker processes that end with it.
-
-    Args:
-        batches: The items of each batch, in order.
-        num_workers: By default a part of the cores; 0 reads in this process.
-
-    Raises:
-        ImageError: From the iterator.
-    """
-    if num_workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # On a CPU reading is a small part of the work; a daemon may have no children.
-        num_workers = cores // 2 if device.type == "cpu" else cores - 1
-        num_workers = min(num_workers // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), MAX_WORKERS.get(device.type, 4))
-        num_workers = 0 if multiprocessing.current_process().daemon else num_workers
-    workers = min(num_workers, math.ceil(len(batches) / 2))
-    options = {}
-    if workers:
-        # Python 3.14 would start a server on Linux, which imports torch anew and needs an importable `__main__`.
-        options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
-    loader = DataLoader(
-        _Reported(dataset),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else it would draw from the caller's
-        **options,
-    )
-    iterator = iter(loader)
-
-    def checked() -> Iterator:
-        for batch in iterator:
-            if isinstance(batch, ImageError):
-                raise batch
-            yield batch
-
-    try:
-        yield checked()
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise FineTuneError(
-            f"a process that reads images was killed ({str(error).splitlines()[0]}), as happens where memory or "
-            "/dev/shm is full: set num_workers=0, or a smaller batch"
-        ) from error
-    finally:
-        # A notebook keeps the traceback of what was interrupted, and so the iterator: it would never end its processes.
-        getattr(iterator, "_shutdown_workers", lambda: None)()

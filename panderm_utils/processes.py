@@ -30,8 +30,8 @@ class Computing:
 
     Attributes:
         device: "auto" or what torch calls it, as in `load_encoder`.
-        precision: "fp32"; "bf16"; "fp16", with loss scaling; "auto": mixed, as published, on a GPU (bf16, or fp16 where
-            it has none), fp32 elsewhere.
+        precision: "fp32"; "bf16"; "fp16", with loss scaling; "auto": mixed, as published, where the device has the
+            units for it (bf16, or fp16 on a GPU without), else fp32.
         micro_batch: Images at once in a process, an even number; the gradients of several are added up to one step of
             the recipe's batch. "auto": all of them, halved when memory runs out.
         checkpointing: Whether activations are computed anew for the gradients instead of kept: about 0.6 of the memory,
@@ -62,10 +62,7 @@ class Computing:
         """
         device = choose_device(self.device)
         if self.precision == "auto":
-            half = "fp32"
-            if device.type == "cuda":
-                half = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-            return replace(self, precision=half).settle()
+            return replace(self, precision=_mixed_precision(device)).settle()
         check_precision(self.precision, device)
         if self.precision == "fp16" and device.type != "cuda":
             raise FineTuneError(
@@ -77,6 +74,15 @@ class Computing:
         if self.processes > 1 and device.type == "mps":
             raise FineTuneError("processes must be 1 on mps: it is one GPU")
         return self, device
+
+
+def _mixed_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        units = torch.cpu.get_capabilities()
+        return "bf16" if units.get("avx512_bf16") or units.get("amx_bf16") else "fp32"
+    return "fp32"
 
 
 def make_accelerator(device: torch.device, precision: str, trackers: Sequence[str], folder: Path) -> Accelerator:

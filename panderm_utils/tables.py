@@ -1,17 +1,21 @@
 """The paper's tables as DataFrames drawn from records, and their CSV, LaTeX and Markdown files."""
 
 import os
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from panderm_utils.manifests import (
+    PublishedResult,
     list_datasets,
     list_encoders,
     load_dataset_manifest,
     load_encoder_manifest,
     load_profile,
     load_published_results,
+    published_value,
 )
 from panderm_utils.plots import METRIC_TITLES
 from panderm_utils.workspace import DEFAULT_SETTINGS
@@ -25,21 +29,32 @@ UPSTREAM_COLUMNS = {
     "AUPR": "aupr",
 }
 
+INTERVAL = re.compile(r"\[(\S+), (\S+)\]")  # an interval in a narrow column stays on one line
+PROTOCOL_TITLES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
+# Heading -> column of `comparison.compare_protocols`.
+PROTOCOL_COLUMNS = {"Linear probing": "linear_probe", "Fine-tuning": "fine_tune", "Fine-tuning, 5 views": "views"}
+
 
 def paper_scores(
-    runs: pd.DataFrame, profile: str, protocol: str = "linear_probe", seed: int = 0, own: bool = False, **settings
+    runs: pd.DataFrame,
+    profile: str,
+    protocol: str = "linear_probe",
+    seed: int | None = 0,
+    own: bool = False,
+    **settings,
 ) -> pd.DataFrame:
     """Picks the rows of `records.read_records` that a table or figure of the paper shows, in the profile's order.
 
     Args:
         runs: A row a run and metric.
+        seed: None: runs of every seed.
         own: Whether the user's own datasets come too, after the paper's.
         settings: Which runs are meant where they differ in settings; by default those with the published settings.
 
     Returns:
         The rows of the profile's datasets, with `dataset_label` and `encoder_label` for people.
     """
-    wanted = {**DEFAULT_SETTINGS[protocol], **settings, "seed": seed}
+    wanted = {**DEFAULT_SETTINGS[protocol], **settings} | ({} if seed is None else {"seed": seed})
     runs = runs[runs["protocol"] == protocol] if "protocol" in runs else runs
     datasets = list(load_profile(profile).datasets)
     if own:
@@ -51,12 +66,13 @@ def paper_scores(
             keep &= runs[name].isna() if value is None else runs[name].eq(value)
         else:
             keep &= value is None
-    rows = runs[keep].copy()
+    rows = runs[keep].reset_index(drop=True)
     rows["dataset_label"] = [load_dataset_manifest(name).short_title for name in rows["dataset"]]
     rows["encoder_label"] = [load_encoder_manifest(name).title for name in rows["encoder"]]
     order = {name: i for i, name in enumerate(_encoder_order(rows["encoder"]))}
-    position = pd.DataFrame({"d": rows["dataset"].map(datasets.index), "e": rows["encoder"].map(order)})
-    return rows.loc[position.sort_values(["d", "e"], kind="stable").index].reset_index(drop=True)
+    position = {"d": rows["dataset"].map(datasets.index), "e": rows["encoder"].map(order), "s": rows.get("seed")}
+    position = pd.DataFrame(position)
+    return rows.loc[position.sort_values(["d", "e", "s"], kind="stable").index].reset_index(drop=True)
 
 
 def encoder_colors(scores: pd.DataFrame) -> dict[str, str]:
@@ -80,11 +96,8 @@ def missing_runs(scores: pd.DataFrame, profile: str, protocol: str = "linear_pro
 
 def linear_probe_table(scores: pd.DataFrame) -> pd.DataFrame:
     """A row a dataset and encoder, a column a metric, each cell `value [low, high]`."""
-    text = [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in scores[["value", "low", "high"]].itertuples(index=False)]
-    cells = scores.assign(text=text).pivot(index=["dataset_label", "encoder_label"], columns="metric", values="text")
-    rows = scores[["dataset_label", "encoder_label"]].drop_duplicates()
-    cells = cells.reindex(index=pd.MultiIndex.from_frame(rows), columns=[m for m in METRIC_TITLES if m in cells])
-    return cells.rename(columns=METRIC_TITLES).rename_axis(index=["Dataset", "Encoder"], columns=None).reset_index()
+    cells = scores[["value", "low", "high"]].itertuples(index=False)
+    return _wide(scores, [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells])
 
 
 def upstream_results(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -97,31 +110,87 @@ def upstream_results(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return results
 
 
+def fine_tuning_table(comparison: pd.DataFrame, synthetic: bool) -> pd.DataFrame:
+    """The question of Supplementary Table 2: a row a dataset and encoder, its headline metric by both protocols.
+
+    Args:
+        comparison: Rows of `comparison.compare_protocols`, of one seed.
+        synthetic: Drawn images have no published numbers: those two columns are left out.
+    """
+    rows = comparison[comparison["headline"]]
+    table = pd.DataFrame({"Dataset": rows["dataset_label"], "Encoder": rows["encoder_label"]})
+    table["Metric"] = rows["metric"].map(METRIC_TITLES)
+    for title, name in PROTOCOL_COLUMNS.items():
+        cells = rows[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
+        table[title] = ["" if pd.isna(v) else f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells]
+    table["Difference"] = _differences(rows)
+    table["p"] = [f"{p:.3f}" for p in rows["p_value"]]
+    table["Verdict"], table["Test images"] = rows["verdict"], rows["images"]
+    for protocol in () if synthetic else ("linear_probe", "fine_tune"):
+        keys = zip(rows["dataset"], rows["encoder"], rows["metric"], strict=True)
+        values = [published_value(dataset, protocol, encoder, metric) for dataset, encoder, metric in keys]
+        table[f"Published {PROTOCOL_TITLES[protocol]}"] = ["" if v is None else f"{v:.3f}" for v in values]
+    return table.reset_index(drop=True)
+
+
+def differences_table(comparison: pd.DataFrame) -> pd.DataFrame:
+    """A row a dataset and encoder, a column a metric: fine-tuning minus linear probing with its interval."""
+    return _wide(comparison, _differences(comparison))
+
+
+def seeds_table(comparison: pd.DataFrame) -> pd.DataFrame:
+    """The headline metric over seeds, where there are several: mean (lowest to highest) by protocol, and the gain."""
+    rows = comparison[comparison["headline"]]
+    groups = [(key, g) for key, g in rows.groupby(["dataset_label", "encoder_label"], sort=False) if len(g) > 1]
+    found = []
+    for (dataset, encoder), group in groups:
+        row = {"Dataset": dataset, "Encoder": encoder, "Metric": METRIC_TITLES[group["metric"].iloc[0]]}
+        row["Seeds"] = " ".join(map(str, group["seed"]))
+        for title, name in {**PROTOCOL_COLUMNS, "Difference": "difference"}.items():
+            mean, low, high = group[name].mean(), group[name].min(), group[name].max()
+            sign = "+" if name == "difference" else ""
+            row[title] = "" if pd.isna(mean) else f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
+        found.append(row)
+    columns = ["Dataset", "Encoder", "Metric", "Seeds", *PROTOCOL_COLUMNS, "Difference"]
+    return pd.DataFrame(found, columns=columns)
+
+
 def published_verdicts(scores: pd.DataFrame, protocol: str, synthetic: bool) -> pd.DataFrame:
     """Holds every published number of a protocol against ours.
 
+    Args:
+        scores: A row a run and metric. Of several runs of a dataset and encoder, the one whose settings are nearest to
+            the published ones is taken.
+
     Returns:
-        A row a published number: dataset, encoder, metric, published, ours, low, high, verdict, run_id, source. The
-        verdict is "reproduced" (the published value lies inside our interval), "outside the interval" or "not run".
-        Records of drawn images are never compared.
+        A row a published number: dataset, encoder, metric, published, ours, low, high, verdict, settings (of the
+        published run), differs (what was otherwise in ours), run_id, source. The verdict is "reproduced" (the
+        published value lies inside our interval), "outside the interval" or "not run". Records of drawn images are
+        never compared.
     """
     ours = scores.iloc[0:0] if synthetic else scores
-    cells = ours.set_index(["dataset", "encoder", "metric"])
     rows = []
     for result in load_published_results():
         if result.protocol != protocol:
             continue
+        told = ", ".join(f"{name} {value}" for name, value in result.settings.items())
+        runs = ours[(ours["dataset"] == result.dataset) & (ours["encoder"] == result.encoder)]
+        others = [_otherwise(run, result) for run in runs.drop_duplicates("run_id").to_dict(orient="records")]
+        run, differs = min(others, key=lambda other: len(other[1]), default=(None, []))
+        cells = runs[runs["run_id"] == run].set_index("metric")
         for metric, published in result.metrics.items():
-            key = (result.dataset, result.encoder, metric)
-            row = {"dataset": key[0], "encoder": key[1], "metric": metric, "published": published}
-            if key in cells.index:
-                cell = cells.loc[key]
+            row = {"dataset": result.dataset, "encoder": result.encoder, "metric": metric, "published": published}
+            if metric in cells.index:
+                cell = cells.loc[metric]
                 inside = cell["low"] <= published <= cell["high"]
-                row |= {"ours": cell["value"], "low": cell["low"], "high": cell["high"], "run_id": cell["run_id"]}
-                row["verdict"] = "reproduced" if inside else "outside the interval"
-            rows.append({"verdict": "not run", **row, "source": result.source})
-    columns = ["dataset", "encoder", "metric", "published", "ours", "low", "high", "verdict", "run_id", "source"]
-    return pd.DataFrame(rows).reindex(columns=columns)
+                row |= {"ours": cell["value"], "low": cell["low"], "high": cell["high"], "run_id": run}
+                row |= {
+                    "verdict": "reproduced" if inside else "outside the interval",
+                    "differs": "; ".join(differs) or "nothing",
+                }
+            rows.append({"verdict": "not run", **row, "settings": told, "source": result.source})
+    columns = ["dataset", "encoder", "metric", "published", "ours", "low", "high", "verdict"]
+    return pd.DataFrame(rows).reindex(columns=[*columns, "settings", "differs", "run_id", "source"])
 
 
 def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "tex", "md")) -> list[Path]:
@@ -157,14 +226,47 @@ def readable(table: pd.DataFrame, rows: int = 20):
         for name, kind in table.dtypes.items()
         if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
     }
-    style = shown.style.format(formats, na_rep="–", escape="html").format_index(escape="html")
     texts = [name for name in shown if name not in formats]
+    formats |= dict.fromkeys(texts, lambda text: INTERVAL.sub("[\\1,\u00a0\\2]", str(text)))
+    style = shown.style.format(formats, na_rep="–", escape="html").format_index(escape="html")
     style = style.set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap"})
+    if len(shown.columns) > 10:
+        style = style.set_table_attributes('style="font-size: 11px"')  # so that a page holds it
     if shown.index.equals(pd.RangeIndex(len(shown))):
         style = style.hide()
     if table.empty:
         return style.set_caption("nothing")
     return style if len(shown) == len(table) else style.set_caption(f"the first {rows} of {len(table):,} rows")
+
+
+def _wide(rows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+    """A row a dataset and encoder, a column a metric, each cell the text of its row."""
+    cells = rows.assign(text=texts).pivot(index=["dataset_label", "encoder_label"], columns="metric", values="text")
+    order = rows[["dataset_label", "encoder_label"]].drop_duplicates()
+    cells = cells.reindex(index=pd.MultiIndex.from_frame(order), columns=[m for m in METRIC_TITLES if m in cells])
+    return cells.rename(columns=METRIC_TITLES).rename_axis(index=["Dataset", "Encoder"], columns=None).reset_index()
+
+
+def _differences(rows: pd.DataFrame) -> list[str]:
+    cells = rows[["difference", "low", "high"]].itertuples(index=False)
+    return ["" if pd.isna(d) else f"{d:+.3f} [{low:+.3f}, {high:+.3f}]" for d, low, high in cells]
+
+
+def _otherwise(run: dict, result: PublishedResult) -> tuple[str, list[str]]:
+    """Returns a run's id and what it did otherwise than the published one.
+
+    What a published result does not name was as the protocol has it, and so was what a run left at None.
+    """
+    usual = dict(DEFAULT_SETTINGS[result.protocol])
+    if result.protocol == "fine_tune":
+        from panderm_utils.recipe import FineTuneRecipe  # loads torch, which no other table needs
+
+        usual |= asdict(FineTuneRecipe())
+    wanted = {**usual, **result.settings}
+    for name in ("tta", "replicates"):  # scores with views are other metrics; the interval is ours alone
+        wanted.pop(name, None)
+    mine = {name: usual.get(name) if pd.isna(run.get(name)) else run[name] for name in wanted}
+    return run["run_id"], [f"{n} {mine[n]}, not {wanted[n]}" for n in wanted if mine[n] != wanted[n]]
 
 
 def _encoder_order(names) -> list[str]:

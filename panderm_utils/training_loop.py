@@ -27,14 +27,15 @@ from panderm_utils.environment import peak_memory_mb
 from panderm_utils.finetune_model import FineTuneModel
 from panderm_utils.gradients import BatchGradients, make_optimizer
 from panderm_utils.images import ImageFiles
-from panderm_utils.prediction import LabelledImages, loaded, score
+from panderm_utils.loading import loaded
+from panderm_utils.prediction import LabelledImages, score
 from panderm_utils.processes import Computing, Signals, make_accelerator
 from panderm_utils.recipe import FineTuneError, FineTuneRecipe, learning_rates, steps_of_epoch
 from panderm_utils.training_state import BEST, LAST, Progress, read_last, replace_file, restore, save_last, save_model
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class TrainingTask:
     """What is to be trained; see `finetune`."""
 
     model: FineTuneModel
@@ -71,33 +72,33 @@ class Job:
 class Training:
     """One training in this process, which may be one of several."""
 
-    def __init__(self, job: Job, device: torch.device, identity: dict, on_epoch: Callable | None = None):
-        self.job, self.recipe, self.identity, self.on_epoch = job, job.recipe, identity, on_epoch
-        self.steps, self.batch = steps_of_epoch(len(job.train), job.recipe)
-        self.rates = learning_rates(job.recipe, self.steps)
-        self.accelerator = make_accelerator(device, job.computing.precision, job.trackers, job.folder)
+    def __init__(self, task: TrainingTask, device: torch.device, identity: dict, on_epoch: Callable | None = None):
+        self.task, self.recipe, self.identity, self.on_epoch = task, task.recipe, identity, on_epoch
+        self.steps, self.batch = steps_of_epoch(len(task.train), task.recipe)
+        self.rates = learning_rates(task.recipe, self.steps)
+        self.accelerator = make_accelerator(device, task.computing.precision, task.trackers, task.folder)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
-        self.images = TrainingImages(job.train.paths, job.train.y, self.recipe.seed, job.train.rows, job.cache)
+        self.images = TrainingImages(task.train.paths, task.train.y, self.recipe.seed, task.train.rows, task.cache)
 
         # a fresh one, so that the model given is left as it was
-        self.plain = FineTuneModel(job.model.encoder, job.model.num_classes, self.recipe.drop_path)
-        self.plain.load_state_dict(job.model.state_dict(), strict=True)
-        self.plain.digest = job.model.digest
-        self.plain.set_grad_checkpointing(job.computing.checkpointing)
+        self.plain = FineTuneModel(task.model.encoder, task.model.num_classes, self.recipe.drop_path)
+        self.plain.load_state_dict(task.model.state_dict(), strict=True)
+        self.plain.digest = task.model.digest
+        self.plain.set_grad_checkpointing(task.computing.checkpointing)
         self.plain.to(self.device)
         decay = self.recipe.ema_decay
         self.ema = None if decay is None else ModelEmaV3(self.plain, decay=decay)
         optimizer = make_optimizer(self.plain, self.recipe)
         self.model, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
         self.progress, self.resumed_at = Progress(), None
-        if job.resume and (job.folder / LAST).exists():
-            self.progress, tensors, scaling = read_last(job.folder / LAST, identity)
+        if task.resume and (task.folder / LAST).exists():
+            self.progress, tensors, scaling = read_last(task.folder / LAST, identity)
             restore(tensors, scaling, self.plain, self.optimizer, self.accelerator.scaler, self._ema_module())
             self.resumed_at = {"epoch": self.progress.epoch, "step": self.progress.step}
-        classes, wanted, fitted = job.model.num_classes, job.computing.micro_batch, self.progress.micro_batch
+        classes, wanted, fitted = task.model.num_classes, task.computing.micro_batch, self.progress.micro_batch
         settings = (self.recipe, classes, self.batch, wanted, fitted)
         self.gradients = BatchGradients(self.accelerator, self.model, *settings)
         self.gradients.fit(self.plain)
@@ -105,7 +106,7 @@ class Training:
     def run(self) -> dict:
         """Trains to the end, writing checkpoints and history; returns the facts of how."""
         done = self.progress.epoch * self.steps + self.progress.step
-        if self.job.trackers:
+        if self.task.trackers:
             self.accelerator.init_trackers("panderm_utils", config=asdict(self.recipe))
         devices = [self.device] if self.device.type == "cuda" else []
         with (
@@ -133,7 +134,7 @@ class Training:
     def facts(self) -> dict:
         """What a record keeps of a training, JSON-able."""
         progress = self.progress
-        chosen = "last epoch (no val split)" if self.job.val is None else f"best {self.job.monitor} on val"
+        chosen = "last epoch (no val split)" if self.task.val is None else f"best {self.task.monitor} on val"
         images = len(progress.history) * self.steps * self.batch
         seconds = sum(row["seconds"] for row in progress.history)
         return {
@@ -145,11 +146,11 @@ class Training:
             "batch": self.batch,
             "steps_of_epoch": self.steps,
             "micro_batch": self.gradients.micro_batch,
-            "checkpointing": self.job.computing.checkpointing,
+            "checkpointing": self.task.computing.checkpointing,
             "processes": self.world,
             "device": str(self.device),
             "device_name": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None,
-            "precision": self.job.computing.precision,
+            "precision": self.task.computing.precision,
             "fused_optimizer": bool(self.optimizer.defaults.get("fused")),
             "training_seconds": round(seconds, 3),
             "images_per_second": round(images / seconds, 2) if seconds else None,
@@ -159,14 +160,14 @@ class Training:
 
     def _train_epoch(self) -> None:
         progress = self.progress
-        labels, weighted = self.job.train.y, self.recipe.weighted_sampling
+        labels, weighted = self.task.train.y, self.recipe.weighted_sampling
         order = epoch_order(labels, self.plain.num_classes, weighted, self.recipe.seed, progress.epoch)
         items = draws(order)
         starts = [step * self.batch for step in range(progress.step, self.steps)]
         self.images.set_epoch(progress.epoch)
         self.model.train()
         batches = [[items[start + place] for place in self.gradients.places] for start in starts]
-        with loaded(self.images, batches, self.device, self.job.computing.num_workers) as loader:
+        with loaded(self.images, batches, self.device, self.task.computing.num_workers) as loader:
             started = time.perf_counter()
             for _, images, targets in loader:
                 loss, stop = self._step(images, targets)
@@ -191,7 +192,7 @@ class Training:
             raise FineTuneError(
                 f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1} of {self.steps},"
                 f" at learning rate {self.rates[step]:.3g}; the last losses were {before}. Lower lr, lengthen the"
-                f' warm-up, or use precision="fp32"; {self.job.folder} keeps the last whole epoch'
+                f' warm-up, or use precision="fp32"; {self.task.folder} keeps the last whole epoch'
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -211,14 +212,14 @@ class Training:
         progress = self.progress
         last = progress.epoch * self.steps + self.steps - 1
         row = {"epoch": progress.epoch + 1, "loss": float(np.mean(progress.losses)), "lr": float(self.rates[last])}
-        if self.job.val is not None:
+        if self.task.val is not None:
             try:
                 with self.signals.at_once() if self.world == 1 else contextlib.nullcontext():
                     row |= self._scores()
             except (KeyboardInterrupt, SystemExit):
                 self._save_last()
                 raise
-            value = row[f"val_{self.job.monitor}"]
+            value = row[f"val_{self.task.monitor}"]
             better = progress.best is None or value > progress.best
         else:
             value, better = None, progress.epoch + 1 == self.recipe.epochs
@@ -230,7 +231,7 @@ class Training:
         progress.history.append(row)
         progress.epoch, progress.step, progress.losses, progress.seconds = progress.epoch + 1, 0, [], 0.0
         self._save_last()
-        if self.job.trackers:
+        if self.task.trackers:
             numbers = {name: number for name, number in row.items() if isinstance(number, float)}
             self.accelerator.log(numbers, step=row["epoch"])
         if self.main:
@@ -242,15 +243,15 @@ class Training:
 
     def _write_history(self) -> pd.DataFrame:
         history = pd.DataFrame(self.progress.history)
-        replace_file(self.job.folder / "history.csv", lambda new: history.to_csv(new, index=False))
+        replace_file(self.task.folder / "history.csv", lambda new: history.to_csv(new, index=False))
         return history
 
     def _scores(self) -> dict[str, float]:
         """Scores the val split; each process takes a part of it, each image once."""
-        val, model = self.job.val, self._scored()
+        val, model = self.task.val, self._scored()
         mine = range(self.accelerator.process_index, len(val), self.world)
         files = ImageFiles(val.paths, rows=val.rows)
-        precision, workers = self.job.computing.precision, self.job.computing.num_workers
+        precision, workers = self.task.computing.precision, self.task.computing.num_workers
         logits = score(model.eval(), files, mine, self.device, precision, self.gradients.micro_batch, workers)[:, 0]
         parts = gather_object([(list(mine), logits)])
         everything = np.empty((len(val), self.plain.num_classes), dtype=np.float32)
@@ -278,15 +279,15 @@ class Training:
     def _save_last(self) -> None:
         self.progress.micro_batch = self.gradients.micro_batch if self.gradients.auto else None
         if self.main:
-            path, scaler = self.job.folder / LAST, self.accelerator.scaler
+            path, scaler = self.task.folder / LAST, self.accelerator.scaler
             parts = (self.plain, self.optimizer, scaler, self._ema_module())
             save_last(path, *parts, self.progress, self.identity)
         self.accelerator.wait_for_everyone()
 
     def _save_best(self, row: dict) -> None:
-        facts = {"drop_path": self.recipe.drop_path, "monitor": self.job.monitor, "scores": row, **self.identity}
+        facts = {"drop_path": self.recipe.drop_path, "monitor": self.task.monitor, "scores": row, **self.identity}
         if self.main:
-            save_model(self.job.folder / BEST, self._scored(), {**facts, "encoder": self.plain.encoder.name})
+            save_model(self.task.folder / BEST, self._scored(), {**facts, "encoder": self.plain.encoder.name})
 
 
 def _describe(images: LabelledImages | None) -> dict | None:

@@ -32,7 +32,14 @@ DEFAULT_SETTINGS = {
         "precision": "fp32",
         "replicates": 1000,
     },
-    "fine_tune": {"train_fraction": 1.0, "precision": "auto", "tta": 5, "replicates": 1000, **dict.fromkeys(RECIPE)},
+    "fine_tune": {
+        "train_fraction": 1.0,
+        "precision": "auto",
+        "tta": 5,
+        "replicates": 1000,
+        "checkpoint": None,
+        **dict.fromkeys(RECIPE),
+    },
 }
 
 
@@ -106,9 +113,11 @@ def run_id(dataset: str, protocol: str, encoder: str, seed: int, **settings) -> 
     """Names a run after what it is: `ham10000-linear_probe-panderm_large-seed0`.
 
     Settings that differ from the protocol's DEFAULT_SETTINGS are appended in alphabetical order, as in
-    `...-seed0-train_fraction_0.1`.
+    `...-seed0-train_fraction_0.1`; of a checkpoint its name and its folder's, as in `...-checkpoint_mine.best.pth`.
     """
     parts = [dataset, protocol, encoder, f"seed{seed}"]
     usual = DEFAULT_SETTINGS.get(protocol, {})
-    parts += [f"{k}_{v}" for k, v in sorted(settings.items()) if k not in usual or v != usual[k]]
+    for key, value in sorted(settings.items()):
+        if key not in usual or value != usual[key]:
+            parts.append(f"{key}_{'.'.join(Path(value).parts[-2:]) if key == 'checkpoint' else value}")
     return "-".join(re.sub(r"[^A-Za-z0-9._]", ".", str(part)) for part in parts)

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm, trange
 
 import panderm_utils  # noqa: F401  (first, as everywhere)
 from panderm_utils import demo, lesions
+from panderm_utils.augment import DEGREES, HUE, shift_hue
 from panderm_utils.encoders import build_model, load_encoder_manifest
 from panderm_utils.images import EVALUATION_MEAN, EVALUATION_STD
 from panderm_utils.signs import DEFAULT, draw_signs
@@ -53,6 +54,9 @@ def draw_pool(images: int) -> tuple[np.ndarray, np.ndarray]:
         image = Image.fromarray(drawn.image)
         scale = 256 / min(image.size)  # as the evaluation transform resizes
         image = image.resize([round(scale * side) for side in image.size], Image.Resampling.BILINEAR)
+        if rng.random() < 0.75:  # as fine-tuning will show them
+            turned = image.rotate(rng.uniform(-DEGREES, DEGREES) * (rng.random() < 0.5), fillcolor=(0, 0, 0))
+            image = Image.fromarray(np.moveaxis(shift_hue(turned, rng.uniform(-HUE, HUE)), 0, 2))
         left, top = ((side - SIDE) // 2 for side in image.size)
         return np.asarray(image.crop((left, top, left + SIDE, top + SIDE))), [drawn.attributes[a] for a in ATTRIBUTES]
 

@@ -33,6 +33,7 @@ from panderm_utils.feature_cache import FeatureCacheWarning
 from panderm_utils.features import FeatureError, extract_features, extract_files
 from panderm_utils.image_files import ImageError
 from panderm_utils.images import EvaluationTransform
+from panderm_utils.loading import LoadingError
 from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
 
 WIDTH, DEPTH, HEADS = 48, 2, 3
@@ -398,7 +399,7 @@ def test_a_killed_worker_is_told_with_a_remedy(encoder, paths):
             os.kill(child.pid, signal.SIGKILL)
 
     hook = encoder.model.register_forward_pre_hook(kill)
-    with pytest.raises(FeatureError, match=r"killed.*num_workers=0"):
+    with pytest.raises(LoadingError, match=r"killed.*num_workers=0"):
         extract(encoder, paths * 4, num_workers=1)
     hook.remove()
     assert not multiprocessing.active_children()

@@ -51,7 +51,7 @@ from panderm_utils.training_loop import Training
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = replace(load_encoder_manifest("random_tiny"), name="tiny", width=48, depth=2, heads=3, num_features=48)
 RECIPE = FineTuneRecipe(batch_size=8, epochs=3, warmup_epochs=1, monitor="acc")
-CPU = Computing(device="cpu", num_workers=0)
+CPU = Computing(device="cpu", precision="fp32", num_workers=0)
 TIMES = ["seconds", "images_per_second"]
 
 
@@ -565,7 +565,9 @@ def test_what_a_device_cannot_do_is_refused_with_what_it_can(start, train, val, 
 
 
 def test_precision_auto_is_what_the_device_can_do(monkeypatch) -> None:
-    assert Computing(device="cpu").settle() == (Computing(device="cpu", precision="fp32"), torch.device("cpu"))
+    for units, precision in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units)
+        assert Computing(device="cpu").settle() == (Computing("cpu", precision), torch.device("cpu"))
     device = torch.device("cuda")
     monkeypatch.setattr(processes, "choose_device", lambda name: device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -664,7 +666,7 @@ def test_two_processes_do_what_one_does(start, train, val, tmp_path) -> None:
     numbers = [name for name in one.history if name not in TIMES]
     assert np.allclose(two.history[numbers].astype(float), one.history[numbers].astype(float), atol=1e-5)
     assert two.facts["best_epoch"] == one.facts["best_epoch"]
-    assert not (tmp_path / "two" / "job").exists()
+    assert not (tmp_path / "two" / "task").exists()
     with pytest.raises(FineTuneError, match=r"recipe\.seed is 0 in the checkpoint, 1 now"):
         run(start, train, val, tmp_path / "two", replace(recipe, seed=1), computing=replace(CPU, processes=2))
 

@@ -1,6 +1,7 @@
 """Every notebook runs for real: its own kernel, synthetic stand-ins, the tiny encoders, through the front door."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import manifests, metrics, records, workspace
+from panderm_utils import data, manifests, metrics, records, workspace
 from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
 
 pytestmark = pytest.mark.notebooks
@@ -20,9 +21,9 @@ DATASETS = [name for name in manifests.list_datasets() if not manifests.load_dat
 PAPER = sorted(p.stem for p in (ROOT / "notebooks/paper").glob("*.ipynb"))
 
 
-def run_all(*arguments, output):
-    command = [sys.executable, str(ROOT / "run_all.py"), "--output-root", str(output), "--jobs", "2", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "CI": "true"})
+def run_all(*arguments, output, root=ROOT):
+    command = [sys.executable, root / "run_all.py", "--output-root", output, "--jobs", "2", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, "CI": "true"})
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +31,7 @@ def demo(tmp_path_factory):
     """The outputs of one demo batch over every dataset, and of both encoders on the demo dataset."""
     output = tmp_path_factory.mktemp("outputs")
     for selection in (["--datasets", *DATASETS, "--encoders", "panderm_tiny"], ["--datasets", "demo"]):
-        done = run_all(*selection, output=output)
+        done = run_all(*selection, "--protocols", "linear_probe", output=output)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return workspace.open_workspace("demo", output_root=output)
 
@@ -90,7 +91,7 @@ def test_pretraining_helps_and_nothing_saturates(demo):
 def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(demo):
     folder = demo.records / "demo-linear_probe-panderm_tiny-seed0"
     before, written = records.read_predictions(folder)[1], (folder / "record.json").stat().st_mtime_ns
-    selection = ("--datasets", "demo", "--encoders", "panderm_tiny")
+    selection = ("--protocols", "linear_probe", "--datasets", "demo", "--encoders", "panderm_tiny")
     again = run_all(*selection, output=demo.root.parent)
     assert again.returncode == 0, again.stdout
     assert (folder / "record.json").stat().st_mtime_ns == written
@@ -117,6 +118,44 @@ def test_fine_tuning_leaves_its_record(demo, dataset):
             assert record["metrics"][f"{metric}{suffix}"]["value"] == pytest.approx(numbers["value"], abs=1e-12)
     assert len(pd.read_csv(folder / "history.csv")) == 2
     assert (demo.checkpoints / folder.name / "best.safetensors").is_file()
+
+
+def test_a_checkpoint_is_evaluated_without_pretrained_weights_or_training(demo, tmp_path):
+    (folder,) = demo.checkpoints.glob("pad_ufes-fine_tune-*-epochs_2-replicates_50")
+    short = ("--protocols", "fine_tune", "--encoders", "panderm_tiny", "-p", "replicates=50", "-p", "tta=0")
+    given = (*short, "-p", f"checkpoint={folder}/best.safetensors", "--weights-root", tmp_path)
+    done = run_all(*given, "--datasets", "pad_ufes", output=demo.root.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    (evaluated,) = demo.records.glob("pad_ufes-fine_tune-*-checkpoint_*best.safetensors-replicates_50-tta_0")
+    there, again = (records.read_predictions(f) for f in (demo.records / folder.name, evaluated))
+    np.testing.assert_array_equal(again[1], there[1])
+    assert records.read_record(evaluated)["training"]["evaluated_only"]
+    # of another dataset, with fewer classes
+    other = run_all(*given, "--datasets", "ham10000", output=demo.root.parent)
+    assert other.returncode == 1
+    assert "tells 6 classes apart, the dataset has 7" in other.stdout
+
+
+def test_own_data_without_a_val_split_are_fine_tuned_to_the_last_epoch(demo, tmp_path):
+    study = data.load_dataset(manifests.load_dataset_manifest("ddi"), demo.data_root)
+    table = study.table[study.table["split"] != "val"]
+    table = table.assign(file=[str(study.path(image)) for image in table["image"]])
+    table = pd.concat([table[table["split"] == "train"].head(80), table[table["split"] == "test"]])
+    table[["file", "label", "split"]].to_csv(tmp_path / "own.csv", index=False)
+    for name in ("data_manifests", "notebooks", "panderm_utils"):  # a copy, so that the manifest stays out of ours
+        shutil.copytree(ROOT / name, tmp_path / "clone" / name)
+    shutil.copy(ROOT / "run_all.py", tmp_path / "clone")
+    own = ("--new-dataset", tmp_path / "own.csv", "--images", "/", "--name", "mine", "--data-root", tmp_path / "data")
+    assert run_all(*own, output=tmp_path, root=tmp_path / "clone").returncode == 0
+    selection = ("--profile", "paper", "--datasets", "mine", "--protocols", "fine_tune", "--encoders", "panderm_tiny")
+    short = [
+        word for text in ("epochs=2", "warmup_epochs=1", "batch_size=20", "replicates=50") for word in ("-p", text)
+    ]
+    done = run_all(*selection, *short, "--data-root", tmp_path / "data", output=tmp_path, root=tmp_path / "clone")
+    assert done.returncode == 0, done.stdout[-4000:]
+    (folder,) = (tmp_path / "paper/records").iterdir()
+    assert records.read_record(folder)["training"]["chosen"] == "last epoch (no val split)"
+    assert not (folder / "predictions_val.csv").exists()
 
 
 def run_all_cells(path, output, monkeypatch):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from panderm_utils import plots
+from panderm_utils import comparison_plots, plots
 
 COLORS = {"PanDerm": "#D55E00", "DINOv2": "#0072B2"}
 
@@ -22,6 +22,19 @@ def bars(datasets=("HAM10000", "DDI", "PAD-UFES-20"), encoders=tuple(COLORS), me
         for v in [rng.uniform(0.3, 0.9)]
     ]
     return pd.DataFrame(rows)
+
+
+def pairs(seeds):
+    """Rows as `comparison.compare_protocols` has them, of two datasets and encoders."""
+    sides = ["linear_probe", "fine_tune", "difference"]
+    rows = pd.concat(
+        [bars(("HAM10000", "A dataset with a long name, clean split")).assign(seed=s) for s in seeds or (0,)]
+    )
+    for i, side in enumerate(sides):
+        rows[side] = rows["value"] - 0.2 * i
+        rows[f"{side}_low"], rows[f"{side}_high"] = rows[side] - 0.04, rows[side] + 0.03
+    rows[["low", "high"]] = rows[["difference_low", "difference_high"]].to_numpy()
+    return rows.iloc[: len(rows) * bool(seeds)]
 
 
 def names(k):
@@ -46,6 +59,9 @@ def figures():
     yield "figure 2a", lambda s: plots.figure_2a(bars(), COLORS, s)
     yield "one bar", lambda s: plots.figure_2a(bars(("HAM10000",), ("DINOv2",)), COLORS, s)
     four = [bars(metric=m) for m in ("weighted_f1", "auroc", "aupr", "balanced_accuracy")]
+    yield "protocols", lambda s: comparison_plots.probing_and_tuning(pairs((0,)), COLORS, s)
+    yield "protocols, seeds", lambda s: comparison_plots.probing_and_tuning(pairs((0, 1, 2)), COLORS, s)
+    yield "no protocols", lambda s: comparison_plots.probing_and_tuning(pairs(()), COLORS, s)
     yield "extended data 1", lambda s: plots.extended_data_figure_1(pd.concat(four), COLORS, s)
 
 

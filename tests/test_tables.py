@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from panderm_utils import manifests, plots, records, tables, workspace
+from panderm_utils.fine_tune_metrics import FINE_TUNE_METRICS
 from panderm_utils.workspace import DEFAULT_SETTINGS
 
 METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
@@ -122,6 +123,63 @@ def test_drawn_images_are_never_compared_with_published_numbers(scores):
     assert len(verdicts) == 6
     assert set(verdicts["verdict"]) == {"not run"}
     assert verdicts["ours"].isna().all()
+
+
+def fine_tuned(dataset, encoder, seed=0, **settings):
+    """A fine-tuning run's rows, each metric at 0.5 in 0.4 to 0.9."""
+    usual = {**DEFAULT_SETTINGS["fine_tune"], **settings, "protocol": "fine_tune", "seed": seed}
+    name = workspace.run_id(dataset, "fine_tune", encoder, seed, **settings)
+    shared = {"run_id": name, "dataset": dataset, "encoder": encoder, **usual}
+    return pd.DataFrame([shared | {"metric": m, "value": 0.5, "low": 0.4, "high": 0.9} for m in FINE_TUNE_METRICS])
+
+
+def test_every_published_metric_is_one_that_the_protocol_s_records_have():
+    known = {"linear_probe": METRICS, "fine_tune": FINE_TUNE_METRICS}
+    for result in manifests.load_published_results():
+        assert set(result.metrics) <= set(known[result.protocol])
+        settings = {*DEFAULT_SETTINGS[result.protocol], "seed"}
+        assert set(result.settings) <= settings, "a name that no run has is never compared"
+
+
+def test_published_fine_tuning_is_held_against_the_nearest_run_and_says_what_differs():
+    usual, exact = fine_tuned("pad_ufes", "panderm_large"), fine_tuned("pad_ufes", "panderm_large", 122, monitor="acc")
+    short = fine_tuned("pad_ufes", "panderm_large", 122, monitor="acc", epochs=5, lr=0.001)
+    said = [
+        fine_tuned("ham10000", "panderm_base"),
+        fine_tuned("ham10000", "panderm_large", epochs=50, monitor="recall"),
+    ]
+    verdicts = tables.published_verdicts(pd.concat([usual, short, exact, *said]), "fine_tune", synthetic=False)
+    runs = verdicts.drop_duplicates(["dataset", "encoder"]).set_index(["dataset", "encoder"])
+    assert runs.loc[("pad_ufes", "panderm_large"), "run_id"] == exact["run_id"].iloc[0]
+    assert set(verdicts["differs"]) == {"nothing"}  # None is as published, and so is what says the published value
+    settings = "monitor acc, weighted_sampling True, tta False, seed 122, epochs 50"
+    assert runs.loc[("pad_ufes", "panderm_large"), "settings"] == settings
+    inside = verdicts["published"].between(0.4, 0.9)
+    assert (verdicts["verdict"] == np.where(inside, "reproduced", "outside the interval")).all()
+    assert 0 < inside.sum() < len(verdicts) == 20
+
+    others = tables.published_verdicts(pd.concat([usual, short]), "fine_tune", synthetic=False).set_index("dataset")
+    assert set(others.loc["pad_ufes", "run_id"]) == {usual["run_id"].iloc[0]}
+    assert set(others.loc["pad_ufes", "differs"]) == {"monitor recall, not acc; seed 0, not 122"}
+    assert set(others.loc["ham10000", "verdict"]) == {"not run"}
+    assert others.loc["ham10000", "differs"].isna().all()
+
+
+def test_runs_of_every_seed_come_in_order_where_asked_for():
+    both = pd.concat([runs(("ddi", "panderm_large"), seed=s) for s in (2, 0)] + [runs(("hiba", "panderm_large"))])
+    found = tables.paper_scores(both, "paper", seed=None).drop_duplicates(["dataset", "seed"])
+    assert found[["dataset", "seed"]].to_numpy().tolist() == [["hiba", 0], ["ddi", 0], ["ddi", 2]]
+
+
+def test_an_interval_is_never_broken_over_two_lines():
+    html = tables.readable(pd.DataFrame({"AUROC": ["0.900 [0.880, 0.920]"], "names": ["a, b"]})).to_html()
+    assert "0.900 [0.880,\u00a00.920]" in html
+    assert "a, b" in html
+
+
+def test_a_wide_table_is_set_smaller():
+    wide = {columns: tables.readable(pd.DataFrame([range(columns)])).to_html() for columns in (10, 11)}
+    assert ["font-size" in html for html in wide.values()] == [False, True]
 
 
 def test_tables_are_written_in_three_formats(tmp_path):

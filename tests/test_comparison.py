@@ -1,0 +1,380 @@
+"""Paired comparisons: against scikit-learn in a loop, exact enumeration, and records that do not go together."""
+
+import ast
+import dataclasses
+import itertools
+import warnings
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as sk
+
+from panderm_utils import comparison, comparison_plots, manifests, metrics, records, tables, workspace
+from panderm_utils.bootstrap import MetricError, resampled_rows
+from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
+from panderm_utils.workspace import DEFAULT_SETTINGS
+
+NOTEBOOK = Path(__file__).parent.parent / "notebooks/paper/table_fine_tuning.ipynb"
+
+
+def predictions(images=60, classes=3, gain=1.5, seed=0):
+    """Labels and probabilities that are right more often the larger `gain` is; the same labels for every seed."""
+    y = np.random.default_rng(99).permutation(np.arange(images) % classes)
+    z = gain * np.eye(classes)[y] + np.random.default_rng(seed).normal(size=(images, classes))
+    return y, np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+
+
+def by_scikit_learn(y, proba):
+    said, classes = proba.argmax(axis=1), proba.shape[1]
+    several = {} if classes == 2 else {"multi_class": "ovo"}
+    score, truth = (proba[:, 1], y) if classes == 2 else (proba, np.eye(classes)[y])
+    return [
+        sk.accuracy_score(y, said),
+        sk.balanced_accuracy_score(y, said),
+        sk.cohen_kappa_score(y, said, weights="quadratic"),
+        sk.f1_score(y, said, average="weighted"),
+        sk.roc_auc_score(y, score, **several),
+        sk.average_precision_score(truth, score),
+    ]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_interval_is_that_of_a_loop_over_the_same_images_for_both(classes):
+    (y, a), (_, b) = predictions(classes=classes), predictions(classes=classes, gain=2.5, seed=1)
+    table = comparison.paired_difference(y, a, b, replicates=50, seed=3)
+    rows = np.concatenate(list(resampled_rows(y, 50, 3)))
+    in_a, in_b = (np.array([by_scikit_learn(y[r], p[r]) for r in rows]) for p in (a, b))
+    low, high = np.quantile(in_b - in_a, [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(table["a"], by_scikit_learn(y, a), atol=1e-12)
+    np.testing.assert_allclose(table["b"], by_scikit_learn(y, b), atol=1e-12)
+    np.testing.assert_allclose(table["difference"], np.subtract(by_scikit_learn(y, b), by_scikit_learn(y, a)))
+    np.testing.assert_allclose(table["low"], low, atol=1e-12)
+    np.testing.assert_allclose(table["high"], high, atol=1e-12)
+    np.testing.assert_allclose(table["a_low"], np.quantile(in_a, 0.025, axis=0), atol=1e-12)
+    np.testing.assert_allclose(table["b_high"], np.quantile(in_b, 0.975, axis=0), atol=1e-12)
+    assert table.index.tolist() == list(metrics.METRICS)
+
+
+def test_a_paired_interval_is_narrower_than_that_of_two_separate_draws():
+    y, a = predictions(images=300)
+    b = a.copy()
+    b[:10] = np.eye(3)[y[:10]]  # two models that differ in ten images only
+    table = comparison.paired_difference(y, a, b, 400).loc["accuracy"]
+    assert table["low"] >= 0
+    assert table["high"] - table["low"] < 0.5 * (table["a_high"] - table["a_low"])
+
+
+def test_a_model_against_itself_differs_by_exactly_nothing():
+    y, a = predictions()
+    table = comparison.paired_difference(y, a, a, replicates=30)
+    assert (table[["difference", "low", "high"]] == 0).all(axis=None)
+    assert (comparison.permutation_test(y, a, a, 30) == 1).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_p_values_are_the_share_of_all_swaps(classes):
+    (y, a), (_, b) = predictions(10, classes, gain=0.3), predictions(10, classes, gain=2.5, seed=1)
+    observed = np.abs(np.subtract(by_scikit_learn(y, b), by_scikit_learn(y, a)))
+    as_large = []
+    for swap in itertools.product([False, True], repeat=len(y)):
+        swapped_a, swapped_b = (np.where(np.array(swap)[:, None], *pair) for pair in ((b, a), (a, b)))
+        difference = np.abs(np.subtract(by_scikit_learn(y, swapped_b), by_scikit_learn(y, swapped_a)))
+        as_large.append(difference >= observed - 1e-12)
+    found = comparison.permutation_test(y, a, b, permutations=20_000)
+    np.testing.assert_allclose(found, np.mean(as_large, axis=0), atol=0.015)
+    assert found.min() < 0.7
+
+
+def test_p_values_are_small_for_models_far_apart_and_never_0():
+    (y, a), (_, b) = predictions(300, gain=0.5), predictions(300, gain=4, seed=1)
+    assert (comparison.permutation_test(y, a, b, 99) == 0.01).all()
+
+
+def test_a_class_without_an_image_is_said_once_and_one_class_alone_is_not_defined():
+    (y, a), (_, b) = predictions(), predictions(seed=1)
+    keep = y != 2
+    with pytest.warns(metrics.MetricWarning, match="class 2") as heard:
+        table = comparison.paired_difference(y[keep], a[keep], b[keep], 20)
+    assert len(heard) == 1
+    assert table.notna().all(axis=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = comparison.permutation_test(y[y == 0], a[y == 0], b[y == 0], 20)
+    assert alone[["quadratic_kappa", "auroc", "aupr"]].isna().all()
+    assert alone["accuracy"] > 0
+
+
+def test_predictions_of_other_shapes_are_refused():
+    y, a = predictions()
+    with pytest.raises(MetricError, match=r"\[60, 3\] and \[60, 4\]"):
+        comparison.paired_difference(y, a, np.pad(a, ((0, 0), (0, 1))))
+
+
+def folder_of(root, name, names, y, proba):
+    folder = root / name
+    folder.mkdir()
+    records.prediction_table(names, y, proba).to_csv(folder / "predictions.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path):
+    (y, a), (_, b) = predictions(), predictions(seed=1)
+    names = [f"{i:03}.jpg" for i in range(len(y))]
+    return y, a, b, names, folder_of(tmp_path, "probe", names, y, a)
+
+
+def test_records_in_another_order_are_joined_by_name(pair, tmp_path):
+    y, a, b, names, probe = pair
+    order = np.random.default_rng(5).permutation(len(y))
+    shuffled = folder_of(tmp_path, "tuned", [names[i] for i in order], y[order], b[order])
+    for got, wanted in zip(comparison.read_pair(probe, shuffled), (y, a, b), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_an_image_in_two_rows_meets_itself(tmp_path):
+    y, a = predictions(4, 2)
+    first = folder_of(tmp_path, "probe", ["x", "y", "x", "z"], y[[0, 1, 0, 2]], a[[0, 1, 0, 2]])
+    second = folder_of(tmp_path, "tuned", ["z", "x", "x", "y"], y[[2, 0, 0, 1]], a[[2, 0, 0, 1]])
+    _, left, right = comparison.read_pair(first, second)
+    np.testing.assert_array_equal(left, right)
+    third = folder_of(tmp_path, "once", ["z", "x", "y"], y[[2, 0, 1]], a[[2, 0, 1]])
+    with pytest.raises(comparison.ComparisonError, match="4 rows, the second 3"):
+        comparison.read_pair(first, third)
+
+
+def test_other_images_labels_or_classes_are_refused_by_name(pair, tmp_path):
+    y, _, b, names, probe = pair
+    others = ["new.jpg", *names[1:]]
+    cases = {
+        "images": (others, y, b, r"probe and images .*first has 000.jpg \(1 in all\); .*second has new.jpg .*--force"),
+        "labels": (names, np.where(np.arange(60) == 7, (y + 1) % 3, y), b, r"1 images .*007.jpg \(\d, then \d\).*CSV"),
+        "classes": (names, y, np.pad(b, ((0, 0), (0, 2))), "3 classes, the second 5; run both"),
+        "fewer": (names[:-1], y[:-1], b[:-1], r"only the first has 059.jpg \(1 in all\); run both"),
+    }
+    for name, (ids, labels, proba, message) in cases.items():
+        with pytest.raises(comparison.ComparisonError, match=message):
+            comparison.read_pair(probe, folder_of(tmp_path, name, ids, labels, proba))
+
+
+# From here on: whole records.
+
+
+def save(space, dataset, encoder="panderm_large", seed=0, tuned_by=1.0, probe=True, tune=True, shift=0):
+    """Leaves a record of each protocol, the fine-tuned one `tuned_by` further from chance, its images in reverse."""
+    known = dataset in manifests.list_datasets()
+    classes = manifests.load_dataset_manifest(dataset).num_classes if known else 3
+    headline = "auroc" if classes == 2 else "weighted_f1"
+    images = 30 * classes
+    names = [f"{i + shift}.jpg" for i in range(images)]
+    if probe:
+        y, proba = predictions(images, classes, 1.5, seed)
+        run = records.begin_run("linear_probe", dataset, encoder, seed, space, **DEFAULT_SETTINGS["linear_probe"])
+        table = records.prediction_table(names, y, proba)
+        records.save_record(run, metrics.evaluate(y, proba, 20, seed), table, headline)
+    if tune:
+        y, proba = predictions(images, classes, 1.5 + tuned_by, seed + 100)
+        _, views = predictions(images, classes, 1.7 + tuned_by, seed + 200)
+        run = records.begin_run("fine_tune", dataset, encoder, seed, space, **DEFAULT_SETTINGS["fine_tune"])
+        scores, with_views = (evaluate_fine_tuning(y, p, 20, seed) for p in (proba, views))
+        back, tables_of = [f"{i}.jpg" for i in reversed(range(images))], {}
+        for file, p in (("predictions.csv", proba), ("predictions_tta.csv", views)):
+            tables_of[file] = records.prediction_table(back, y[::-1], p[::-1])
+        records.save_record(
+            run, tables.with_suffix(scores, with_views, "_tta"), tables_of.pop("predictions.csv"), headline, tables_of
+        )
+
+
+def scores_of(space, own=True):
+    runs = records.read_records(space.records)
+    return [tables.paper_scores(runs, space.profile, p, None, own) for p in ("linear_probe", "fine_tune")]
+
+
+@pytest.fixture
+def space(tmp_path):
+    return workspace.open_workspace("paper", output_root=tmp_path / "out")
+
+
+def test_only_runs_of_one_dataset_encoder_and_seed_are_paired(space):
+    save(space, "ham10000", tuned_by=3)
+    save(space, "ham10000", "panderm_base", tune=False)
+    save(space, "ddi", seed=1)
+    save(space, "hiba", seed=0, tune=False)
+    save(space, "hiba", seed=1, probe=False)
+    save(space, "pad_ufes", tuned_by=-1.4)
+    probes, tuned = scores_of(space)
+    table = comparison.compare_protocols(probes, tuned, replicates=20)
+    headline = table[table["headline"]].set_index("dataset")
+    assert headline["metric"].to_dict() == {"ham10000": "weighted_f1", "pad_ufes": "weighted_f1", "ddi": "auroc"}
+    assert headline["seed"].to_dict() == {"ham10000": 0, "pad_ufes": 0, "ddi": 1}
+    assert len(table) == 3 * len(metrics.METRICS)
+    assert headline.loc["ham10000", "verdict"] == "fine-tuning is better"
+    assert headline.loc["pad_ufes", "verdict"] == "linear probing is better"
+    assert headline.loc["ham10000", "images"] == 210
+    # What is computed anew is what the records say, though the two are in another order.
+    keys = ["dataset", "encoder", "metric"]
+    for rows, name in ((probes, "linear_probe"), (tuned, "fine_tune")):
+        said = rows[rows["headline"]].set_index(keys)
+        for key, found in table[table["headline"]].set_index(keys).iterrows():
+            assert found[name] == pytest.approx(said.loc[key, "value"], abs=1e-12)
+            assert found[f"{name}_run"] == said.loc[key, "run_id"]
+            if name == "linear_probe":
+                assert found["linear_probe_low"] == pytest.approx(said.loc[key, "low"], abs=1e-12)
+    views = tuned[tuned["metric"] == "weighted_f1_tta"].set_index("dataset")["value"]
+    assert headline.loc["ham10000", "views"] == pytest.approx(views["ham10000"], abs=1e-12)
+
+
+def test_models_alike_show_no_difference(space):
+    save(space, "ham10000", tuned_by=0)
+    table = comparison.compare_protocols(*scores_of(space), replicates=100)
+    assert table.set_index("metric").loc["weighted_f1", "verdict"] == "no difference to be seen"
+
+
+def test_auroc_is_computed_in_one_way_for_both(space):
+    save(space, "ham10000")
+    table = comparison.compare_protocols(*scores_of(space), replicates=20).set_index("metric")
+    y, proba, _ = records.read_predictions(space.records / "ham10000-fine_tune-panderm_large-seed0")
+    assert table.loc["auroc", "fine_tune"] == pytest.approx(sk.roc_auc_score(y, proba, multi_class="ovo"))
+
+
+def test_a_pair_of_other_images_is_left_out_and_named(space):
+    save(space, "ham10000", shift=1)
+    save(space, "ddi")
+    with pytest.warns(comparison.ComparisonWarning, match=r"ham10000-fine_tune-panderm_large-seed0 .*only the first"):
+        table = comparison.compare_protocols(*scores_of(space), replicates=20)
+    assert set(table["dataset"]) == {"ddi"}
+
+
+def test_a_record_without_views_leaves_their_cells_empty(space):
+    save(space, "ddi")
+    (space.records / "ddi-fine_tune-panderm_large-seed0/predictions_tta.csv").unlink()
+    table = comparison.compare_protocols(*scores_of(space), replicates=20)
+    assert tables.fine_tuning_table(table, False).loc[0, "Fine-tuning, 5 views"] == ""
+
+
+def test_the_table_shows_both_scores_their_difference_and_what_was_published(space):
+    save(space, "ham10000")
+    save(space, "ddi")
+    table = comparison.compare_protocols(*scores_of(space), replicates=20)
+    shown = tables.fine_tuning_table(table, synthetic=False)
+    assert shown["Dataset"].tolist() == ["HAM10000", "DDI"]
+    assert shown["Metric"].tolist() == ["Weighted F1", "AUROC"]
+    assert shown["Published linear probing"].tolist() == ["0.922", ""]
+    assert shown["Published fine-tuning"].tolist() == ["0.867", ""]
+    row = table[table["headline"]].iloc[0]
+    assert shown.loc[0, "Difference"] == f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    assert shown.loc[0, "Fine-tuning"].startswith(f"{row['fine_tune']:.3f} [")
+    assert not [name for name in tables.fine_tuning_table(table, synthetic=True) if "Published" in name]
+    every = tables.differences_table(table)
+    assert every.loc[0, "Weighted F1"] == shown.loc[0, "Difference"]
+    assert every.shape == (2, 2 + len(metrics.METRICS))
+
+
+def test_several_seeds_have_a_mean_and_a_range(space):
+    for seed in (0, 1, 2):
+        save(space, "ddi", seed=seed)
+    save(space, "hiba")
+    table = comparison.compare_protocols(*scores_of(space), replicates=20)
+    shown = tables.seeds_table(table)
+    assert shown[["Dataset", "Seeds"]].to_numpy().tolist() == [["DDI", "0 1 2"]]
+    values = table[table["headline"] & (table["dataset"] == "ddi")]["fine_tune"]
+    assert len(values) == 3
+    assert shown.loc[0, "Fine-tuning"] == f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
+    assert len(tables.fine_tuning_table(table[table["seed"] == 1], False)) == 1
+
+
+def test_the_figure_stands_at_the_numbers(space):
+    for seed in (0, 1):
+        save(space, "ddi", seed=seed)
+    save(space, "ham10000", tuned_by=-1)
+    table = comparison.compare_protocols(*scores_of(space), replicates=20)
+    main = table[table["headline"]]
+    left, right = comparison_plots.probing_and_tuning(main, tables.encoder_colors(main)).axes
+    points = sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == "o")
+    ddi, ham = main[main["dataset"] == "ddi"], main[main["dataset"] == "ham10000"]
+    sides = ["linear_probe", "fine_tune"]
+    np.testing.assert_allclose(points, sorted([*main[sides].to_numpy().ravel(), *ddi[sides].mean()]))
+    diamonds = sorted(line.get_xdata()[0] for line in right.lines if line.get_marker() == "D")
+    np.testing.assert_allclose(diamonds, sorted([*main["difference"], ddi["difference"].mean()]))
+    ends = np.concatenate([c.get_segments() for c in right.collections])[:, :, 0]
+    np.testing.assert_allclose(sorted(ends.ravel()), sorted(main[["low", "high"]].to_numpy().ravel()))
+    low, high = right.get_xlim()
+    assert low < 0 < high
+    texts = [text.get_text() for text in left.texts + right.texts]
+    assert {"linear probing", "fine-tuning"} <= set(texts)
+    assert f"{ddi['difference'].mean():+.3f}: mean of 2 seeds" in texts
+    assert any(text.startswith(f"{ham['difference'].iloc[0]:+.3f} [") for text in texts)
+    # Down the page in the order of the table, the seeds below their mean.
+    labels = [text.get_text().split("\n")[0] for text in left.get_yticklabels()]
+    assert labels == ["HAM10000", "DDI", "seed 0", "seed 1"]
+    assert left.yaxis_inverted()
+
+
+def run_notebook(output, profile="paper"):
+    """Executes the notebook's cells one after another in this process and returns its names and what each cell shows.
+
+    Here, not in a kernel, so that a test can pretend that there is a dataset of one's own.
+    """
+    names, shown = {}, {}
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        if cell.id == "parameters":
+            names |= {"profile": profile, "output_root": str(output), "seed": 0, "replicates": 20}
+            continue
+        *steps, last = ast.parse(cell.source).body
+        assert isinstance(last, ast.Expr), f"{cell.id} ends with nothing to see"
+        exec(compile(ast.Module(steps, []), cell.id, "exec"), names)
+        value = eval(compile(ast.Expression(last.value), cell.id, "eval"), names)
+        shown[cell.id] = value.to_html() if hasattr(value, "to_html") else value
+    return names, shown
+
+
+@pytest.fixture
+def own_dataset(monkeypatch):
+    load = manifests.load_dataset_manifest
+    mine = dataclasses.replace(load("demo"), name="mine", short_title="Mine", own=True)
+    monkeypatch.setattr(tables, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
+    monkeypatch.setattr(tables, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
+
+
+@pytest.mark.parametrize("there", ["nothing", "probes", "own", "both"])
+def test_the_notebook_runs_on_whatever_is_there_and_says_what_is_missing(space, own_dataset, there):
+    if there in ("probes", "both"):
+        save(space, "ham10000", tune=there == "both")
+    if there == "own":
+        save(space, "mine")
+    names, shown = run_notebook(space.root.parent)
+    labels = [text.get_text() for text in shown["figure"].axes[0].texts]
+    assert ("no dataset has both records yet" in labels) == (there in ("nothing", "probes"))
+    assert ("nothing" in shown["table"]) == (there in ("nothing", "probes"))
+    assert ("Mine" in shown["table"]) == (there == "own")
+    tune = "--protocols fine_tune --datasets ham10000 --encoders panderm_large"
+    probe = "--protocols linear_probe --datasets ham10000 --encoders panderm_large"
+    assert (tune in shown["missing"]) == (there != "both")
+    assert (probe in shown["missing"]) == (there in ("nothing", "own"))
+    assert "dinov2_large" not in shown["missing"]  # is never fine-tuned, so its probe is not missing here
+    for name in ("table_fine_tuning", "fine_tuning_differences", "fine_tuning_seeds", "fine_tune_verdicts"):
+        assert all((space.tables / f"{name}.{kind}").is_file() for kind in ("csv", "tex", "md"))
+    saved = pd.read_csv(space.tables / "table_fine_tuning.csv")
+    assert len(saved) == (there in ("own", "both"))
+    assert {p.suffix for p in shown["save"]} == {".pdf", ".png"}
+    if there == "both":
+        picture = (space.figures / "table_fine_tuning.png").read_bytes()
+        assert b"ham10000-fine_tune-panderm_large-seed0 ham10000-linear_probe-panderm_large-seed0" in picture
+        assert "reproduced" in shown["verdict"] or "outside the interval" in shown["verdict"]
+    else:
+        assert set(names["verdicts"]["verdict"]) == {"not run"}
+
+
+def test_the_demo_s_figure_and_tables_say_that_they_are_drawn(tmp_path):
+    space = workspace.open_workspace("demo", output_root=tmp_path)
+    save(space, "ham10000", "panderm_tiny")
+    names, shown = run_notebook(tmp_path, "demo")
+    assert "synthetic demo data" in [text.get_text() for text in shown["figure"].findobj(plt.Text)]
+    assert "Published" not in shown["table"]
+    assert set(names["verdicts"]["verdict"]) == {"not run"}
