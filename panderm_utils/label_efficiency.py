@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from panderm_utils.bootstrap import bootstrap, intervals
 from panderm_utils.linear_probe import fit_linear_probe
-from panderm_utils.metrics import METRICS, Scorer
+from panderm_utils.metrics import METRICS, Scorer, on_test_set
 from panderm_utils.records import parse_predictions, prediction_table, read_predictions
 from panderm_utils.subsets import Subset
 
@@ -83,7 +83,7 @@ def draw_scores(sweep: Sweep, y_test) -> pd.DataFrame:
     for subset, proba in zip(sweep.subsets, sweep.proba, strict=True):
         about = {"fraction": subset.fraction, "draw": subset.draw, "images": len(subset.rows)}
         rows += [
-            {**about, "metric": m, "value": v} for m, v in zip(METRICS, Scorer(y_test, proba).value(), strict=True)
+            {**about, "metric": m, "value": v} for m, v in zip(METRICS, on_test_set(Scorer(y_test, proba)), strict=True)
         ]
     return pd.DataFrame(rows)
 
@@ -97,7 +97,7 @@ def score_sweep(sweep: Sweep, y_test, replicates: int = 1000, seed: int = 0) -> 
     see the same resamples. With one draw this is `metrics.evaluate`, the published way.
     """
     scorers = [Scorer(y_test, proba) for proba in sweep.proba]
-    values = np.stack([scorer.value() for scorer in scorers])
+    values = np.stack([on_test_set(scorer) for scorer in scorers])
     replicate = bootstrap(lambda counts: np.stack([s(counts) for s in scorers], axis=1), scorers[0].y, replicates, seed)
     parts, fractions = [], np.array([subset.fraction for subset in sweep.subsets])
     for fraction in sorted(set(fractions)):
