@@ -11,8 +11,8 @@ A record (`records`) of this protocol holds, beside predictions.csv with the pre
     curve.csv                  a row a fraction and metric
     draws.csv                  a row a fraction, draw and metric
     predictions_draws.csv.gz   the predictions of every smaller fraction and draw
-    subsets.csv                the training images, in the order of the fit with all, and each one's place in each draw:
-                               a subset is the images whose place is below its number of images
+    subsets.csv                the training images, in the order of the fit with all, and each one's place in each draw,
+                               from 0 (-1: in no smaller fraction): a subset is the first places, as many as it has
 
 Symbols: N test images, K classes, R replicates.
 """
