@@ -49,12 +49,13 @@ def data_needed(values, fractions, target: float) -> DataNeeded:
 
     Args:
         values: Scores [R, F] of each draw and fraction.
-        fractions: The fractions in rising order, [F], or each draw's own [R, F], as whole groups make them.
+        fractions: The fractions in rising order, [F], or each draw's own [R, F], as whole groups make them; where two
+            are equal they are one subset, of which the first counts.
         target: The score to reach, such as another encoder's with all labels.
     """
     values = np.atleast_2d(np.asarray(values, dtype=float))
     fractions = np.broadcast_to(np.asarray(fractions, dtype=float), values.shape)
-    if (np.diff(fractions) <= 0).any() or fractions.min() <= 0:
+    if (np.diff(fractions) < 0).any() or fractions.min() <= 0:
         raise ValueError(f"fractions must rise, from above 0, got {fractions[0].tolist()}")
     if not np.isfinite(values).all() or not np.isfinite(target):
         raise ValueError("a score is NaN, so nothing can be read off the curve: is there a class without a test image?")
@@ -72,6 +73,8 @@ def data_needed(values, fractions, target: float) -> DataNeeded:
 
 def crossing(values: np.ndarray, fractions: np.ndarray, target: float) -> float:
     """Where one curve [F] first reaches a score: 0 if before the smallest fraction, infinity if nowhere."""
+    first = np.append(True, np.diff(fractions) > 0)
+    values, fractions = np.asarray(values)[first], np.asarray(fractions)[first]
     risen = monotone(values)
     after = int(np.searchsorted(risen, target))
     if after == len(risen):

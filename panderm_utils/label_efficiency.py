@@ -96,9 +96,12 @@ def score_sweep(sweep: Sweep, y_test, replicates: int = 1000, seed: int = 0) -> 
     images were tested, the bootstrap of the mean over draws. All fractions, and all encoders on the same test images,
     see the same resamples. With one draw this is `metrics.evaluate`, the published way.
     """
-    scorers = [Scorer(y_test, proba) for proba in sweep.proba]
-    values = np.stack([on_test_set(scorer) for scorer in scorers])
-    replicate = bootstrap(lambda counts: np.stack([s(counts) for s in scorers], axis=1), scorers[0].y, replicates, seed)
+    values, replicate = [], []
+    for proba in tqdm(sweep.proba, desc="scores", unit="fit", delay=3, leave=False):
+        scorer = Scorer(y_test, proba)  # one at a time: those of all fits would fill the memory
+        values.append(on_test_set(scorer))
+        replicate.append(bootstrap(scorer, scorer.y, replicates, seed))
+    values, replicate = np.stack(values), np.stack(replicate, axis=1)
     parts, fractions = [], np.array([subset.fraction for subset in sweep.subsets])
     for fraction in sorted(set(fractions)):
         here = np.flatnonzero(fractions == fraction)

@@ -68,6 +68,18 @@ def test_the_interval_is_over_draws_and_the_answer_of_their_mean():
     )
 
 
+def test_two_fractions_that_a_giant_group_makes_one_count_once():
+    values, fractions = np.array([0.5, 0.6, 0.6, 0.6, 0.9]), np.array([0.1, 0.3, 0.3, 0.3, 1.0])
+    expected = data_needed.crossing(values[[0, 1, 4]], fractions[[0, 1, 4]], 0.7)
+    assert data_needed.crossing(values, fractions, 0.7) == expected
+    assert data_needed.data_needed([values, values], [fractions, fractions], 0.7).fraction == expected
+    # Pooled alike or not: with 0.6 counted thrice the fall to 0.5 would weigh less.
+    fallen = np.array([0.6, 0.6, 0.6, 0.5, 0.9])
+    assert data_needed.crossing(fallen, np.array([0.1, 0.1, 0.1, 0.3, 1.0]), 0.56) == pytest.approx(
+        data_needed.crossing(np.array([0.55, 0.55, 0.9]), np.array([0.1, 0.3, 1.0]), 0.56)
+    )
+
+
 def test_of_many_draws_the_outer_ones_are_left_out():
     rng = np.random.default_rng(0)
     draws = np.stack([rng.uniform(0.4, 0.6, 400), np.full(400, 0.8)], axis=1)
