@@ -180,6 +180,11 @@ class ProtocolChoice:
     encoders: tuple[str, ...] = ()
     settings: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
 
+    def rival_of(self, encoder: str) -> str | None:
+        """Returns whom an encoder is held against: the rival of `settings`, or for that one the first of the others."""
+        rivals = (self.settings["rival"], *self.encoders) if "rival" in self.settings else ()
+        return next((name for name in rivals if name != encoder), None)
+
 
 @dataclass(frozen=True)
 class Profile:

@@ -57,6 +57,14 @@ STUDIES = {
         teaches="how a frozen encoder is judged: splits and leakage, features, a logistic regression and its penalty, "
         "metrics for unequal classes and their intervals, and how to look at mistakes",
     ),
+    "label_efficiency": Study(
+        title="label efficiency",
+        question="How many labels does a frozen encoder need, and with how few does it match another one with all?",
+        reproduces="Fig. 2b",
+        seconds_an_image=0.7,  # the features; the probes are minutes
+        teaches="how a score grows with the labels, how to draw a fair 5% of a dataset, how the chance of the draw "
+        "differs from the chance of the test images, and how to read off how much data is needed",
+    ),
     "fine_tune": Study(
         title="fine-tuning",
         question="How much better does the whole network become when it, too, learns the dataset?",

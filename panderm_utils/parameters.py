@@ -20,8 +20,12 @@ FLAGS = {
     "output_root": "--output-root",
 }
 
-# What a notebook would refuse after minutes of work; held in step with linear_probe and encoders by a test.
-CHOICES = {"solver": ("published", "converged", "sklearn"), "precision": ("fp32", "bf16", "fp16")}
+# What a notebook would refuse after minutes of work; held in step with the package by a test.
+CHOICES = {
+    "solver": ("published", "converged", "sklearn"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "drawing": ("honest", "published"),
+}
 
 
 class PlanError(ValueError):
@@ -112,7 +116,7 @@ def _refusal(name: str, value) -> str:
         return f"one of {', '.join(CHOICES[name])}"
     if name == "train_fraction" and not 0 < value <= 1:
         return "a number above 0, up to 1"
-    return "1 or more" if name in ("batch_size", "replicates") and value < 1 else ""
+    return "1 or more" if name in ("batch_size", "replicates", "draws") and value < 1 else ""
 
 
 def _literal(text: str):

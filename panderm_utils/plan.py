@@ -136,6 +136,8 @@ def make_plan(
         elsewhere = set().union(*named.values()) - named[protocol]
         mine = {key: value for key, value in given.items() if key not in elsewhere}
         studies[protocol, name] = path, settle_parameters(path, mine, problems)
+    if "rival" in given:
+        _load(_load_encoder, given["rival"], problems)
     if problems:
         raise PlanError("\n".join(dict.fromkeys(problems)))
 
@@ -150,6 +152,8 @@ def make_plan(
         for encoder, dataset in product((e for e in encoders if not (protocol == FINE_TUNE and e in unfit)), names):
             path, (own, settings) = studies[protocol, dataset]
             name = workspace.run_id(dataset, protocol, encoder, seed, **settings)
+            rival = own.get("rival") or profile.choice(protocol).rival_of(encoder)
+            beside = _weights_need(_load_encoder(rival), space, None) if rival else None
             runs.append(
                 Job(
                     name=name,
@@ -158,7 +162,7 @@ def make_plan(
                     output=space.root / "executed" / protocol / f"{name}.ipynb",
                     log=space.root / "logs" / f"{name}.log",
                     record=space.records / name,
-                    needs=tuple(need for need in (data[dataset], weights[encoder]) if need),
+                    needs=tuple(dict.fromkeys(need for need in (data[dataset], weights[encoder], beside) if need)),
                 )
             )
     return Plan(space, tuple(runs), _plan_drawings(space, chosen_seeds[0], notebooks))

@@ -98,7 +98,11 @@ def prediction_table(image_ids, y, proba) -> pd.DataFrame:
 
 def read_predictions(folder: str | Path, file: str = "predictions.csv") -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Returns true labels [N], class probabilities [N, K] and image names of the record in `folder`."""
-    table = pd.read_csv(Path(folder) / file, dtype=str)  # an image called 001 stays 001
+    return parse_predictions(pd.read_csv(Path(folder) / file, dtype=str))  # an image called 001 stays 001
+
+
+def parse_predictions(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """As `read_predictions`, of a table [N] of texts."""
     columns = table.filter(regex=r"^probability_class_\d+$")
     # Parsed from text by Python's own rule, which gives back the very number that was written.
     if columns.empty:

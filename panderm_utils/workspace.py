@@ -24,6 +24,14 @@ RECIPE = ("epochs", "warmup_epochs", "batch_size", "lr", "layer_decay", "drop_pa
 RECIPE = (*RECIPE, "smoothing", "weighted_sampling", "monitor", "ema_decay")
 DEFAULT_SETTINGS = {
     "linear_probe": {"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000},
+    "label_efficiency": {
+        "drawing": "honest",
+        "draws": 5,
+        "fractions": None,
+        "solver": "converged",
+        "precision": "fp32",
+        "replicates": 1000,
+    },
     "fine_tune": {
         "train_fraction": 1.0,
         "precision": "auto",

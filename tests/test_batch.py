@@ -13,7 +13,7 @@ import nbformat
 import psutil
 import pytest
 
-from panderm_utils import batch, encoders, execution, linear_probe, manifests, parameters, plan, workspace
+from panderm_utils import batch, encoders, execution, linear_probe, manifests, parameters, plan, subsets, workspace
 
 ROOT = Path(__file__).parent.parent
 
@@ -329,7 +329,8 @@ def test_what_is_unknown_is_an_error_before_anything_runs(space, notebooks, sele
 
 
 def test_the_choices_are_those_of_the_package():
-    assert {"solver": tuple(linear_probe.SOLVERS), "precision": tuple(encoders.PRECISIONS)} == parameters.CHOICES
+    known = {"solver": linear_probe.SOLVERS, "precision": encoders.PRECISIONS, "drawing": subsets.DRAWINGS}
+    assert {name: tuple(values) for name, values in known.items()} == parameters.CHOICES
 
 
 def test_each_protocol_has_its_own_usual_datasets_and_encoders(space):
@@ -343,6 +344,26 @@ def test_each_protocol_has_its_own_usual_datasets_and_encoders(space):
     assert usual.choice("fine_tune").quick != usual.choice("linear_probe").quick == usual.quick
     named = plan.make_plan(space, datasets=["ddi"], encoders=["random_tiny"]).runs
     assert [run.name.split("-")[:3] for run in named] == [["ddi", p, "random_tiny"] for p in usual.protocols]
+
+
+def test_a_rival_is_another_encoder_and_its_weights_are_needed_too(tmp_path):
+    choice = manifests.load_profile("paper").choice("label_efficiency")
+    assert choice.rival_of("panderm_large") == choice.rival_of("timm:vit_tiny_patch16_224") == "dinov2_large"
+    assert choice.rival_of("dinov2_large") == "panderm_large"
+    assert manifests.load_profile("paper").choice("linear_probe").rival_of("panderm_large") is None
+    space = workspace.open_workspace("paper", output_root=tmp_path, weights_root=tmp_path, data_root=tmp_path)
+
+    def needed(*given, protocol="label_efficiency"):
+        (run,) = plan.make_plan(space, ["ddi"], ["panderm_base"], [protocol], given=given).runs
+        return [need.name for need in run.needs], run.name
+
+    usual = "ddi-label_efficiency-panderm_base-seed0"  # whoever the rival, the record is the same
+    assert needed() == (["ddi", "panderm_base", "dinov2_large"], usual)
+    assert needed("rival=swavderm_resnet50") == (["ddi", "panderm_base", "swavderm_resnet50"], usual)
+    assert needed("rival=panderm_base") == (["ddi", "panderm_base"], usual)
+    assert needed(protocol="linear_probe")[0] == ["ddi", "panderm_base"]
+    with pytest.raises(plan.PlanError, match="dino"):
+        needed("rival=dino")
 
 
 def test_all_problems_are_told_at_once(space, notebooks):

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score
 
-from panderm_utils import data, manifests, metrics, records, workspace
+from panderm_utils import data, data_needed, label_efficiency, manifests, metrics, records, tables, workspace
 from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
 
 pytestmark = pytest.mark.notebooks
@@ -38,6 +38,8 @@ def demo(tmp_path_factory):
     for selection in (["--datasets", *DATASETS, "--encoders", "panderm_tiny"], ["--datasets", "demo"]):
         done = run_all(*selection, "--protocols", "linear_probe", output=output)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    done = run_all("--protocols", "label_efficiency", "--datasets", "demo", output=output)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return workspace.open_workspace("demo", output_root=output)
 
 
@@ -104,6 +106,48 @@ def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(
     assert forced.returncode == 0, forced.stdout
     assert (folder / "record.json").stat().st_mtime_ns != written
     np.testing.assert_array_equal(records.read_predictions(folder)[1], before)
+
+
+def test_curves_rise_and_separate_and_the_dashed_line_is_drawn(demo):
+    runs = records.read_records(demo.records, "label_efficiency")
+    scores = tables.paper_scores(runs, "demo", "label_efficiency")
+    draws = label_efficiency.read_curves(scores, "draws.csv").query("headline and dataset == 'demo'")
+    mean = draws.groupby(["encoder", "fraction"])["value"].mean().unstack("encoder")
+    assert mean.loc[1.0, "panderm_tiny"] > mean.loc[0.1, "panderm_tiny"] + 0.05 > mean.loc[0.025, "panderm_tiny"] + 0.1
+    assert (mean["panderm_tiny"] > mean["random_tiny"] + 0.15).all()
+    needed, *_ = data_needed.answer(draws)
+    assert needed.state == data_needed.REACHED
+    assert needed.fraction < 0.05
+
+
+@pytest.mark.parametrize("encoder", ["panderm_tiny", "random_tiny"])
+def test_all_labels_give_the_linear_probe_s_own_scores_and_every_draw_can_be_scored_anew(demo, encoder):
+    folder = demo.records / f"demo-label_efficiency-{encoder}-seed0"
+    record = records.read_record(folder)
+    probe = records.read_record(demo.records / f"demo-linear_probe-{encoder}-seed0")
+    assert record["features"] == probe["features"]
+    for metric, numbers in probe["metrics"].items():  # of another solver, which stops a little before the optimum
+        assert record["metrics"][metric]["value"] == pytest.approx(numbers["value"], abs=0.03)
+    kept = pd.read_csv(folder / "draws.csv").set_index(["fraction", "draw", "metric"])["value"]
+    read, trained = label_efficiency.read_draw_predictions(folder), label_efficiency.read_subsets(folder)
+    assert set(read) == set(trained)
+    assert len(read) == 8 * 5 + 1
+    for (fraction, draw), (y, proba, _) in list(read.items())[::7]:
+        value = metrics.evaluate(y, proba, 2)["value"]["weighted_f1"]
+        assert kept[fraction, draw, "weighted_f1"] == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize("dataset", ["dermnet", "hiba"])
+def test_label_efficiency_leaves_its_record(demo, dataset):
+    """Few draws: that it runs where small fractions cannot hold every class, and what it leaves."""
+    short = ("-p", "draws=2", "-p", "replicates=20")
+    chosen = ("--datasets", dataset, "--encoders", "panderm_tiny")
+    done = run_all("--protocols", "label_efficiency", *chosen, *short, output=demo.root.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    (folder,) = demo.records.glob(f"{dataset}-label_efficiency-panderm_tiny-seed0-*")
+    assert "cannot hold every class" in str(records.read_record(folder)["warnings"])
+    assert pd.read_csv(folder / "curve.csv")["fraction"].max() == 1
+    assert {path.name for path in folder.iterdir()} >= set(label_efficiency.FILES)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,186 @@
+"""How much of the labels an encoder needs to reach a score, read off its curve over the label fractions.
+
+A curve of few points is not quite monotone, by chance alone. So it is first replaced by the nearest curve that never
+falls (isotonic regression, all points alike; a running maximum would follow every lucky draw up and find too little
+data needed), then joined by straight lines over the logarithm of the fraction, along which scores grow most evenly.
+The answer is where this line first reaches the score. The interval is over draws: the same for each draw's own curve.
+
+Symbols: R draws, F fractions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+LEVEL = 0.95
+REACHED, NOT_REACHED, BELOW = "reached", "not reached", "below the smallest fraction"
+
+
+@dataclass(frozen=True)
+class DataNeeded:
+    """The answer.
+
+    Attributes:
+        state: REACHED, NOT_REACHED (not with all labels), or BELOW (with the smallest fraction already more than that).
+        fraction: The share of the labels; the smallest studied where `state` is BELOW, infinity where NOT_REACHED.
+        low, high: The middle 95% of the draws, which of fewer than 40 are all: 0 is below the smallest fraction,
+            infinity not reached.
+        target: The score to reach; score: the encoder's own with all labels.
+        draws: How many draws there are; one has no interval.
+        smallest: The smallest fraction studied.
+    """
+
+    state: str
+    fraction: float
+    low: float
+    high: float
+    target: float
+    score: float
+    draws: int
+    smallest: float
+
+
+Answer = tuple[DataNeeded, str, str]  # what an encoder (its label) needs to match another
+
+
+def data_needed(values, fractions, target: float) -> DataNeeded:
+    """Returns the share of the labels at which a curve reaches a score.
+
+    Args:
+        values: Scores [R, F] of each draw and fraction.
+        fractions: The fractions in rising order, [F], or each draw's own [R, F], as whole groups make them; where two
+            are equal they are one subset, of which the first counts.
+        target: The score to reach, such as another encoder's with all labels.
+    """
+    values = np.atleast_2d(np.asarray(values, dtype=float))
+    fractions = np.broadcast_to(np.asarray(fractions, dtype=float), values.shape)
+    if (np.diff(fractions) < 0).any() or fractions.min() <= 0:
+        raise ValueError(f"fractions must rise, from above 0, got {fractions[0].tolist()}")
+    if not np.isfinite(values).all() or not np.isfinite(target):
+        raise ValueError("a score is NaN, so nothing can be read off the curve: is there a class without a test image?")
+    of_draws = np.sort([crossing(row, at, target) for row, at in zip(values, fractions, strict=True)])
+    tail = (1 - LEVEL) / 2 * (len(of_draws) - 1)
+    low, high = of_draws[int(np.floor(tail))], of_draws[int(np.ceil(len(of_draws) - 1 - tail))]
+    mean, at = values.mean(axis=0), fractions.mean(axis=0)
+    fraction = crossing(mean, at, target)
+    state = BELOW if fraction == 0 else REACHED if np.isfinite(fraction) else NOT_REACHED
+    fraction = at[0] if state == BELOW else fraction
+    return DataNeeded(
+        state, float(fraction), float(low), float(high), float(target), float(mean[-1]), len(values), float(at[0])
+    )
+
+
+def crossing(values: np.ndarray, fractions: np.ndarray, target: float) -> float:
+    """Where one curve [F] first reaches a score: 0 if before the smallest fraction, infinity if nowhere."""
+    first = np.append(True, np.diff(fractions) > 0)
+    values, fractions = np.asarray(values)[first], np.asarray(fractions)[first]
+    risen = monotone(values)
+    after = int(np.searchsorted(risen, target))
+    if after == len(risen):
+        return np.inf
+    if after == 0:
+        return 0.0 if risen[0] > target else float(fractions[0])
+    part = (target - risen[after - 1]) / (risen[after] - risen[after - 1])
+    return float(fractions[after - 1] * (fractions[after] / fractions[after - 1]) ** part)
+
+
+def monotone(values) -> np.ndarray:
+    """The isotonic regression of a curve [F].
+
+    Point i is the largest, over the starts up to i, of the least mean from there to any end from i on.
+    """
+    sums, count = np.append(0.0, np.cumsum(values)), np.arange(len(values))
+    lengths = count - count[:, None] + 1  # of the stretch from each start (rows) to each end (columns)
+    means = np.where(lengths > 0, (sums[1:] - sums[:-1, None]) / np.maximum(lengths, 1), np.inf)
+    least = np.minimum.accumulate(means[:, ::-1], axis=1)[:, ::-1]
+    return np.where(lengths > 0, least, -np.inf).max(axis=0)
+
+
+def percent(fraction: float) -> str:
+    """A share as a number of percent: whole from 10 up, else two digits."""
+    return f"{100 * fraction:.0f}" if fraction >= 0.0995 else f"{100 * fraction:.2g}"
+
+
+def with_interval(needed: DataNeeded) -> str:
+    """The share with its interval: "12% [9-16]"; an end outside the fractions studied as "<5" or ">100"."""
+    if needed.state == NOT_REACHED:
+        return "not reached"
+    below = f"<{percent(needed.smallest)}"
+    share = f"{below}%" if needed.state == BELOW else f"{percent(needed.fraction)}%"
+    ends = [below if end == 0 else ">100" if np.isinf(end) else percent(end) for end in (needed.low, needed.high)]
+    return share if needed.draws == 1 or ends == [below, below] else f"{share} [{ends[0]}-{ends[1]}]"
+
+
+def sentence(needed: DataNeeded, encoder: str, rival: str) -> str:
+    """The answer in words: "PanDerm (large) with 12% [9-16] of the labels matches DINOv2 (large) with all"."""
+    if needed.state == NOT_REACHED:
+        scores = f"{needed.score:.3f} against {needed.target:.3f}"
+        return f"{encoder} does not reach {rival}, each with all of the labels ({scores})"
+    if needed.state == BELOW:
+        share = f"less than {percent(needed.smallest)}% of the labels, the smallest share studied,"
+        return f"{encoder} with {share} matches {rival} with all"
+    return f"{encoder} with {with_interval(needed)} of the labels matches {rival} with all"
+
+
+def compare(draws: pd.DataFrame, encoder: str, rival: str) -> DataNeeded:
+    """Returns how much one encoder needs to reach another's score with all labels, on one dataset and metric.
+
+    Args:
+        draws: Columns encoder_label, fraction, draw, images, value: a row a fraction and draw (`read_draws`).
+    """
+    target = draws[(draws["encoder_label"] == rival) & (draws["fraction"] == 1)]["value"].mean()
+    own = draws[draws["encoder_label"] == encoder]
+    # All labels are one draw, the same for every other.
+    values, images = (own.pivot(index="draw", columns="fraction", values=c).ffill() for c in ("value", "images"))
+    return data_needed(values.to_numpy(), images.to_numpy() / images[1.0].max(), target)
+
+
+def answer(draws: pd.DataFrame, encoder: str | None = None, rival: str | None = None) -> Answer | None:
+    """As `compare`, with both labels, for a sentence or a figure; None where either has no curve here.
+
+    Args:
+        encoder, rival: Labels; by default the encoder with the best score with all labels, and the next best.
+    """
+    full = draws[draws["fraction"] == 1].sort_values("value", ascending=False, kind="stable")
+    best = [name for name in full["encoder_label"] if name not in (encoder, rival)]
+    encoder = encoder or next(iter(best), None)
+    rival = rival or next((name for name in best if name != encoder), None)
+    if encoder == rival or not {encoder, rival} <= set(full["encoder_label"]):
+        return None
+    return compare(draws, encoder, rival), encoder, rival
+
+
+def sentences(answers: dict[str, Answer | None]) -> pd.DataFrame:
+    """Returns each dataset's answer in words, as far as it has one."""
+    said = [{"Dataset": name, "answer": sentence(*found)} for name, found in answers.items() if found]
+    return pd.DataFrame(said, columns=["Dataset", "answer"])
+
+
+def data_needed_table(draws: pd.DataFrame) -> pd.DataFrame:
+    """Answers for each dataset and each pair of encoders: a row a pair, `matches` the encoder whose score is reached.
+
+    Args:
+        draws: As `compare`, with dataset_label and metric too; one metric a dataset.
+    """
+    rows = []
+    for dataset, cells in draws.groupby("dataset_label", sort=False):
+        names = list(dict.fromkeys(cells["encoder_label"]))
+        total = cells.loc[cells["fraction"] == 1, "images"].max()
+        for encoder, rival in ((one, other) for one in names for other in names if one != other):
+            needed = compare(cells, encoder, rival)
+            rows.append(
+                {
+                    "Dataset": dataset,
+                    "Encoder": encoder,
+                    "matches": rival,
+                    "metric": cells["metric"].iloc[0],
+                    "score to reach": round(needed.target, 4),
+                    "labels needed": with_interval(needed),
+                    "images needed": f"{needed.fraction * total:,.0f}" if needed.state == REACHED else "",
+                    "of images": int(total),
+                    "state": needed.state,
+                }
+            )
+    columns = ["Dataset", "Encoder", "matches", "metric", "score to reach", "labels needed", "images needed"]
+    return pd.DataFrame(rows, columns=[*columns, "of images", "state"])
