@@ -204,20 +204,8 @@ def read_curves(scores: pd.DataFrame, file: str = "curve.csv") -> pd.DataFrame:
     ]
     if parts:
         return pd.concat(parts, ignore_index=True)
-    columns = [
-        "fraction",
-        "images",
-        "draw",
-        "draws",
-        "metric",
-        "value",
-        "draw_low",
-        "draw_high",
-        "draw_sd",
-        "low",
-        "high",
-    ]
-    return pd.DataFrame(columns=[*about, *columns, "headline"]).astype({"headline": bool})
+    columns = ["fraction", "images", "draw", "draws", "metric", "value", "draw_low", "draw_high", "draw_sd"]
+    return pd.DataFrame(columns=[*about, *columns, "low", "high", "headline"]).astype({"headline": bool})
 
 
 def label_efficiency_table(curves: pd.DataFrame) -> pd.DataFrame:
