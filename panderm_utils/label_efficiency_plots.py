@@ -23,6 +23,7 @@ def efficiency_curves(
     log: bool = True,
     synthetic: bool = False,
     axis=None,
+    tuned: pd.DataFrame | None = None,
 ) -> Figure:
     """Draws a curve an encoder: mean over draws, band of draws, bootstrap bars; labelled at their ends.
 
@@ -33,8 +34,9 @@ def efficiency_curves(
         answer: Drawn as the dashed line where the encoder reaches the other's score with all labels.
         log: Whether the fractions stand on a logarithmic axis.
         axis: Draw into this axis instead of a figure of its own.
+        tuned: Fine-tuning at some fractions: encoder_label, train_fraction, value, low, high; drawn as diamonds.
     """
-    alone = axis is None
+    alone, tuned = axis is None, _of_encoders(tuned, colors)
     with plt.rc_context(STYLE):
         if alone:
             _, axis = plt.subplots(figsize=(7.2, 4.2))
@@ -50,6 +52,10 @@ def efficiency_curves(
             errors = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
             bars = {"elinewidth": 0.9, "capsize": 2.5, "markersize": 4}
             axis.errorbar(share, rows["value"], errors, color=colors[name], marker="o", lw=1.6, zorder=3, **bars)
+        for point in tuned.itertuples():
+            errors = np.clip([[point.value - point.low], [point.high - point.value]], 0, None)
+            look = {"marker": "D", "markersize": 6, "mfc": "white", "elinewidth": 0.9, "capsize": 2.5, "zorder": 5}
+            axis.errorbar(point.train_fraction, point.value, errors, color=colors[point.encoder_label], **look)
         if not shown:
             axis.text(0.5, 0.5, "no record yet", ha="center", transform=axis.transAxes, color=GREY)
             return finish(axis.figure, synthetic)
@@ -64,7 +70,8 @@ def efficiency_curves(
             said = wrap(sentence(*answer), 62) if answer else "Score against the share of the training labels"
             axis.set_title(said)
             axis.set(ylabel=f"{metric} on the test split")
-            axis.figure.legend(handles=_chance_handles(curve), loc="outside lower left", ncols=2, fontsize=8)
+            handles = _chance_handles(curve, tuned)
+            axis.figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
         return finish(axis.figure, synthetic)
 
 
@@ -74,12 +81,14 @@ def figure_2b(
     answers: dict[str, Answer | None],
     log: bool = True,
     synthetic: bool = False,
+    tuned: pd.DataFrame | None = None,
 ) -> Figure:
     """Fig. 2b: a panel a dataset, two in a row.
 
     Args:
         curves: As `efficiency_curves`, with dataset_label; one metric a dataset.
         answers: Dataset label -> what its dashed line says; a dataset may have none.
+        tuned: As `efficiency_curves`, with dataset_label.
     """
     datasets = list(dict.fromkeys(curves["dataset_label"]))
     across = min(2, max(1, len(datasets)))
@@ -90,13 +99,15 @@ def figure_2b(
             axis.axis("off")
         for axis, dataset in zip(axes.flat, datasets, strict=False):
             rows = curves[curves["dataset_label"] == dataset]
-            efficiency_curves(rows, colors, answers.get(dataset), log, axis=axis)
+            points = None if tuned is None else tuned[tuned["dataset_label"] == dataset]
+            efficiency_curves(rows, colors, answers.get(dataset), log, axis=axis, tuned=points)
             axis.set_title(wrap(dataset, 44))
             axis.set_ylabel(METRIC_TITLES[rows["metric"].iloc[0]])
         if datasets:
             heading = wrap(_heading([found for found in answers.values() if found]), 70 * across)
             options = {"title": heading, "alignment": "left", "title_fontsize": 10}
-            figure.legend(handles=_chance_handles(curves), loc="outside upper left", ncols=2, fontsize=8, **options)
+            handles = _chance_handles(curves, _of_encoders(tuned, colors))
+            figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, **options)
         else:
             axes[0, 0].text(0.5, 0.5, "no record yet", ha="center", color=GREY)
         return finish(figure, synthetic)
@@ -170,10 +181,19 @@ def _draw_answer(axis, answer: Answer, colors: dict[str, str]) -> None:
     )
 
 
-def _chance_handles(curve: pd.DataFrame) -> list:
-    """Legend entries for the two kinds of chance."""
+def _of_encoders(tuned: pd.DataFrame | None, colors: dict[str, str]) -> pd.DataFrame:
+    """The points of fine-tuning that belong to a curve; none where nothing is fine-tuned."""
+    if tuned is None or tuned.empty:
+        return pd.DataFrame(columns=["encoder_label", "train_fraction", "value", "low", "high"])
+    return tuned[tuned["encoder_label"].isin(list(colors))]
+
+
+def _chance_handles(curve: pd.DataFrame, tuned: pd.DataFrame) -> list:
+    """Legend entries for the two kinds of chance, and for what is fine-tuned."""
     bars = Line2D([], [], color=GREY, marker="|", ms=9, mew=1.2, lw=0, label="95% bootstrap of the test images")
-    draws = int(curve["draws"].max())
+    draws, label = int(curve["draws"].max()), "fine-tuned, on the published draw of the labels"
+    points = [] if tuned.empty else [Line2D([], [], color=GREY, marker="D", mfc="white", lw=0, label=label)]
     if draws == 1:
-        return [bars]
-    return [Patch(color=GREY, alpha=0.3, lw=0, label=f"lowest to highest of {draws} draws of the labels"), bars]
+        return [bars, *points]
+    band = Patch(color=GREY, alpha=0.3, lw=0, label=f"lowest to highest of {draws} draws of the labels")
+    return [band, bars, *points]

@@ -75,6 +75,22 @@ def split_given(given: Iterable[str], encoders: Sequence[str], problems: list[st
     return values
 
 
+def read_shares(text: str | None, problems: list[str]) -> list[str]:
+    """Returns the fractions of `finetune_fractions`, "0.1, 0.5", each as text; notes what is wrong in `problems`."""
+    shares = [part.strip() for part in (text or "None").strip("[]() ").split(",")]
+    if shares == ["None"]:
+        return []
+    try:
+        wrong = [share for share in shares if not 0 < float(share) <= 1]
+    except ValueError:
+        wrong = shares
+    if wrong:
+        problems.append(
+            f"-p finetune_fractions={text}: write numbers above 0, up to 1, as in finetune_fractions=0.1,0.5"
+        )
+    return [str(float(share)) for share in shares] if not wrong else []
+
+
 def settle_parameters(path: Path, given: dict[str, str], problems: list[str]) -> tuple[dict, dict]:
     """Returns the given parameters, typed as the notebook's defaults are, and the settings that name the run.
 

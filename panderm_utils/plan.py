@@ -11,13 +11,14 @@ from itertools import chain, product
 from pathlib import Path
 
 from panderm_utils import manifests, workspace
-from panderm_utils.parameters import PlanError, read_parameters, settle_parameters, split_given
+from panderm_utils.parameters import PlanError, read_parameters, read_shares, settle_parameters, split_given
 from panderm_utils.typed_yaml import unknown
 from panderm_utils.workspace import REPOSITORY, Workspace
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 CANONICAL = "ham10000"  # the notebook of each protocol from which its siblings are stamped
 FINE_TUNE = "fine_tune"  # the protocol that takes PanDerm's architecture only
+EFFICIENCY = "label_efficiency"  # the protocol that may ask for fine-tuning at some fractions, as runs of their own
 PAPER = "paper"  # the folder of the notebooks that draw from records and run nothing
 
 
@@ -106,36 +107,36 @@ def make_plan(
         datasets = profile.datasets
     asked = bool(encoders) and FINE_TUNE in protocols
     protocols = tuple(dict.fromkeys(protocols or profile.protocols))
-    wanted = {  # protocol -> the datasets and encoders named, else those that the profile chooses for it
-        protocol: (tuple(dict.fromkeys(datasets or usual.quick)), tuple(dict.fromkeys(encoders or usual.encoders)))
-        for protocol, usual in ((protocol, profile.choice(protocol)) for protocol in protocols)
-    }
-    datasets, encoders = (tuple(dict.fromkeys(chain(*parts))) for parts in zip(*wanted.values(), strict=True))
-    chosen_seeds = tuple(dict.fromkeys(seeds or profile.seeds))
+    wanted = {protocol: _choose(profile, protocol, datasets, encoders) for protocol in protocols}
     problems: list[str] = []
-    given = split_given(given, encoders, problems)
-    cards = {name: _load(manifests.load_dataset_manifest, name, problems) for name in datasets}
-    models = {name: _load(_load_encoder, name, problems) for name in encoders}
+    given = split_given(given, list(chain(*(models for _, models in wanted.values()))), problems)
+    variants = {protocol: [{}] for protocol in protocols}  # parameters beside those given, a run each
+    if EFFICIENCY in protocols and (shares := read_shares(given.get("finetune_fractions"), problems)):
+        wanted.setdefault(FINE_TUNE, _choose(profile, FINE_TUNE, wanted[EFFICIENCY][0], encoders))
+        variants[FINE_TUNE] = variants.get(FINE_TUNE, []) + [{"train_fraction": share} for share in shares]
+    names, models = (dict.fromkeys(chain(*parts)) for parts in zip(*wanted.values(), strict=True))
+    cards = {name: _load(manifests.load_dataset_manifest, name, problems) for name in names}
+    models = {name: _load(_load_encoder, name, problems) for name in models}
     unfit = [name for name, model in models.items() if model and model.architecture != "beit"]
     if asked and unfit:
         problems.append(f"encoder {', '.join(unfit)}: fine-tuning takes PanDerm's architecture only; leave it out")
-    if "checkpoint" in given and (list(wanted) != [FINE_TUNE] or len(datasets) > 1):
-        problems.append(f"-p checkpoint: of one dataset; write --protocols {FINE_TUNE} --datasets {datasets[0]}")
+    if "checkpoint" in given and (list(wanted) != [FINE_TUNE] or len(cards) > 1):
+        problems.append(f"-p checkpoint: of one dataset; write --protocols {FINE_TUNE} --datasets {next(iter(cards))}")
     known = list_protocols(notebooks)
-    problems += [unknown("protocol", name, known, "") for name in protocols if name not in known]
+    problems += [unknown("protocol", name, known, "") for name in wanted if name not in known]
     for name, card in cards.items():
         if card and card.own and space.synthetic:
             problems.append(f"dataset {name} is your own, no demo; write --profile paper --datasets {name}")
-    studies, paths = {}, {}
-    for protocol, (names, _) in wanted.items():
-        for name in names if protocol in known else ():
-            paths[protocol, name] = notebooks / protocol / f"{name if cards[name] else CANONICAL}.ipynb"
-    named = {protocol: _parameter_names(notebooks / protocol) for protocol in protocols if protocol in known}
-    for (protocol, name), path in paths.items():
+    named = {protocol: _parameter_names(notebooks / protocol) for protocol in wanted if protocol in known}
+    studies = {}
+    for protocol in named:
         # What another of the protocols takes is not unknown, only not for this one.
         elsewhere = set().union(*named.values()) - named[protocol]
         mine = {key: value for key, value in given.items() if key not in elsewhere}
-        studies[protocol, name] = path, settle_parameters(path, mine, problems)
+        for name in wanted[protocol][0]:
+            path = notebooks / protocol / f"{name if cards[name] else CANONICAL}.ipynb"
+            settled = [settle_parameters(path, mine | variant, problems) for variant in variants[protocol]]
+            studies[protocol, name] = path, settled
     if "rival" in given:
         _load(_load_encoder, given["rival"], problems)
     if problems:
@@ -146,11 +147,13 @@ def make_plan(
     weights = {name: _weights_need(model, space, file) for name, model in models.items()}
     folders = {name: str(getattr(space, name)) for name in ("data_root", "weights_root")}
     common = {"profile": space.profile, **folders, "output_root": str(space.root.parent)}
-    runs = []
+    chosen_seeds, runs = tuple(dict.fromkeys(seeds or profile.seeds)), []
     # Datasets innermost: two jobs at once then rarely draw or read the same images, and later seeds find the features.
     for seed, (protocol, (names, encoders)) in product(chosen_seeds, wanted.items()):
-        for encoder, dataset in product((e for e in encoders if not (protocol == FINE_TUNE and e in unfit)), names):
-            path, (own, settings) = studies[protocol, dataset]
+        fit = [name for name in encoders if not (protocol == FINE_TUNE and name in unfit)]
+        for encoder, dataset, variant in product(fit, names, range(len(variants[protocol]))):
+            path, settled = studies[protocol, dataset]
+            own, settings = settled[variant]
             name = workspace.run_id(dataset, protocol, encoder, seed, **settings)
             rival = own.get("rival") or profile.choice(protocol).rival_of(encoder)
             beside = _weights_need(_load_encoder(rival), space, None) if rival else None
@@ -166,6 +169,12 @@ def make_plan(
                 )
             )
     return Plan(space, tuple(runs), _plan_drawings(space, chosen_seeds[0], notebooks))
+
+
+def _choose(profile: manifests.Profile, protocol: str, datasets: Sequence[str], encoders: Sequence[str]) -> tuple:
+    """Returns the datasets and the encoders of a protocol: those named, else those that the profile has for it."""
+    usual = profile.choice(protocol)
+    return tuple(dict.fromkeys(datasets or usual.quick)), tuple(dict.fromkeys(encoders or usual.encoders))
 
 
 def _parameter_names(folder: Path) -> set[str]:

@@ -30,6 +30,7 @@ UPSTREAM_COLUMNS = {
 }
 
 INTERVAL = re.compile(r"\[(\S+), (\S+)\]")  # an interval in a narrow column stays on one line
+ANY = object()  # of a setting: whatever it is
 PROTOCOL_TITLES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
 # Heading -> column of `comparison.compare_protocols`.
 PROTOCOL_COLUMNS = {"Linear probing": "linear_probe", "Fine-tuning": "fine_tune", "Fine-tuning, 5 views": "views"}
@@ -49,12 +50,13 @@ def paper_scores(
         runs: A row a run and metric.
         seed: None: runs of every seed.
         own: Whether the user's own datasets come too, after the paper's.
-        settings: Which runs are meant where they differ in settings; by default those with the published settings.
+        settings: Which runs are meant where they differ in settings; by default those with the published settings; ANY
+            where it does not matter.
 
     Returns:
         The rows of the profile's datasets, with `dataset_label` and `encoder_label` for people.
     """
-    wanted = {**DEFAULT_SETTINGS[protocol], **settings} | ({} if seed is None else {"seed": seed})
+    wanted = {**DEFAULT_SETTINGS[protocol], **settings, "seed": ANY if seed is None else seed}
     runs = runs[runs["protocol"] == protocol] if "protocol" in runs else runs
     datasets = list(load_profile(profile).datasets)
     if own:
@@ -62,6 +64,8 @@ def paper_scores(
         datasets += [name for name in others if name in list_datasets() and load_dataset_manifest(name).own]
     keep = runs["dataset"].isin(datasets)
     for name, value in wanted.items():
+        if value is ANY:
+            continue
         if name in runs:
             keep &= runs[name].isna() if value is None else runs[name].eq(value)
         else:
