@@ -168,6 +168,7 @@ def make_plan(
                     needs=tuple(dict.fromkeys(need for need in (data[dataset], weights[encoder], beside) if need)),
                 )
             )
+    runs = {run.name: run for run in runs}.values()  # all labels as a fraction are the run that may be there anyway
     return Plan(space, tuple(runs), _plan_drawings(space, chosen_seeds[0], notebooks))
 
 

@@ -346,6 +346,22 @@ def test_each_protocol_has_its_own_usual_datasets_and_encoders(space):
     assert [run.name.split("-")[:3] for run in named] == [["ddi", p, "random_tiny"] for p in usual.protocols]
 
 
+def test_label_efficiency_asks_for_fine_tuning_at_fractions_as_runs_of_their_own(space):
+    def names(*given, **selection):
+        selection = {"protocols": ["label_efficiency"], "datasets": ["demo"], **selection}
+        return [run.name for run in plan.make_plan(space, given=given, **selection).runs]
+
+    probes = [f"demo-label_efficiency-{encoder}-seed0" for encoder in ("panderm_tiny", "random_tiny")]
+    tuned = "demo-fine_tune-panderm_tiny-seed0"
+    assert names() == names("finetune_fractions=None") == probes
+    assert names("finetune_fractions=0.1, 1") == [*probes, f"{tuned}-train_fraction_0.1", tuned]
+    assert names("finetune_fractions=1", protocols=["label_efficiency", "fine_tune"]) == [*probes, tuned]
+    with pytest.raises(plan.PlanError, match=r"write numbers above 0, up to 1, as in finetune_fractions=0\.1,0\.5"):
+        names("finetune_fractions=10%")
+    with pytest.raises(plan.PlanError, match="linear_probe has no such parameter"):
+        names("finetune_fractions=0.1", protocols=["linear_probe"])
+
+
 def test_a_rival_is_another_encoder_and_its_weights_are_needed_too(tmp_path):
     choice = manifests.load_profile("paper").choice("label_efficiency")
     assert choice.rival_of("panderm_large") == choice.rival_of("timm:vit_tiny_patch16_224") == "dinov2_large"

@@ -158,3 +158,24 @@ def test_names_of_shares_do_not_touch(log):
         assert {"10", "50", "100"} <= {t.get_text() for t in named}
         boxes = [t.get_window_extent() for t in named]
         assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+def test_fine_tuning_is_a_diamond_at_its_share_and_score():
+    said = pd.DataFrame(
+        {
+            "dataset_label": "HAM10000",
+            "encoder_label": ["PanDerm (large)", "PanDerm (large)", "of no curve"],
+            "train_fraction": [0.1, 1.0, 0.5],
+            "value": [0.82, 0.93, 0.5],
+            "low": [0.8, 0.9, 0.4],
+            "high": [0.84, 0.95, 0.6],
+        }
+    )
+    alone = draw(tuned=said).axes[0]
+    panel = label_efficiency_plots.figure_2b(curves(), COLORS, {}, tuned=said).axes[0]
+    for axis in (alone, panel):
+        diamonds = [line for line in axis.lines if line.get_marker() == "D"]
+        assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in diamonds] == [(0.1, 0.82), (1.0, 0.93)]
+        assert {line.get_color() for line in diamonds} == {COLORS["PanDerm (large)"]}
+        assert "fine-tuned" in str([text.get_text() for text in axis.figure.legends[0].get_texts()])
+    assert "fine-tuned" not in str([text.get_text() for text in draw().legends[0].get_texts()])
