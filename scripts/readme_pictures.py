@@ -81,7 +81,8 @@ def save_small(figure: Path, name: str) -> None:
 def main() -> None:
     space = open_workspace("demo")
     contact_sheet().save(DOCS / "contact_sheet.jpg", quality=85)
-    save_small(space.figures / "figure_2a.png", "figure_2a_demo.png")
+    for name in ("figure_2a", "figure_2b"):
+        save_small(space.figures / f"{name}.png", f"{name}_demo.png")
     with tempfile.TemporaryDirectory() as folder:
         fine_tuning(space.records).savefig(Path(folder) / "figure.png", dpi=200)
         save_small(Path(folder) / "figure.png", "fine_tuning_demo.png")
