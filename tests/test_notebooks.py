@@ -113,11 +113,11 @@ def test_curves_rise_and_separate_and_the_dashed_line_is_drawn(demo):
     scores = tables.paper_scores(runs, "demo", "label_efficiency")
     draws = label_efficiency.read_curves(scores, "draws.csv").query("headline and dataset == 'demo'")
     mean = draws.groupby(["encoder", "fraction"])["value"].mean().unstack("encoder")
-    assert mean.loc[1.0, "panderm_tiny"] > mean.loc[0.1, "panderm_tiny"] + 0.05 > mean.loc[0.025, "panderm_tiny"] + 0.1
-    assert (mean["panderm_tiny"] > mean["random_tiny"] + 0.15).all()
+    assert mean.loc[1.0, "panderm_tiny"] > mean.loc[0.2, "panderm_tiny"] + 0.04 > mean.loc[0.05, "panderm_tiny"] + 0.08
+    assert (mean["panderm_tiny"] > mean["random_tiny"] + 0.02).all()
     needed, *_ = data_needed.answer(draws)
     assert needed.state == data_needed.REACHED
-    assert needed.fraction < 0.05
+    assert 0.1 < needed.fraction < 0.5
 
 
 @pytest.mark.parametrize("encoder", ["panderm_tiny", "random_tiny"])
@@ -131,7 +131,7 @@ def test_all_labels_give_the_linear_probe_s_own_scores_and_every_draw_can_be_sco
     kept = pd.read_csv(folder / "draws.csv").set_index(["fraction", "draw", "metric"])["value"]
     read, trained = label_efficiency.read_draw_predictions(folder), label_efficiency.read_subsets(folder)
     assert set(read) == set(trained)
-    assert len(read) == 8 * 5 + 1
+    assert len(read) == 6 * 5 + 1
     for (fraction, draw), (y, proba, _) in list(read.items())[::7]:
         value = metrics.evaluate(y, proba, 2)["value"]["weighted_f1"]
         assert kept[fraction, draw, "weighted_f1"] == pytest.approx(value, abs=1e-12)
