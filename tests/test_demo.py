@@ -222,6 +222,7 @@ def test_pre_training_shares_no_seed_with_the_stand_ins_and_runs(tmp_path):
     script = runpy.run_path(str(ROOT / "scripts/pretrain_panderm_tiny.py"))
     assert script["SEED"] != demo.SEED
     for objective in ("signs", "masked"):
-        options = argparse.Namespace(objective=objective, images=4, steps=2, batch=2, lr=1e-3)
+        sizes = {"images": 4, "steps": 2, "class_steps": 1, "batch": 2, "lr": 1e-3, "begin": None}
+        options = argparse.Namespace(objective=objective, **sizes)
         script["save"](script["train"](options), tmp_path / f"{objective}.pth")
         assert load_encoder("panderm_tiny", weights=tmp_path / f"{objective}.pth", device="cpu").num_features == 192

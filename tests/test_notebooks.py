@@ -91,7 +91,7 @@ def test_a_figure_carries_the_ids_of_its_records(demo):
 
 def test_pretraining_helps_and_nothing_saturates(demo):
     table = records.read_records(demo.records, "linear_probe")
-    headline = table[table["headline"] & (table["dataset"] == "demo")].set_index("encoder")["value"]
+    headline = table.query("headline and dataset == 'demo' and seed == 0").set_index("encoder")["value"]
     assert 0.55 < headline["random_tiny"] < headline["panderm_tiny"] - 0.05
     assert headline["panderm_tiny"] < 0.95
 
