@@ -38,7 +38,7 @@ def write_records(planned: plan.Plan) -> None:
 
 def mark_drawn(planned: plan.Plan) -> None:
     """Makes the tables and figures look drawn from these records, so that no notebook starts."""
-    for job in planned.drawings:
+    for job in planned.paper:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         job.output.touch()
         stamp = {"inputs": batch._inputs_digest(job, planned), "files": []}

@@ -110,9 +110,9 @@ def _execute_all(todo: list[Job], jobs: int, timeout: float | None, say) -> dict
 def _draw(plan: Plan, jobs: int, force: bool, timeout: float | None, say) -> list[Outcome]:
     """Executes the paper notebooks; one whose inputs and files are as they were is skipped."""
     if not any(is_done(folder) for folder in plan.space.records.glob("[!.]*")):
-        return [Outcome(job, "skipped", error="there is no record to draw from yet") for job in plan.drawings]
-    digests = {job: _inputs_digest(job, plan) for job in plan.drawings}
-    todo = [job for job in plan.drawings if force or not _is_drawn(job, digests[job])]
+        return [Outcome(job, "skipped", error="there is no record to draw from yet") for job in plan.paper]
+    digests = {job: _inputs_digest(job, plan) for job in plan.paper}
+    todo = [job for job in plan.paper if force or not _is_drawn(job, digests[job])]
     if todo:
         say(f"{len(todo)} tables and figures to draw")
     since = time.time() - 1  # a file system's clock may be coarse
@@ -123,7 +123,7 @@ def _draw(plan: Plan, jobs: int, force: bool, timeout: float | None, say) -> lis
         if outcome.status == "done":
             # Notebooks drawn together cannot be told apart by their files, so each answers for all of them.
             _stamp_file(job).write_text(json.dumps({"inputs": digests[job], "files": sorted(map(str, drawn))}))
-    return [outcomes.get(job) or Outcome(job, "skipped") for job in plan.drawings]
+    return [outcomes.get(job) or Outcome(job, "skipped") for job in plan.paper]
 
 
 def _inputs_digest(job: Job, plan: Plan) -> str:

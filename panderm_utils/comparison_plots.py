@@ -129,7 +129,7 @@ def _make_room(axis) -> None:
     reach = 0.12 * max(high - low, 0.02)
     axis.set_xlim(min(low, -reach), max(high, reach))
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:+.2f}" if not np.isclose(x, 0) else "0")
-    axis.xaxis.get_major_locator().set_params(nbins=5)
+    axis.xaxis.get_major_locator().set_params(nbins=4)
 
 
 def _with_interval(numbers: dict) -> str:

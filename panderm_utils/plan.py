@@ -76,7 +76,7 @@ class Plan:
 
     space: Workspace
     runs: tuple[Job, ...]
-    drawings: tuple[Job, ...]
+    paper: tuple[Job, ...]
 
     @property
     def needs(self) -> list[Need]:
@@ -169,7 +169,7 @@ def make_plan(
                 )
             )
     runs = {run.name: run for run in runs}.values()  # all labels as a fraction are the run that may be there anyway
-    return Plan(space, tuple(runs), _plan_drawings(space, chosen_seeds[0], notebooks))
+    return Plan(space, tuple(runs), _plan_paper(space, chosen_seeds[0], notebooks))
 
 
 def _choose(profile: manifests.Profile, protocol: str, datasets: Sequence[str], encoders: Sequence[str]) -> tuple:
@@ -212,7 +212,7 @@ def describe_plan(plan: Plan) -> str:
         lines += [f"           at      {path}" for path in need.paths]
         lines += [f"           from    {need.source}", f"           licence {need.licence}"]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "to run", "missing"))
-    lines += ["", f"{counts}; then {len(plan.drawings)} tables and figures. Outputs: {plan.space.root}"]
+    lines += ["", f"{counts}; then {len(plan.paper)} tables and figures. Outputs: {plan.space.root}"]
     if "missing" in states:
         lines.append("A run whose data or weights are missing is reported and left out; the others run.")
     return "\n".join(lines)
@@ -264,7 +264,7 @@ def _sources(manifest) -> str:
     return "; or ".join(places) or "ask its authors"
 
 
-def _plan_drawings(space: Workspace, seed: int, notebooks: Path) -> tuple[Job, ...]:
+def _plan_paper(space: Workspace, seed: int, notebooks: Path) -> tuple[Job, ...]:
     settled = {"profile": space.profile, "output_root": str(space.root.parent), "seed": seed}
     jobs = []
     for path in sorted((notebooks / PAPER).glob("*.ipynb")):

@@ -121,7 +121,9 @@ class Training:
             ) as self.bar,
         ):
             if self.main and self.progress.history:
-                self._write_history()  # a kill may have come before it, or it was deleted since
+                history = self._write_history()  # a kill may have come before it, or it was deleted since
+                if self.on_epoch is not None:
+                    self.on_epoch(history)
             try:
                 while self.progress.epoch < self.recipe.epochs:
                     self._train_epoch()

@@ -36,9 +36,6 @@ def training_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
         for axis, title in zip(axes, ("Loss", "Learning rate (last step)", "Val split"), strict=True):
             axis.set(title=title, xlabel="epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
-        if history.empty:
-            axes[0].text(0.5, 0.5, "evaluated only", ha="center", transform=axes[0].transAxes, color=GREY)
-            return finish(figure, synthetic)
         epochs = history["epoch"]
         axes[0].plot(epochs, history["loss"], color="#0072B2", marker=".", label="train (augmented)")
         axes[1].plot(epochs, history["lr"], color=GREY, marker=".")

@@ -253,7 +253,7 @@ def test_a_training_interrupted_in_its_notebook_goes_on_when_the_cell_is_run_aga
     pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
     assert json.loads(history.with_name("facts.json").read_text())["resumed_at"]["epoch"] == len(before)
     outputs = notebook.cells[training].outputs
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2  # live curves and the last ones
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1  # the live curves
 
 
 def test_own_data_without_a_val_split_are_fine_tuned_to_the_last_epoch(demo, tmp_path):
