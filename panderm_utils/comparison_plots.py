@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from panderm_utils.plots import GREY, METRIC_TITLES, STYLE, finish, shorten
+from panderm_utils.plots import GREY, METRIC_TITLES, finish, shorten, style
 
 APART = 0.11  # a point and its interval stand this far from the middle of their line, so that both intervals show
 
@@ -22,7 +22,7 @@ def probing_and_tuning(comparison: pd.DataFrame, colors: dict[str, str], synthet
         colors: Encoder label -> colour.
     """
     lines = _lines(comparison)
-    with plt.rc_context(STYLE):
+    with style():
         size = (9.5, 1.5 + 0.55 * (lines[-1].place if lines else 1))
         figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, width_ratios=(3, 2))
         for line in lines:

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from panderm_utils.data_needed import NOT_REACHED, Answer, monotone, percent, sentence, with_interval
-from panderm_utils.plots import GREY, METRIC_TITLES, STYLE, finish, shorten, wrap
+from panderm_utils.plots import GREY, METRIC_TITLES, finish, shorten, style, wrap
 
 
 def efficiency_curves(
@@ -37,7 +37,7 @@ def efficiency_curves(
         tuned: Fine-tuning at some fractions: encoder_label, train_fraction, value, low, high; drawn as diamonds.
     """
     alone, tuned = axis is None, _of_encoders(tuned, colors)
-    with plt.rc_context(STYLE):
+    with style():
         if alone:
             _, axis = plt.subplots(figsize=(7.2, 4.2))
         shown = [name for name in colors if name in set(curve["encoder_label"])]
@@ -93,7 +93,7 @@ def figure_2b(
     datasets = list(dict.fromkeys(curves["dataset_label"]))
     across = min(2, max(1, len(datasets)))
     down = -(-max(1, len(datasets)) // across)
-    with plt.rc_context(STYLE):
+    with style():
         figure, axes = plt.subplots(down, across, figsize=(5.6 * across, 3.3 * down + 0.5), squeeze=False)
         for axis in axes.flat[len(datasets) :]:
             axis.axis("off")

@@ -1,4 +1,4 @@
-"""Each picture of a notebook or of the paper as a function that returns a matplotlib Figure.
+"""The style of every picture, and each picture of a dataset's notebook as a function that returns a matplotlib Figure.
 
 Functions take arrays, records (`records.read_records`) and images; none computes a metric. Figures are closed before
 they are returned, so a notebook shows one by naming it in a cell's last line, once.
@@ -38,6 +38,11 @@ STYLE = {
 }
 
 
+def style():
+    """Returns a context in which every picture is drawn: one kind of panel, text that stays text in a PDF."""
+    return plt.rc_context(STYLE)
+
+
 def labelled_images(images: list, labels: list[str], titles: list[str], synthetic: bool = False) -> Figure:
     """A grid of images, one row a class, its name at the left.
 
@@ -48,7 +53,7 @@ def labelled_images(images: list, labels: list[str], titles: list[str], syntheti
     """
     rows = list(dict.fromkeys(labels))
     columns = max(labels.count(row) for row in rows)
-    with plt.rc_context(STYLE):
+    with style():
         figure, axes = plt.subplots(
             len(rows), columns, figsize=(1.5 * columns + 1.4, 1.35 * len(rows) + 0.3), squeeze=False
         )
@@ -67,7 +72,7 @@ def labelled_images(images: list, labels: list[str], titles: list[str], syntheti
 
 def class_counts(table: pd.DataFrame, synthetic: bool = False) -> Figure:
     """Bars of the images of each class (index) in each split (columns), on a logarithmic axis."""
-    with plt.rc_context(STYLE):
+    with style():
         figure, axis = plt.subplots(figsize=(6.5, 0.9 + 0.36 * len(table)))
         long = table.rename_axis("class").reset_index().melt("class", var_name="split", value_name="images")
         sns.barplot(long, y="class", x="images", hue="split", palette="crest", ax=axis)
@@ -83,7 +88,7 @@ def feature_map(x: np.ndarray, y: np.ndarray, names: list[str], synthetic: bool 
     centred = x - x.mean(axis=0)
     _, _, components = np.linalg.svd(centred, full_matrices=False)
     plane = centred @ components[:2].T
-    with plt.rc_context(STYLE):
+    with style():
         figure, axis = plt.subplots(figsize=(6.2, 4.2))
         palette = sns.color_palette("husl" if len(names) > 10 else "colorblind", len(names))
         for k, name in enumerate(names):
@@ -97,7 +102,7 @@ def feature_map(x: np.ndarray, y: np.ndarray, names: list[str], synthetic: bool 
 
 def loss_curve(history: pd.DataFrame, synthetic: bool = False) -> Figure:
     """The objective of a fit over its iterations (columns iteration, loss)."""
-    with plt.rc_context(STYLE):
+    with style():
         figure, axis = plt.subplots(figsize=(6, 2.8))
         axis.plot(history["iteration"], history["loss"], color="#0072B2")
         axis.set(xlabel="L-BFGS iteration", ylabel="objective", title="The fit", yscale="log")
@@ -122,7 +127,7 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
     slanted = longest > 5
     side = max(2.2, 0.42 * len(names)) + 0.075 * longest
     size = (side + 1.6, side + (1.2 if slanted else 0.9))
-    with plt.rc_context(STYLE):
+    with style():
         figure, axis = plt.subplots(figsize=size)
         sns.heatmap(
             share,
@@ -155,7 +160,7 @@ def curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool = False)
         pr: Class name -> (recalls, precisions, average precision).
     """
     palette = dict(zip(roc, sns.color_palette("husl" if len(roc) > 10 else "colorblind", len(roc)), strict=True))
-    with plt.rc_context(STYLE):
+    with style():
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.9))
         for name in roc:
             both = f"{shorten(name, 22)} {roc[name][2]:.2f}, {pr[name][2]:.2f}"
@@ -176,7 +181,7 @@ def mistakes(images: list, captions: list[str], synthetic: bool = False) -> Figu
     columns = min(6, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
     tallest = min(1.4, max((image.height / image.width for image in images), default=1))
-    with plt.rc_context(STYLE):
+    with style():
         size = (1.9 * columns, (1.9 * tallest + 0.45) * rows + 0.2)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
         for axis in axes.flat:
@@ -189,88 +194,20 @@ def mistakes(images: list, captions: list[str], synthetic: bool = False) -> Figu
         return finish(figure, synthetic)
 
 
-def scores_by_dataset(
-    scores: pd.DataFrame, colors: dict[str, str], title: str = "", synthetic: bool = False, axis=None
-) -> Figure:
-    """The panel of Fig. 2a: datasets side by side, a bar an encoder, 95% intervals, dashed lines at encoders' means.
-
-    Args:
-        scores: Columns dataset_label, encoder_label, value, low, high; one row a bar. Rows that are
-            missing leave a gap; means are taken over the datasets that every encoder drawn has.
-        colors: Encoder label -> colour; its order is the order of the bars.
-        axis: Draw into this axis instead of a figure of its own.
-    """
-    datasets, encoders = (
-        list(dict.fromkeys(scores["dataset_label"])),
-        [e for e in colors if e in set(scores["encoder_label"])],
-    )
-    cells = scores.set_index(["dataset_label", "encoder_label"])
-    shared = [d for d in datasets if all((d, e) in cells.index for e in encoders)]
-    width = 0.8 / max(1, len(encoders))
-    with plt.rc_context(STYLE):
-        if axis is None:
-            _, axis = plt.subplots(figsize=(max(5.0, 2.2 + 1.05 * len(datasets)), 4.0))
-        for j, encoder in enumerate(encoders):
-            here = [d for d in datasets if (d, encoder) in cells.index]
-            rows = cells.loc[[(d, encoder) for d in here]]
-            at = np.array([datasets.index(d) for d in here]) + (j - (len(encoders) - 1) / 2) * width
-            errors = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
-            axis.bar(at, rows["value"], width * 0.92, color=colors[encoder], label=encoder, zorder=2)
-            axis.errorbar(at, rows["value"], errors, fmt="none", ecolor="#222222", elinewidth=0.9, capsize=2, zorder=3)
-            if len(shared) > 1:
-                mean = cells.loc[[(d, encoder) for d in shared], "value"].mean()
-                axis.axhline(mean, color=colors[encoder], ls="--", lw=1, zorder=1)
-        if not datasets:
-            axis.text(0.5, 0.5, "no record yet", ha="center", transform=axis.transAxes, color=GREY)
-        axis.set_xticks(range(len(datasets)), [wrap(d, 13) for d in datasets])
-        axis.set(ylim=(0, 1), xlim=(-0.6, max(1, len(datasets)) - 0.4), title=title)
-        axis.tick_params(axis="x", length=0, labelsize=8)
-        return finish(axis.figure, synthetic)
-
-
-def figure_2a(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """Fig. 2a: the headline metric of every dataset (column `metric`: AUROC for two classes, else weighted F1)."""
-    names = scores.drop_duplicates("dataset_label")
-    labels = {d: f"{d}\n({METRIC_TITLES[m]})" for d, m in zip(names["dataset_label"], names["metric"], strict=True)}
-    figure = scores_by_dataset(
-        scores.assign(dataset_label=scores["dataset_label"].map(labels)), colors, synthetic=synthetic
-    )
-    axis = figure.axes[0]
-    with plt.rc_context(STYLE):
-        axis.set_ylabel("score on the test split")
-        heading = "Linear probing, with 95% bootstrap intervals; dashed: mean over the datasets"
-        options = {"title": wrap(heading, int(12 * figure.get_figwidth())), "alignment": "left", "title_fontsize": 10}
-        if axis.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside upper left", ncols=max(1, int(figure.get_figwidth() / 2)), fontsize=8, **options)
-    return figure
-
-
-def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """Extended Data Fig. 1: one panel each for weighted F1, AUROC, AUPR and balanced accuracy (column `metric`)."""
-    panels = ("weighted_f1", "auroc", "aupr", "balanced_accuracy")
-    width = max(6.0, 2.2 + 1.0 * scores["dataset_label"].nunique())
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(panels), 1, figsize=(width, 2.5 * len(panels)), sharex=False)
-        for axis, metric in zip(axes, panels, strict=True):
-            rows = scores[scores["metric"] == metric]
-            scores_by_dataset(rows, colors, axis=axis)
-            axis.set_ylabel(METRIC_TITLES[metric])
-        lines, labels = axes[0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside upper left", ncols=max(1, int(width / 2)), fontsize=8)
-        return finish(figure, synthetic)
-
-
-def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[str]) -> list[Path]:
+def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[str], alt: str) -> list[Path]:
     """Writes name.pdf and name.png, each with the ids of the records that it was drawn from in its metadata.
 
-    The ids stand under `Keywords` in the PDF and under `Records` in the PNG. Written to temporary names and renamed.
+    The ids stand under `Keywords` in the PDF and under `Records` in the PNG; `alt`, which tells a reader who cannot see
+    the figure what it shows, under `Subject` and `Description`. Written to temporary names and renamed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     ids, paths = " ".join(sorted(set(record_ids))), []
-    for kind, metadata in (("pdf", {"Title": name, "Keywords": ids}), ("png", {"Title": name, "Records": ids})):
+    keys = {"pdf": ("Keywords", "Subject"), "png": ("Records", "Description")}
+    for kind, (records, description) in keys.items():
         path = folder / f"{name}.{kind}"
         temporary = folder / f".{name}.{os.getpid()}.{kind}"
+        metadata = {"Title": name, records: ids, description: alt}
         figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight")
         temporary.replace(path)
         paths.append(path)

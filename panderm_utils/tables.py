@@ -104,6 +104,18 @@ def linear_probe_table(scores: pd.DataFrame) -> pd.DataFrame:
     return _wide(scores, [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells])
 
 
+def in_words(scores: pd.DataFrame, column: str = "value") -> str:
+    """Returns what a figure of scores shows as text, for readers who cannot see it: a part a dataset and metric."""
+    groups = scores.groupby(["dataset_label", "metric"], sort=False)
+    parts = {
+        f"{dataset} ({METRIC_TITLES[metric]})": ", ".join(
+            f"{label} {value:.3f}" for label, value in zip(rows["encoder_label"], rows[column], strict=True)
+        )
+        for (dataset, metric), rows in groups
+    }
+    return "; ".join(f"{name}: {values}" for name, values in parts.items()) or "no record yet"
+
+
 def upstream_results(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Returns, for each encoder, the table that upstream's evaluation writes: `Dataset,W_F1,AUROC,BACC,ACC,AUPR`."""
     results = {}

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from panderm_utils.images import EVALUATION_MEAN, EVALUATION_STD
-from panderm_utils.plots import GREY, STYLE, finish
+from panderm_utils.plots import GREY, finish, style
 
 COLORS = {"val_acc": "#0072B2", "val_recall": "#009E73", "val_auroc": "#D55E00"}
 
@@ -22,7 +22,7 @@ def picture_of(image) -> Image.Image:
 
 def learning_rate(rates: np.ndarray, synthetic: bool = False) -> Figure:
     """The learning rate of every optimizer step, before each layer's scale."""
-    with plt.rc_context(STYLE):
+    with style():
         figure, axis = plt.subplots(figsize=(6, 2.2))
         axis.plot(np.arange(1, len(rates) + 1), rates, color="#0072B2")
         axis.set(xlabel="optimizer step", ylabel="learning rate", title="Warm-up, then half a cosine")
@@ -31,7 +31,7 @@ def learning_rate(rates: np.ndarray, synthetic: bool = False) -> Figure:
 
 def training_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
     """Loss, learning rate and val scores by epoch (the history of `finetune`); the best epoch is marked."""
-    with plt.rc_context(STYLE):
+    with style():
         figure, axes = plt.subplots(1, 3, figsize=(10.5, 2.8))
         for axis, title in zip(axes, ("Loss", "Learning rate (last step)", "Val split"), strict=True):
             axis.set(title=title, xlabel="epoch")

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from panderm_utils import comparison_plots, plots
+from panderm_utils import comparison_plots, paper_plots, plots
 
 COLORS = {"PanDerm": "#D55E00", "DINOv2": "#0072B2"}
 
@@ -56,13 +56,13 @@ def figures():
     yield "curves", lambda s: plots.curves(dict.fromkeys(names(23), line), dict.fromkeys(names(23), line), s)
     yield "mistakes", lambda s: plots.mistakes(pictures, ["true a\nsaid b"] * 7, s)
     yield "no mistakes", lambda s: plots.mistakes([], [], s)
-    yield "figure 2a", lambda s: plots.figure_2a(bars(), COLORS, s)
-    yield "one bar", lambda s: plots.figure_2a(bars(("HAM10000",), ("DINOv2",)), COLORS, s)
+    yield "figure 2a", lambda s: paper_plots.figure_2a(bars(), COLORS, s)
+    yield "one bar", lambda s: paper_plots.figure_2a(bars(("HAM10000",), ("DINOv2",)), COLORS, s)
     four = [bars(metric=m) for m in ("weighted_f1", "auroc", "aupr", "balanced_accuracy")]
     yield "protocols", lambda s: comparison_plots.probing_and_tuning(pairs((0,)), COLORS, s)
     yield "protocols, seeds", lambda s: comparison_plots.probing_and_tuning(pairs((0, 1, 2)), COLORS, s)
     yield "no protocols", lambda s: comparison_plots.probing_and_tuning(pairs(()), COLORS, s)
-    yield "extended data 1", lambda s: plots.extended_data_figure_1(pd.concat(four), COLORS, s)
+    yield "extended data 1", lambda s: paper_plots.extended_data_figure_1(pd.concat(four), COLORS, s)
 
 
 @pytest.mark.parametrize(("name", "draw"), list(figures()), ids=[name for name, _ in figures()])
@@ -84,7 +84,7 @@ def test_every_figure_draws_and_says_whether_it_is_synthetic(name, draw):
 
 def test_bars_stand_at_the_scores_with_their_intervals():
     scores = bars()
-    axis = plots.scores_by_dataset(scores, COLORS).axes[0]
+    axis = paper_plots.scores_by_dataset(scores, COLORS).axes[0]
     heights = sorted(patch.get_height() for patch in axis.patches)
     np.testing.assert_allclose(heights, sorted(scores["value"]))
     ends = np.concatenate([c.get_segments() for c in axis.collections]).reshape(-1, 4)
@@ -94,7 +94,7 @@ def test_bars_stand_at_the_scores_with_their_intervals():
 
 def test_dashed_means_are_over_the_datasets_that_all_encoders_have():
     scores = bars().drop(index=0)  # PanDerm was not run on HAM10000
-    axis = plots.scores_by_dataset(scores, COLORS).axes[0]
+    axis = paper_plots.scores_by_dataset(scores, COLORS).axes[0]
     dashed = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"]
     both = scores[scores["dataset_label"] != "HAM10000"].groupby("encoder_label")["value"].mean()
     np.testing.assert_allclose(dashed, [both["PanDerm"], both["DINOv2"]])
@@ -102,8 +102,9 @@ def test_dashed_means_are_over_the_datasets_that_all_encoders_have():
 
 def test_saved_figures_name_their_records(tmp_path):
     pdf, png = plots.save_figure(
-        plots.figure_2a(bars(), COLORS), tmp_path / "f", "figure_2a", ["run-b", "run-a", "run-b"]
+        paper_plots.figure_2a(bars(), COLORS), tmp_path / "f", "figure_2a", ["run-b", "run-a", "run-b"], "bars of two"
     )
     assert Image.open(png).text["Records"] == "run-a run-b"
+    assert Image.open(png).text["Description"] == "bars of two"
     assert b"run-a run-b" in pdf.read_bytes()
     assert sorted(p.name for p in pdf.parent.iterdir()) == ["figure_2a.pdf", "figure_2a.png"]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import manifests, plots, records, tables, workspace
+from panderm_utils import manifests, paper_plots, plots, records, tables, workspace
 from panderm_utils.fine_tune_metrics import FINE_TUNE_METRICS
 from panderm_utils.workspace import DEFAULT_SETTINGS
 
@@ -76,11 +76,11 @@ def test_figures_and_tables_of_nothing_are_drawn_and_say_so(tmp_path, own):
     scores = tables.paper_scores(records.read_records(space.records, "linear_probe"), "paper")
     headline = scores[scores["headline"]]
     for figure in (
-        plots.figure_2a(headline, tables.encoder_colors(headline)),
-        plots.extended_data_figure_1(scores, tables.encoder_colors(scores)),
+        paper_plots.figure_2a(headline, tables.encoder_colors(headline)),
+        paper_plots.extended_data_figure_1(scores, tables.encoder_colors(scores)),
     ):
         assert "no record yet" in [text.get_text() for axis in figure.axes for text in axis.texts]
-        plots.save_figure(figure, tmp_path, "figure", list(scores["run_id"]))
+        plots.save_figure(figure, tmp_path, "figure", list(scores["run_id"]), tables.in_words(scores))
     assert tables.linear_probe_table(scores).empty
     tables.write_tables(tables.linear_probe_table(scores), tmp_path, "table")
     assert tables.upstream_results(scores) == {}
