@@ -85,12 +85,20 @@ def encoder_colors(scores: pd.DataFrame) -> dict[str, str]:
     return {encoder.title: encoder.color for encoder in present}
 
 
-def missing_runs(scores: pd.DataFrame, profile: str, protocol: str = "linear_probe") -> pd.DataFrame:
-    """Lists the protocol's runs of the profile that have no record, each with the command that makes it."""
+def missing_runs(
+    scores: pd.DataFrame, profile: str, protocol: str = "linear_probe", seed: int | None = None, **settings
+) -> pd.DataFrame:
+    """Lists the protocol's runs of the profile that have no record, each with the command that makes it.
+
+    Args:
+        scores: The rows of `paper_scores`, which was given the same seed and settings.
+    """
     known, there = load_profile(profile), set(zip(scores["dataset"], scores["encoder"], strict=True))
     command = f"python run_all.py --profile {profile} --protocols {protocol}"
+    more = "" if seed in (None, known.seeds[0]) else f" --seeds {seed}"
+    more += "".join(f" -p {n}={v}" for n, v in settings.items() if v != DEFAULT_SETTINGS[protocol].get(n))
     rows = [
-        {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}"}
+        {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}{more}"}
         for d in known.datasets
         for e in known.choice(protocol).encoders
         if (d, e) not in there
@@ -214,7 +222,7 @@ def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "
     writers = {
         "csv": lambda: table.to_csv(index=False),
         "tex": lambda: table.to_latex(index=False, escape=True, na_rep=""),
-        "md": lambda: table.to_markdown(index=False) + "\n",
+        "md": lambda: table.astype(object).where(table.notna(), None).to_markdown(index=False, missingval="") + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -80,6 +80,11 @@ def build(cls, entry, place: str, problems: list[str]):
     return cls(**values)
 
 
+def read_numbers(text: str) -> list[float]:
+    """Returns the numbers of a notebook's parameter such as "0.05, 0.2" or "[0.05, 0.2]"; else a ValueError."""
+    return [float(part) for part in text.strip("[]() ").split(",")]
+
+
 def unknown(kind: str, name, valid: list[str], remedy: str) -> str:
     """Says that a name is unknown, which one was meant perhaps, and which there are."""
     near = difflib.get_close_matches(str(name), valid, n=1)
