@@ -254,6 +254,7 @@ def readable(table: pd.DataFrame, rows: int = 20):
     formats |= dict.fromkeys(texts, lambda text: INTERVAL.sub("[\\1,\u00a0\\2]", str(text)))
     style = shown.style.format(formats, na_rep="–", escape="html").format_index(escape="html")
     style = style.set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap"})
+    style = style.set_table_styles({name: [{"selector": "th", "props": "text-align: left"}] for name in texts})
     if len(shown.columns) >= 10:
         style = style.set_table_attributes('style="font-size: 11px"')  # so that a page holds it
     if shown.index.equals(pd.RangeIndex(len(shown))):

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from panderm_utils import manifests
+from panderm_utils.notebooks import METADATA
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -86,6 +87,7 @@ def test_notebooks_are_stripped_short_and_plain(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.metadata == METADATA  # papermill asks for the language
     assert notebook.cells[0].cell_type == "markdown"
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     assert not any(cell.outputs or cell.execution_count for cell in code)
