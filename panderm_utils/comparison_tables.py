@@ -10,7 +10,7 @@ PROTOCOL_TITLES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
 # Heading -> column of `comparison.compare_protocols`.
 PROTOCOL_COLUMNS = {"Linear probing": "linear_probe", "Fine-tuning": "fine_tune", "Fine-tuning, 5 views": "views"}
 # Heading -> column of `comparison.compare_encoders`.
-TESTS = {"p": "p_value", "p (Holm)": "p_holm", "p (t-test)": "p_t"}
+TESTS = {"p": "p_value", "p (Holm)": "p_holm", "p (t)": "p_t"}
 
 
 def fine_tuning_table(comparison: pd.DataFrame, synthetic: bool) -> pd.DataFrame:

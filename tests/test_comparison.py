@@ -9,6 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn import metrics as sk
 
 from panderm_utils import (
@@ -27,6 +28,7 @@ from panderm_utils.workspace import DEFAULT_SETTINGS
 from tests.test_significance import predictions
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks/paper/table_fine_tuning.ipynb"
+ENCODERS = NOTEBOOK.with_name("table_comparisons.ipynb")
 
 
 def folder_of(root, name, names, y, proba):
@@ -222,7 +224,7 @@ def test_the_figure_stands_at_the_numbers(space):
     texts = [text.get_text() for text in left.texts + right.texts]
     assert {"linear probing", "fine-tuning"} <= set(texts)
     assert f"{ddi['difference'].mean():+.3f}: mean of 2 seeds" in texts
-    assert any(text.startswith(f"{ham['difference'].iloc[0]:+.3f} [") for text in texts)
+    assert any(text.startswith(f"{comparison_plots.MINUS}{-ham['difference'].iloc[0]:.3f} [") for text in texts)
     # Down the page in the order of the table, the seeds below their mean.
     labels = [text.get_text().split("\n")[0] for text in left.get_yticklabels()]
     assert labels == ["HAM10000", "DDI", "seed 0", "seed 1"]
@@ -231,7 +233,7 @@ def test_the_figure_stands_at_the_numbers(space):
 
 def save_probes(space, dataset, *encoders, seed=0, shift=0, images=30):
     """Leaves a linear probe of each encoder, given as (name, how far from chance); images are named from `shift` on."""
-    card = manifests.load_dataset_manifest(dataset)
+    card = tables.load_dataset_manifest(dataset)  # which may have been told of one that is mine
     for i, (encoder, gain) in enumerate(encoders):
         y, proba = predictions(images * card.num_classes, card.num_classes, gain, 10 * seed + i)
         run = records.begin_run("linear_probe", dataset, encoder, seed, space, **DEFAULT_SETTINGS["linear_probe"])
@@ -344,21 +346,42 @@ def test_the_table_of_encoders_shows_every_number(space):
     assert shown.loc[1, "The other"] == f"{row['other']:.3f} [{row['other_low']:.3f}, {row['other_high']:.3f}]"
     assert shown.loc[1, ["p", "p (Holm)"]].tolist() == ["0.010", "0.010"]
     assert row["p_t"] < 1e-16
-    assert shown.loc[1, "p (t-test)"] == "<1e-16"
+    assert shown.loc[1, "p (t)"] == "<1e-16"
     assert shown.loc[1, "Test images"] == 210
 
 
-def run_notebook(output, profile="paper"):
-    """Executes the notebook's cells one after another in this process and returns its names and what each cell shows.
+def test_the_forest_stands_at_the_numbers(space):
+    for dataset in ("ham10000", "ddi"):
+        save_probes(space, dataset, *THREE)
+    main = encoders_of(space).query("headline").assign(p_value=0.01, p_holm=[0.012, 0.03, 0.06, 0.049])
+    colors = tables.encoder_colors(main)
+    (axis,) = comparison_plots.encoder_differences(main, colors).axes
+    diamonds = [line for line in axis.lines if line.get_marker() == "D"]
+    np.testing.assert_allclose([d.get_xdata()[0] for d in diamonds], main["difference"])
+    np.testing.assert_allclose([c.get_segments()[0][:, 0] for c in axis.collections], main[["low", "high"]])
+    assert [d.get_markeredgecolor() for d in diamonds] == [colors[label] for label in main["encoder_label"]]
+    full = [d.get_markerfacecolor() != "white" for d in diamonds]
+    assert full == [True, True, False, True]
+    assert axis.get_xlim()[0] < 0 < axis.get_xlim()[1]
+    assert axis.yaxis_inverted()  # in the order of the table
+    assert [label.get_text() for label in axis.get_yticklabels()] == main["encoder_label"].tolist()
+    texts = [text.get_text() for text in axis.texts]
+    assert {"HAM10000, Weighted F1, n = 210", "DDI, AUROC, n = 60"} <= set(texts)
+    assert sum(text.endswith(f"   {p:.3f}") for text in texts for p in main["p_holm"].unique()) == 4
+
+
+def run_notebook(output, profile="paper", notebook=NOTEBOOK, **given):
+    """Executes a notebook's cells one after another in this process and returns its names and what each cell shows.
 
     Here, not in a kernel, so that a test can pretend that there is a dataset of one's own.
     """
     names, shown = {}, {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+    for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type != "code":
             continue
         if cell.id == "parameters":
-            names |= {"profile": profile, "output_root": str(output), "seed": 0, "replicates": 20}
+            exec(cell.source, names)
+            names |= {"profile": profile, "output_root": str(output), "seed": 0, "replicates": 20, **given}
             continue
         *steps, last = ast.parse(cell.source).body
         assert isinstance(last, ast.Expr), f"{cell.id} ends with nothing to see"
@@ -412,3 +435,34 @@ def test_the_demo_s_figure_and_tables_say_that_they_are_drawn(tmp_path):
     assert "synthetic demo data" in [text.get_text() for text in shown["figure"].findobj(plt.Text)]
     assert "Published" not in shown["table"]
     assert set(names["verdicts"]["verdict"]) == {"not run"}
+
+
+@pytest.mark.parametrize("there", ["nothing", "one encoder", "own", "all"])
+def test_the_encoders_notebook_runs_on_whatever_is_there_and_says_what_is_missing(space, own_dataset, there):
+    for dataset in ("mine",) if there == "own" else ("ham10000", "ddi"):
+        save_probes(space, dataset, *THREE[: {"nothing": 0, "one encoder": 1}.get(there, 3)])
+    names, shown = run_notebook(space.root.parent, notebook=ENCODERS, reference=None)
+    compared = there in ("own", "all")
+    assert ("no dataset has two encoders yet" in [t.get_text() for t in shown["figure"].axes[0].texts]) != compared
+    assert ("nothing" in shown["table"]) != compared
+    assert ("Mine" in shown["table"]) == (there == "own")
+    assert "--protocols linear_probe --datasets hiba --encoders panderm_large" in shown["missing"]
+    assert ("--datasets ddi --encoders dinov2_large" in shown["missing"]) == (there != "all")
+    for name in ("table_comparisons", "comparison_differences"):
+        assert all((space.tables / f"{name}.{kind}").is_file() for kind in ("csv", "tex", "md"))
+    assert len(pd.read_csv(space.tables / "table_comparisons.csv")) == {"own": 2, "all": 4}.get(there, 0)
+    assert {p.suffix for p in shown["save"]} == {".pdf", ".png"}
+    assert (space.figures / "table_comparisons.csv").is_file()
+    if there == "all":
+        picture = Image.open(space.figures / "table_comparisons.png").text
+        assert set(picture["Records"].split()) == {path.name for path in space.records.iterdir()}
+        assert f"DINOv2 (large) {names['main']['difference'].iloc[1]:.3f}" in picture["Description"]
+        assert f"below 0.05 in {(names['main']['p_holm'] < 0.05).sum()} of 4" in picture["Description"]
+
+
+def test_the_encoders_notebook_takes_another_reference_and_names_those_that_there_are(space):
+    save_probes(space, "ddi", *THREE)
+    _, shown = run_notebook(space.root.parent, notebook=ENCODERS, reference="dinov2_large")
+    assert "PanDerm (large) is better" in shown["table"]
+    with pytest.raises(manifests.ManifestError, match="dinov2_large"):
+        run_notebook(space.root.parent, notebook=ENCODERS, reference="dinov2_lrage")
