@@ -83,7 +83,4 @@ def _differences(rows: pd.DataFrame) -> list[str]:
 
 
 def _p_value(p: float) -> str:
-    """Three decimals; the tiny ones of a t-test by their size."""
-    if pd.isna(p):
-        return ""
-    return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}" if p >= 1e-16 else "<1e-16"
+    return "" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
