@@ -15,7 +15,6 @@ from panderm_utils.manifests import (
     load_encoder_manifest,
     load_profile,
     load_published_results,
-    published_value,
 )
 from panderm_utils.plots import METRIC_TITLES
 from panderm_utils.workspace import DEFAULT_SETTINGS
@@ -31,9 +30,6 @@ UPSTREAM_COLUMNS = {
 
 INTERVAL = re.compile(r"\[(\S+), (\S+)\]")  # an interval in a narrow column stays on one line
 ANY = object()  # of a setting: whatever it is
-PROTOCOL_TITLES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
-# Heading -> column of `comparison.compare_protocols`.
-PROTOCOL_COLUMNS = {"Linear probing": "linear_probe", "Fine-tuning": "fine_tune", "Fine-tuning, 5 views": "views"}
 
 
 def paper_scores(
@@ -109,7 +105,15 @@ def missing_runs(
 def linear_probe_table(scores: pd.DataFrame) -> pd.DataFrame:
     """A row a dataset and encoder, a column a metric, each cell `value [low, high]`."""
     cells = scores[["value", "low", "high"]].itertuples(index=False)
-    return _wide(scores, [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells])
+    return wide(scores, [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells])
+
+
+def wide(rows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+    """A row a dataset and encoder, a column a metric, each cell the text of its row."""
+    cells = rows.assign(text=texts).pivot(index=["dataset_label", "encoder_label"], columns="metric", values="text")
+    order = rows[["dataset_label", "encoder_label"]].drop_duplicates()
+    cells = cells.reindex(index=pd.MultiIndex.from_frame(order), columns=[m for m in METRIC_TITLES if m in cells])
+    return cells.rename(columns=METRIC_TITLES).rename_axis(index=["Dataset", "Encoder"], columns=None).reset_index()
 
 
 def in_words(scores: pd.DataFrame, column: str = "value") -> str:
@@ -132,51 +136,6 @@ def upstream_results(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
         table = pd.DataFrame({column: values[metric].round(4) for column, metric in UPSTREAM_COLUMNS.items()})
         results[encoder] = table.rename_axis("Dataset").reset_index()
     return results
-
-
-def fine_tuning_table(comparison: pd.DataFrame, synthetic: bool) -> pd.DataFrame:
-    """The question of Supplementary Table 2: a row a dataset and encoder, its headline metric by both protocols.
-
-    Args:
-        comparison: Rows of `comparison.compare_protocols`, of one seed.
-        synthetic: Drawn images have no published numbers: those two columns are left out.
-    """
-    rows = comparison[comparison["headline"]]
-    table = pd.DataFrame({"Dataset": rows["dataset_label"], "Encoder": rows["encoder_label"]})
-    table["Metric"] = rows["metric"].map(METRIC_TITLES)
-    for title, name in PROTOCOL_COLUMNS.items():
-        cells = rows[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
-        table[title] = ["" if pd.isna(v) else f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells]
-    table["Difference"] = _differences(rows)
-    table["p"] = [f"{p:.3f}" for p in rows["p_value"]]
-    table["Verdict"], table["Test images"] = rows["verdict"], rows["images"]
-    for protocol in () if synthetic else ("linear_probe", "fine_tune"):
-        keys = zip(rows["dataset"], rows["encoder"], rows["metric"], strict=True)
-        values = [published_value(dataset, protocol, encoder, metric) for dataset, encoder, metric in keys]
-        table[f"Published {PROTOCOL_TITLES[protocol]}"] = ["" if v is None else f"{v:.3f}" for v in values]
-    return table.reset_index(drop=True)
-
-
-def differences_table(comparison: pd.DataFrame) -> pd.DataFrame:
-    """A row a dataset and encoder, a column a metric: fine-tuning minus linear probing with its interval."""
-    return _wide(comparison, _differences(comparison))
-
-
-def seeds_table(comparison: pd.DataFrame) -> pd.DataFrame:
-    """The headline metric over seeds, where there are several: mean (lowest to highest) by protocol, and the gain."""
-    rows = comparison[comparison["headline"]]
-    groups = [(key, g) for key, g in rows.groupby(["dataset_label", "encoder_label"], sort=False) if len(g) > 1]
-    found = []
-    for (dataset, encoder), group in groups:
-        row = {"Dataset": dataset, "Encoder": encoder, "Metric": METRIC_TITLES[group["metric"].iloc[0]]}
-        row["Seeds"] = " ".join(map(str, group["seed"]))
-        for title, name in {**PROTOCOL_COLUMNS, "Difference": "difference"}.items():
-            mean, low, high = group[name].mean(), group[name].min(), group[name].max()
-            sign = "+" if name == "difference" else ""
-            row[title] = "" if pd.isna(mean) else f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-        found.append(row)
-    columns = ["Dataset", "Encoder", "Metric", "Seeds", *PROTOCOL_COLUMNS, "Difference"]
-    return pd.DataFrame(found, columns=columns)
 
 
 def published_verdicts(scores: pd.DataFrame, protocol: str, synthetic: bool) -> pd.DataFrame:
@@ -262,19 +221,6 @@ def readable(table: pd.DataFrame, rows: int = 20):
     if table.empty:
         return style.set_caption("nothing")
     return style if len(shown) == len(table) else style.set_caption(f"the first {rows} of {len(table):,} rows")
-
-
-def _wide(rows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
-    """A row a dataset and encoder, a column a metric, each cell the text of its row."""
-    cells = rows.assign(text=texts).pivot(index=["dataset_label", "encoder_label"], columns="metric", values="text")
-    order = rows[["dataset_label", "encoder_label"]].drop_duplicates()
-    cells = cells.reindex(index=pd.MultiIndex.from_frame(order), columns=[m for m in METRIC_TITLES if m in cells])
-    return cells.rename(columns=METRIC_TITLES).rename_axis(index=["Dataset", "Encoder"], columns=None).reset_index()
-
-
-def _differences(rows: pd.DataFrame) -> list[str]:
-    cells = rows[["difference", "low", "high"]].itertuples(index=False)
-    return ["" if pd.isna(d) else f"{d:+.3f} [{low:+.3f}, {high:+.3f}]" for d, low, high in cells]
 
 
 def _otherwise(run: dict, result: PublishedResult) -> tuple[str, list[str]]:

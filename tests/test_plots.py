@@ -62,6 +62,11 @@ def figures():
     yield "protocols", lambda s: comparison_plots.probing_and_tuning(pairs((0,)), COLORS, s)
     yield "protocols, seeds", lambda s: comparison_plots.probing_and_tuning(pairs((0, 1, 2)), COLORS, s)
     yield "no protocols", lambda s: comparison_plots.probing_and_tuning(pairs(()), COLORS, s)
+    ahead = pairs((0,)).assign(reference_label="PanDerm", images=1232, p_holm=[0.01, 0.2, np.nan, 0.04])
+    ahead.loc[ahead["p_holm"].isna(), ["difference", "low", "high"]] = np.nan
+    yield "encoders", lambda s: comparison_plots.encoder_differences(ahead, COLORS, s)
+    yield "one encoder", lambda s: comparison_plots.encoder_differences(ahead.iloc[:1], COLORS, s)
+    yield "no encoders", lambda s: comparison_plots.encoder_differences(ahead.iloc[:0], COLORS, s)
     yield "extended data 1", lambda s: paper_plots.extended_data_figure_1(pd.concat(four), COLORS, s)
 
 
