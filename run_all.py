@@ -106,13 +106,15 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
         space = workspace.open_workspace(options.profile, *folders)
         gpus = devices.read_gpus(options.gpus) if options.gpus else ()
         planned = plan.make_plan(space, *selection, given=options.p, notebooks=notebooks)
-    except ValueError as error:  # what the package raises where the user can mend it
+        if options.plan:
+            print(estimates.describe_plan(planned))
+            return 0
+        return run(options, planned, gpus)
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:  # what the package, or the disk, raises where the user can mend it
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
-    if options.plan:
-        print(estimates.describe_plan(planned))
-        return 0
-    return run(options, planned, gpus)
 
 
 def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...]) -> int:
@@ -176,7 +178,7 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     print(f"- the manifest is {path}; correct there what was guessed wrong, then run: {myself()} --sync")
     stamped = sync(datasets=[card.name], notebooks=notebooks)
     print("\n".join(f"- wrote {notebook}" for notebook in stamped))
-    made = [path, *stamped, *([csv] if csv != Path(options.new_dataset).expanduser().resolve() else [])]
+    made = [path, *stamped, *([csv] if csv != workspace.settle_path(options.new_dataset) else [])]
     print(f"- git tracks none of these files until you add them; to undo all this: rm {' '.join(map(typed, made))}")
     print("\nNext, with the tiny encoder that needs neither a GPU nor a download:\n")
     print(f"  {myself()} --profile paper --datasets {card.name} --protocols linear_probe --encoders panderm_tiny")
@@ -196,4 +198,5 @@ def typed(path: Path) -> str:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may hold what a terminal cannot show
     sys.exit(main())

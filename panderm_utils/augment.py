@@ -19,7 +19,15 @@ from torchvision.transforms import functional as F
 
 from panderm_utils.image_copies import ImageCopies, stamp_of
 from panderm_utils.image_files import open_image
-from panderm_utils.images import CROPPED, EVALUATION_MEAN, EVALUATION_STD, ImageFiles, resize_shorter, resized_size
+from panderm_utils.images import (
+    CROPPED,
+    EVALUATION_MEAN,
+    EVALUATION_STD,
+    ImageFiles,
+    resize_shorter,
+    resized_size,
+    trim,
+)
 
 SCALE, RATIO = (0.75, 1.0), (3 / 4, 4 / 3)  # of the random crop: share of the area, width over height
 DEGREES, HUE = 45.0, 0.2
@@ -215,12 +223,10 @@ def tta_views(image: Image.Image, views: int, seed: int, index: int) -> torch.Te
     Each view is the central 224 px of the image at 246 px (antialiased, on the float tensor), flipped both ways
     (0.5 each), with probability 0.3 rotated by 0-270 degrees (nearest, black corners), with probability 0.3 changed in
     saturation and hue by up to 0.25, in random order. The image is resized once. Fewer views are the first of more.
-
-    Raises:
-        ImageError: The aspect ratio is beyond 1,000.
     """
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}: the published number is 5; without views, use tta=0")
+    image = trim(image)
     width, height = resized_size(image.size, TTA_RESIZED)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
     central = F.center_crop(F.resize(pixels, [height, width], antialias=True), [CROPPED, CROPPED])

@@ -5,11 +5,11 @@ Nothing in a file is ever executed: pickles are read with `weights_only=True`, a
 
 import argparse
 import contextlib
-import functools
 import hashlib
 import pickle
 import pickletools
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -24,6 +24,24 @@ from panderm_utils.manifests import EncoderManifest
 
 # What a pickle of plain tensors names.
 TENSOR_PARTS = re.compile(r"torch\._utils\._rebuild_\w+$|torch\.\w+Storage$|torch\.storage\.|collections\.OrderedDict$")
+
+
+# What torch and zipfile are known to raise on damaged bytes.
+READING_ERRORS = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 class EncoderError(ValueError):
@@ -41,14 +59,26 @@ def where_to_get(manifest: EncoderManifest | None) -> str:
     return f"The right file is {name}, from: {sources or 'see data_manifests/encoders.yaml'}."
 
 
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal, read once in a process as long as the file does not change."""
+@contextlib.contextmanager
+def digest_of(path: Path) -> Iterator[str]:
+    """Yields the SHA-256 of a file in hexadecimal: that of the very bytes that are read within the `with`.
+
+    Raises:
+        EncoderError: The file was changed or replaced meanwhile.
+    """
+    before = _stamp(path)
+    yield file_digest(path)
+    if _stamp(path) != before:
+        raise EncoderError(f"{path}: it was changed or replaced while it was read; start again once it is whole.")
+
+
+def _stamp(path: Path) -> tuple[int, int, int, int]:
     stat = path.stat()
-    return _digest(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-@functools.lru_cache(maxsize=64)
-def _digest(path: Path, size: int, mtime_ns: int) -> str:
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -56,9 +86,8 @@ def _digest(path: Path, size: int, mtime_ns: int) -> str:
     return digest.hexdigest()
 
 
-def check_digest(path: Path, manifest: EncoderManifest) -> str:
-    """Returns a file's SHA-256; warns if the manifest knows another one (a digest taken on trust at first use)."""
-    digest = file_digest(path)
+def check_digest(digest: str, path: Path, manifest: EncoderManifest) -> None:
+    """Warns if the manifest knows another SHA-256 of a file (a digest taken on trust at first use)."""
     if manifest.sha256 and digest != manifest.sha256:
         warnings.warn(
             f"{path}: SHA-256 {digest} differs from {manifest.sha256}, the one known for {manifest.name}"
@@ -66,7 +95,6 @@ def check_digest(path: Path, manifest: EncoderManifest) -> str:
             " converted copy or an altered file: compare the fingerprint with another lab's before you publish.",
             stacklevel=3,
         )
-    return digest
 
 
 def read_tensors(path: Path, manifest: EncoderManifest | None) -> dict[str, Tensor]:
@@ -81,55 +109,53 @@ def read_tensors(path: Path, manifest: EncoderManifest | None) -> dict[str, Tens
         The tensors by the names they have in the file (those under `state_dict` where there is such an entry).
 
     Raises:
-        EncoderError: The file is empty, an HTML page, truncated, damaged, no file of tensors, a pickle that wants
-            to run code, or a fine-tuned checkpoint.
+        EncoderError: The file is empty, an HTML page, truncated, damaged, packed, no file of tensors, a pickle that
+            wants to run code, or a fine-tuned checkpoint.
     """
     with path.open("rb") as file:
         start = file.read(512)
     remedy = f"Delete it and fetch it again. {where_to_get(manifest)}"
     if not start:
         raise EncoderError(f"{path}: the file is empty (0 bytes), as a broken download leaves it. {remedy}")
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+    safe, zipped = start[8:9] == b"{", start.startswith(b"PK")  # safetensors begin with a length, then JSON
+    if not safe and start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise EncoderError(
             f"{path}: this is an HTML page saved under the name of a weights file, as a download that asked for a"
             f" log-in, a confirmation or more quota leaves it. Open the link in a browser. {remedy}"
         )
     if start.startswith(b"version https://git-lfs"):
         raise EncoderError(f"{path}: this is a Git LFS pointer, not the file itself. Run `git lfs pull`. {remedy}")
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
+    if safe or path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
             raise EncoderError(f"{path}: truncated or damaged safetensors file ({error}). {remedy}") from error
-    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise EncoderError(
-            f"{path}: the file is truncated after {path.stat().st_size:,} bytes: its index, which comes last, is not"
-            f" there. {remedy}"
-        )
-    if not start.startswith((b"PK", b"\x80")):
+    if not zipped and not start.startswith(b"\x80"):
         raise EncoderError(f"{path}: not a PyTorch or safetensors file (it begins with {start[:16]!r}). {remedy}")
-    if (record := _damaged_record(path)) is not None:
-        raise EncoderError(f"{path}: damaged: the checksum of {record} in it is wrong. {remedy}")
+    if zipped and (problem := _archive_problem(path)):
+        raise EncoderError(f"{path}: {problem}. {remedy}")
     try:
         # A Namespace is a bare holder of values: restoring one runs no code of the file's.
         known = [argparse.Namespace] if manifest is None else []
         with warnings.catch_warnings(), torch.serialization.safe_globals(known):
             warnings.simplefilter("ignore")  # torch's doubts about a foreign pickle: the messages below say more
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, ValueError) as error:
+    except READING_ERRORS as error:
         raise EncoderError(_explain_refusal(path, manifest, remedy, error)) from error
     return _unwrap(content, path, manifest)
 
 
-def _damaged_record(path: Path) -> str | None:
-    """Returns the first part of a zip file whose checksum is wrong; torch itself would read it as it is."""
-    if not zipfile.is_zipfile(path):
-        return None
+def _archive_problem(path: Path) -> str:
+    """Says what is wrong with a zip file of tensors, "" if nothing; torch itself would unpack it as it is."""
+    size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except zipfile.BadZipFile:
-        return "the index"
+            if (unfolded := sum(part.file_size for part in archive.infolist())) > size:
+                return f"packed: it would unfold to {unfolded:,} bytes, and PyTorch packs no weights"
+            record = archive.testzip()
+            return f"damaged: the checksum of {record} in it is wrong" if record is not None else ""
+    except READING_ERRORS as error:
+        return f"truncated after {size:,} bytes, or damaged: its index, which comes last, cannot be read ({error})"
 
 
 def _explain_refusal(path: Path, manifest: EncoderManifest | None, remedy: str, error: Exception) -> str:
@@ -145,7 +171,8 @@ def _explain_refusal(path: Path, manifest: EncoderManifest | None, remedy: str, 
             f"{path}: refused. A file of weights holds tensors; loading this one would call {calls},"
             f" code of its author's choosing. Nothing of it was run. Do not use it. {where_to_get(manifest)}"
         )
-    return f"{path}: truncated, damaged, or not a file of tensors ({str(error).splitlines()[0]}). {remedy}"
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"{path}: truncated, damaged, or not a file of tensors ({reason}). {remedy}"
 
 
 def _disassemble(path: Path) -> tuple[set[str], set[str]]:
@@ -164,8 +191,7 @@ def _disassemble(path: Path) -> tuple[set[str], set[str]]:
 
 def _operations(path: Path) -> Iterator[tuple]:
     """Yields a pickle's instructions up to where it ends or breaks off."""
-    # a ValueError is a pickle that is cut off: what was seen so far decides
-    with contextlib.suppress(ValueError, StopIteration, zipfile.BadZipFile):
+    with contextlib.suppress(*READING_ERRORS):  # of a pickle that is cut off: what was seen so far decides
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 for name in archive.namelist():

@@ -22,7 +22,7 @@ def check_table(table: pd.DataFrame, manifest: DatasetManifest, problems: Proble
     needed = ("image", "split", manifest.label_column)
     present = [name for name in table.columns if name != "row"]
     for name in needed:
-        if name not in table:
+        if present and name not in table:  # without any column the file could not be read, which is told already
             near = [other for other in present if other.lower() == name] or present
             problems.add("error", "missing column", f"no column `{name}` among {', '.join(near)}; rename or add it", 1)
     for kind, name in manifest.groups.items():

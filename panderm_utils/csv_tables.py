@@ -10,6 +10,7 @@ import pandas as pd
 
 MISSING = ("", "nan", "na", "n/a", "none", "null", "<na>")  # spelled without case
 SHOWN = 10  # problems of one kind named in a message; all are in the table
+COLUMNS = 10_000  # that a table may have
 
 
 class DataError(ValueError):
@@ -48,11 +49,17 @@ class Problems:
             members = [problem for problem in fatal if problem["kind"] == kind]
             for problem in members[:SHOWN]:
                 place = f"{self.file}:{problem['row']}" if problem["row"] is not None else f"{self.file}"
-                image = f" [{problem['image']}]" if problem["image"] else ""
-                lines.append(f"  {place}:{image} {problem['message']}")
+                image = f"[{problem['image']}] " if problem["image"] else ""
+                lines.append(f"  {place}: {shown(image + problem['message'])}")
             if count > SHOWN:
                 lines.append(f"  ... and {count - SHOWN:,} more of this kind ({kind})")
         raise DataError("\n".join(lines))
+
+
+def shown(text: str, length: int = 1000) -> str:
+    """Returns text as a message shows it: what a terminal would obey or hide is escaped, what is long cut."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 
 def is_missing(values: pd.Series) -> pd.Series:
@@ -60,14 +67,13 @@ def is_missing(values: pd.Series) -> pd.Series:
     return values.str.strip().str.lower().isin(MISSING)
 
 
-def read_text(path: Path, problems: Problems) -> pd.DataFrame:
-    """Returns the CSV's cells as stripped text, with a first column `row`: the 1-based line in the file.
+def read_text(raw: bytes, problems: Problems) -> pd.DataFrame:
+    """Returns the cells of a CSV's bytes as stripped text, with a first column `row`: the 1-based line in the file.
 
     Tolerates, and notes, what spreadsheets do: a byte order mark, Windows line ends, blanks around a cell, semicolons
-    or tabs between cells, empty lines. A ragged row and an unreadable encoding are errors.
+    or tabs between cells, empty lines. A ragged row, a quote that is not closed and an unreadable encoding are errors.
     """
     empty = pd.DataFrame({"row": pd.Series(dtype="int64")})
-    raw = path.read_bytes()
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         problems.add("error", "encoding", 'the file is UTF-16; save it as "CSV UTF-8"')
         return empty
@@ -95,7 +101,8 @@ def _parse(text: str, separator: str, problems: Problems) -> pd.DataFrame:
     """Splits the text into cells; the line of a row is where it starts, also after quoted line breaks."""
     header: list[str] = []
     lines, cells = [], []
-    reader, start = csv.reader(io.StringIO(text, newline=""), delimiter=separator), 1
+    # strict: a quote that is not closed would else swallow every row after it, in silence
+    reader, start = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
     try:
         for cell in reader:
             line, start = start, reader.line_num + 1
@@ -105,6 +112,10 @@ def _parse(text: str, separator: str, problems: Problems) -> pd.DataFrame:
             if stripped != cell:
                 what = ", ".join(repr(value) for value in cell if value != value.strip())
                 problems.add("note", "stray blanks", f"blanks around {what} were stripped", line)
+            if not header and len(cell) > COLUMNS:
+                message = f"{len(cell):,} columns, of which {COLUMNS:,} can be read; end each row with a line break"
+                problems.add("error", "too many columns", message, line)
+                break
             if not header:
                 header = _unique(stripped, problems)
             elif len(stripped) < len(header) or any(stripped[len(header) :]):
@@ -113,8 +124,12 @@ def _parse(text: str, separator: str, problems: Problems) -> pd.DataFrame:
             else:
                 lines.append(line)
                 cells.append(stripped[: len(header)])
+        else:
+            if not header:
+                problems.add("error", "empty file", "the file is empty; it needs a header line, and one row an image")
     except csv.Error as error:
-        problems.add("error", "ragged row", f"the line cannot be read ({error}); check its quotes", reader.line_num)
+        message = f"the row that begins here cannot be read ({error}); check its quotes: none may be open or single"
+        problems.add("error", "ragged row", message, start)
     table = pd.DataFrame(cells, columns=header, dtype=object)
     table.insert(0, "row", pd.Series(lines, dtype="int64"))
     return table
@@ -122,15 +137,15 @@ def _parse(text: str, separator: str, problems: Problems) -> pd.DataFrame:
 
 def _unique(header: list[str], problems: Problems) -> list[str]:
     """Names nameless and repeated columns, so that every column can be addressed; `row` is taken by the line."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     for place, name in enumerate(header):
         new = name or f"column_{place + 1}"
         new = "csv_row" if new == "row" else new
         if new in names:
             problems.add("warning", "repeated column", f"a second column {new!r} is read as {new}.{place + 1}", 1)
             new = f"{new}.{place + 1}"
-        names.append(new)
-    return names
+        names[new] = None
+    return list(names)
 
 
 def typed(values: pd.Series) -> pd.Series:

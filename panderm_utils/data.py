@@ -90,7 +90,8 @@ def load_dataset(manifest: DatasetManifest, data_root: str | Path, check: str = 
             f"to the folder that holds {manifest.csv}, or get the data:{sources}"
         )
     problems = Problems(csv)
-    table = check_table(read_text(csv, problems), manifest, problems)
+    content = csv.read_bytes()
+    table = check_table(read_text(content, problems), manifest, problems)
     files: dict[str, str] = {}
     if "image" in table:
         if check == "table":
@@ -108,7 +109,7 @@ def load_dataset(manifest: DatasetManifest, data_root: str | Path, check: str = 
             problems.add(
                 "warning", "leakage", f"{row['in two splits']:,} ids of {kind} are in two splits: leakage_table"
             )
-    digest = hashlib.sha256(csv.read_bytes()).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()  # of the bytes that were read, whatever the file is by now
     return Dataset(manifest, table, image_root, problems.table(), csv, digest, files)
 
 

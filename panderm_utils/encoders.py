@@ -19,7 +19,7 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from panderm_utils.checkpoints import EncoderError, check_digest, read_tensors
+from panderm_utils.checkpoints import EncoderError, check_digest, digest_of, read_tensors
 from panderm_utils.images import EVALUATION_MEAN, EVALUATION_STD, evaluation_transform
 from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
 from panderm_utils.state_dicts import LOADING_COLUMNS, check_size, match_tensors
@@ -130,12 +130,13 @@ def load_encoder(
         loading = pd.DataFrame([row], columns=LOADING_COLUMNS)
         return Encoder(manifest, model, chosen, precision, None, tensors_digest(tensors), loading)
     path = find_weights(manifest, weights, weights_root)
-    tensors = read_tensors(path, manifest)
-    check_size(tensors, path, manifest)
-    model = build_model(manifest)
-    state, loading = match_tensors(tensors, model, path, manifest, _converter(manifest, model))
-    digest = check_digest(path, manifest)
-    model.load_state_dict(state, strict=True)
+    with digest_of(path) as digest:
+        tensors = read_tensors(path, manifest)
+        check_size(tensors, path, manifest)
+        model = build_model(manifest)
+        state, loading = match_tensors(tensors, model, path, manifest, _converter(manifest, model))
+        model.load_state_dict(state, strict=True)
+    check_digest(digest, path, manifest)
     return Encoder(manifest, model, chosen, precision, path, digest, loading)
 
 

@@ -175,7 +175,9 @@ def _chance(log: Path) -> str | None:
 
 def _run_papermill(job, partial, parameters, pid_file, environment, timeout, stop) -> int | str:
     """Returns papermill's exit status, or "timeout" or "interrupted" where it was ended."""
-    command = [sys.executable, "-m", "papermill", str(job.notebook), str(partial), "-k", "python3", "-l", "python"]
+    # papermill fills {names} in its paths with parameters: it would write outside a folder called so
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (job.notebook, partial)]
+    command = [sys.executable, "-m", "papermill", *paths, "-k", "python3", "-l", "python"]
     command += ["--cwd", str(REPOSITORY), "-f", str(parameters), "--no-progress-bar", "--log-output"]
     deadline = None if timeout is None else time.monotonic() + timeout
     with job.log.open("wb") as log:

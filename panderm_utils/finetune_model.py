@@ -15,13 +15,14 @@ from safetensors import safe_open
 from timm.models.beit import Beit
 from torch import Tensor
 
-from panderm_utils.checkpoints import file_digest, read_tensors, where_to_get
+from panderm_utils.checkpoints import digest_of, read_tensors, where_to_get
 from panderm_utils.encoders import IMAGE_SIZE, load_encoder
 from panderm_utils.images import evaluation_transform
 from panderm_utils.manifests import EncoderManifest, list_encoders, load_encoder_manifest
 from panderm_utils.recipe import FineTuneError, FineTuneRecipe
-from panderm_utils.state_dicts import LOADING_COLUMNS, PREFIXES
+from panderm_utils.state_dicts import LOADING_COLUMNS, PREFIXES, is_finite, strange_kind
 
+CLASSES = 10_000  # that a fine-tuned file may have: one that claims more would fill the memory
 HEAD_STD = 0.02 * 0.001  # timm's truncation at +-2 is a hundred standard deviations away: no draw ever meets it
 METADATA = "panderm_utils"  # the entry of a safetensors header under which ours is
 
@@ -126,6 +127,13 @@ def load_finetuned(path: str | Path, encoder: str | EncoderManifest | None = Non
     path = Path(path).expanduser()
     if not path.is_file():
         raise FineTuneError(f"{path}: there is no such file. {where_to_get(None)}")
+    with digest_of(path) as digest:
+        model = _read_model(path, encoder)
+    model.weights, model.digest = path, digest
+    return model.eval()
+
+
+def _read_model(path: Path, encoder: str | EncoderManifest | None) -> FineTuneModel:
     tensors, facts = read_tensors(path, None), read_facts(path)
     tensors = _without_prefix(tensors)
     if "head.weight" not in tensors or "fc_norm.weight" not in tensors:
@@ -133,13 +141,17 @@ def load_finetuned(path: str | Path, encoder: str | EncoderManifest | None = Non
             f"{path}: holds no fine-tuned PanDerm (no `head.weight` or `fc_norm.weight` among {len(tensors)} tensors)."
             f" {where_to_get(None)} Pre-trained weights are for load_finetune_model."
         )
+    head, norm = (list(tensors[key].shape) for key in ("head.weight", "fc_norm.weight"))
+    if len(norm) != 1 or head[1:] != norm or head[0] > CLASSES:
+        wanted = f"should be [classes, width], up to {CLASSES:,} classes, and [width]"
+        raise FineTuneError(f"{path}: head.weight is {head}, fc_norm.weight {norm}; {wanted}. {where_to_get(None)}")
     if isinstance(encoder, str):
         encoder = load_encoder_manifest(encoder)
     manifest = _manifest_of(tensors, encoder, facts.get("encoder"), path)
     model = FineTuneModel(manifest, len(tensors["head.weight"]), facts.get("drop_path", FineTuneRecipe.drop_path))
     _fill(model, tensors, path)
-    model.weights, model.digest, model.facts = path, file_digest(path), facts
-    return model.eval()
+    model.facts = facts
+    return model
 
 
 def read_facts(path: Path) -> dict:
@@ -185,7 +197,7 @@ def _manifest_of(
     """Returns what a fine-tuned model began as: the manifest given, the one the file names, or one of its size."""
     width = tensors["fc_norm.weight"].shape[-1]
     depth = len({key.split(".")[1] for key in tensors if key.startswith("blocks.")})
-    heads = next((value.shape[-1] for key, value in tensors.items() if _is_table(key)), 0)
+    heads = next((value.shape[-1] for key, value in tensors.items() if _is_table(key) and value.ndim), 0)
     known = [load_encoder_manifest(other) for other in list_encoders()]
     alike = {m.name: m for m in known if (m.width, m.depth, m.heads) == (width, depth, heads)}
     size = f"{width} wide with {depth} blocks of {heads} heads"
@@ -211,11 +223,14 @@ def _fill(model: FineTuneModel, tensors: dict[str, Tensor], path: Path) -> None:
     for key in [key for key in tensors if key in index]:
         if not torch.equal(tensors[key].long(), index[key].relative_position_index):
             problems.append(f"{key} orders relative positions in another way")
+    fit = {k: tensors[k] for k, value in expected.items() if k in tensors and tensors[k].shape == value.shape}
+    strange = [k for k, value in fit.items() if strange_kind(value, expected[k])]
     wrong = {
         "missing": [key for key in expected if key not in tensors],
         "unknown": [key for key in tensors if key not in expected and key not in index],
         "of another shape": [k for k, value in expected.items() if k in tensors and tensors[k].shape != value.shape],
-        "not finite (damaged or diverged)": [k for k in expected if k in tensors and not tensors[k].isfinite().all()],
+        "no plain floating-point numbers": strange,
+        "not finite (damaged or diverged)": [k for k, v in fit.items() if k not in strange and not is_finite(v)],
     }
     for what, keys in wrong.items():
         if keys:

@@ -1,5 +1,6 @@
 """Opens image files and finds them below an image root: PIL only, so that tables can be checked without torch."""
 
+import errno
 import os
 import re
 import struct
@@ -124,12 +125,18 @@ def oddity(path: str | Path) -> str:
     return "; ".join(found)
 
 
+LONGEST = 1000  # characters of an image name
+NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+
+
 def unsafe(name: str) -> str:
     """Returns why an image name may not be used below an image root, or "" if it may; looks at the text only."""
     if not name:
         return "the image name is empty"
     if "\0" in name:
         return "the image name holds a NUL character"
+    if len(name) > LONGEST:
+        return f"the image name has {len(name):,} characters"
     if name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name):
         return "the path is absolute"
     if ".." in name.replace("\\", "/").split("/"):
@@ -142,7 +149,7 @@ class ImageFolder:
 
     def __init__(self, root: str | Path):
         self.root = Path(root).resolve()
-        self._listings: dict[str, dict[str, bool]] = {}
+        self._listings: dict[str, dict[str, str]] = {}
         self._folded: dict[str, dict[str, list[str]]] = {}
         self._folders: dict[str, tuple[str | None, str]] = {"": ("", "")}
 
@@ -159,12 +166,15 @@ class ImageFolder:
         folder, remark = self._find_folder("/".join(part for part in folder.split("/") if part not in ("", ".")))
         if folder is None:
             return None, remark
+        reason = ""
         for candidate in (base, base + suffix) if suffix else (base,):
             found, note = self._find_entry(folder, candidate)
-            if found is not None or note:
+            if found is not None and (kind := self._kind(found)) != "file":
+                reason = f"the file is missing (there is a {kind} of its name)"
+            elif found is not None or note:
                 added = "" if candidate == base else f"{suffix} added to the name"
                 return found, "; ".join(filter(None, (remark, note, added)))
-        return None, self._hint(folder, base)
+        return None, reason or self._hint(folder, base)
 
     def _find_folder(self, folder: str) -> tuple[str | None, str]:
         if folder not in self._folders:
@@ -186,16 +196,28 @@ class ImageFolder:
                 return None, f"{len(matches)} files differ only in case: {', '.join(matches)}" if matches else ""
             base, note = matches[0], f"the file is spelled {matches[0]}"
         path = f"{folder}/{base}" if folder else base
-        if listing[base] and not (self.root / path).resolve().is_relative_to(self.root):
+        # realpath, not resolve: links that lead back to themselves are no error of its
+        if listing[base] == "link" and not Path(os.path.realpath(self.root / path)).is_relative_to(self.root):
             return None, "the path leaves the image root by a symbolic link"
         return path, note
 
-    def _list(self, folder: str) -> dict[str, bool]:
+    def _kind(self, path: str) -> str:
+        """Returns "file" for what can be read as one; else what it is: to open a pipe would wait for ever."""
+        folder, _, base = path.rpartition("/")
+        kind = self._listings[folder][base]
+        if kind == "link":
+            place = self.root / path
+            kind = "file" if place.is_file() else "folder" if place.is_dir() else "link to no file"
+        return kind
+
+    def _list(self, folder: str) -> dict[str, str]:
         if folder not in self._listings:
             try:
                 with os.scandir(self.root / folder) as entries:
-                    listing = {entry.name: entry.is_symlink() for entry in entries}
-            except (FileNotFoundError, NotADirectoryError):
+                    listing = {entry.name: _entry_kind(entry) for entry in entries}
+            except OSError as error:
+                if error.errno not in NO_FOLDER:
+                    raise
                 listing = {}
             folded: dict[str, list[str]] = {}
             for name in listing:
@@ -208,6 +230,15 @@ class ImageFolder:
         twins = [f"{stem}{suffix}" for suffix in SUFFIXES if f"{stem}{suffix}" in self._folded[folder]]
         near = [self._folded[folder][twin][0] for twin in twins]
         return f"the file is missing (there is {near[0]})" if near else "the file is missing"
+
+
+def _entry_kind(entry: os.DirEntry) -> str:
+    """Asks only for what came with the listing: a question more an image would be slow on network disks."""
+    if entry.is_symlink():
+        return "link"
+    if entry.is_file(follow_symlinks=False):
+        return "file"
+    return "folder" if entry.is_dir(follow_symlinks=False) else "pipe or device"
 
 
 def fold(name: str) -> str:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from panderm_utils.image_files import ImageError, open_image
 
 RESIZED, CROPPED = 256, 224  # shorter side after resizing, side of the centre crop, in pixels
-MAX_ASPECT = 1_000  # of an image; a strip of one pixel's width would otherwise fill the memory
+MAX_ASPECT = 1_000  # of an image's part that is resized; a strip of one pixel's width would otherwise fill the memory
 EVALUATION_MEAN = (0.485, 0.456, 0.406)
 EVALUATION_STD = (0.228, 0.224, 0.225)  # 0.228 for red, not ImageNet's 0.229: upstream's, so published numbers need it
 
@@ -48,9 +48,6 @@ def resize_and_crop(image: Image.Image) -> Image.Image:
     The image is resized whole and cropped after: PIL's `resize(box=...)` straight to the crop would save a tenth of
     this step, but is not pixel-exact. It holds the box in single precision, and PIL 13 chooses the order of its two
     passes by the sizes, so that nine of ten noise images come out a level off here and there.
-
-    Raises:
-        ImageError: The aspect ratio is beyond 1,000.
     """
     resized = resize_shorter(image)
     left, top = (round((side - CROPPED) / 2) for side in resized.size)  # halves to even, as torchvision does
@@ -58,30 +55,27 @@ def resize_and_crop(image: Image.Image) -> Image.Image:
 
 
 def resize_shorter(image: Image.Image) -> Image.Image:
-    """Resizes the shorter side to 256, bilinear and antialiased, as torchvision's Resize(256) does.
-
-    Raises:
-        ImageError: The aspect ratio is beyond 1,000.
-    """
+    """Resizes the shorter side to 256, bilinear and antialiased, as torchvision's Resize(256) does; see `trim`."""
+    image = trim(image)
     size = resized_size(image.size, RESIZED)
     return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Returns width and height after resizing the shorter side to `shorter` pixels; the longer side is truncated.
-
-    Raises:
-        ImageError: The aspect ratio is beyond 1,000.
-    """
+    """Returns width and height after resizing the shorter side to `shorter` pixels; the longer side is truncated."""
     width, height = size
     short = min(width, height)
-    resized = (int(shorter * width / short), int(shorter * height / short))
-    if max(size) > MAX_ASPECT * short:
-        raise ImageError(
-            f"an image of {width} x {height} pixels would be {resized[0]} x {resized[1]} after resizing; "
-            "crop it to an aspect ratio below 1,000"
-        )
-    return resized
+    return int(shorter * width / short), int(shorter * height / short)
+
+
+def trim(image: Image.Image) -> Image.Image:
+    """Cuts a strip, of an aspect ratio beyond 1,000, to its central part, of which resizing needs less memory.
+
+    Both ends lose as many whole pixels, so its centre, all that evaluation looks at, stays the centre.
+    """
+    longest = MAX_ASPECT * min(image.size)
+    x, y = (max(0, (side - longest) // 2) for side in image.size)
+    return image.crop((x, y, image.width - x, image.height - y)) if x or y else image
 
 
 class ImageFiles(Dataset):

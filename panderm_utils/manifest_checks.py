@@ -7,6 +7,8 @@ from pathlib import Path, PurePath
 from panderm_utils.manifest_types import SPLITS, DatasetManifest, EncoderManifest
 
 HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1"}  # the paper's rule
+NAME_RULE = "small letters, digits and _, at most 60"
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # by Windows
 LAYOUTS = ("encoder_prefix", "plain", "module_prefix", "timm", "none")
 
 
@@ -38,6 +40,8 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
 def encoder_problems(e: EncoderManifest) -> list[str]:
     """Returns `key: problem; remedy` for each problem of an encoder."""
     problems = []
+    if e.name is not None and e.name != (good := proper_name(e.name)):
+        problems.append(f"name: {e.name!r} becomes part of file names ({NAME_RULE}); write {good}")
     if e.architecture not in (None, "beit", "timm"):
         problems.append(f"architecture: {e.architecture!r} is unknown; write beit or timm")
     if e.architecture == "beit":
@@ -55,11 +59,18 @@ def encoder_problems(e: EncoderManifest) -> list[str]:
     return problems
 
 
+def proper_name(text: str) -> str:
+    """Returns the text itself where it can be a file's name on every disk (NAME_RULE), else the nearest that can."""
+    name = re.sub(r"[^a-z0-9_]+", "_", text.lower())
+    name = (name if name == text else name.strip("_"))[:60] or "mine"
+    return f"{name}_data" if name in RESERVED else name
+
+
 def _name_problems(name: str | None, path: Path) -> list[str]:
     """The file's name is the dataset's, so no two datasets have one name, also where a disk ignores case."""
-    good = re.sub(r"[^a-z0-9_]+", "_", path.stem.lower())
+    good = proper_name(path.stem)
     if path.stem != good:
-        return [f"name: a file is named in small letters, digits and _; rename this one to {good}.yaml or another name"]
+        return [f"name: a file is named in {NAME_RULE}; rename this one to {good}.yaml or another name"]
     if name in (None, good):
         return []
     twin = path.with_name(f"{name}.yaml")

@@ -60,9 +60,9 @@ def load_dataset_manifest(name: str, root: Path | None = None) -> DatasetManifes
         ManifestError: There is none, or it is wrong; all problems at once.
     """
     path = (root or MANIFEST_ROOT) / "datasets" / f"{name}.yaml"
-    if not path.is_file() or name not in list_datasets(root):
-        unread = path.with_suffix(".yml")
-        remedy = f"rename {unread} to {name}.yaml" if unread.is_file() else "python run_all.py --new-dataset makes one"
+    if name not in list_datasets(root) or not path.is_file():
+        unread = next((other for other in path.parent.glob("[!.]*.yml") if other.stem == name), None)
+        remedy = f"rename {unread} to {name}.yaml" if unread else "python run_all.py --new-dataset makes one"
         raise ManifestError(unknown("dataset", name, list_datasets(root), remedy))
     return _cached(_read_dataset, path)
 

@@ -4,7 +4,6 @@ The user's CSV is never written to. Where it does not keep the contract of `data
 """
 
 import os
-import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -13,9 +12,10 @@ import pandas as pd
 from panderm_utils import manifests
 from panderm_utils.csv_tables import DataError, Problems, is_missing, read_text
 from panderm_utils.image_files import SUFFIXES, fold
+from panderm_utils.manifest_checks import NAME_RULE, proper_name
 from panderm_utils.own_labels import named, take_labels
 from panderm_utils.splits import SPLITS, propose_splits
-from panderm_utils.workspace import REPOSITORY
+from panderm_utils.workspace import REPOSITORY, settle_path
 
 # Column names that are understood, the likeliest first; compared without case, blanks, dashes and underscores.
 IMAGE_COLUMNS = (
@@ -66,13 +66,13 @@ def make_own_manifest(
         DataError: The name is taken or misspelled, the CSV is empty or damaged, no image or no label was found.
     """
     check_name(name)
-    csv, root = Path(csv_path).expanduser().resolve(), Path(image_dir).expanduser().resolve()
+    csv, root = settle_path(csv_path), settle_path(image_dir)
     if not csv.is_file():
         raise DataError(f"there is no CSV {csv}; give the path of an existing file")
     if not root.is_dir():
         raise DataError(f"there is no image folder {root}; give --images the folder that holds the images")
     problems = Problems(csv)
-    given = read_text(csv, problems)
+    given = read_text(csv.read_bytes(), problems)
     problems.stop(name)
     if given.empty:
         raise DataError(f"{csv}: the CSV has no rows; it needs a header line and one row an image")
@@ -120,9 +120,8 @@ def make_own_manifest(
 
 def check_name(name: str) -> None:
     """Raises DataError unless the name can be a manifest's, a notebook's and a folder's, and is not taken."""
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        proposal = re.sub(r"[^a-z0-9_]+", "_", name.lower()).strip("_") or "mine"
-        raise DataError(f"the name {name!r} may hold small letters, digits and _ only; write --name {proposal}")
+    if name != (proposal := proper_name(name)):
+        raise DataError(f"the name {name!r} cannot be a file's on every disk ({NAME_RULE}); write --name {proposal}")
     if name == "all":
         raise DataError("--datasets all means every dataset; choose another name, such as --name all_own")
     if name in manifests.list_datasets():
@@ -220,7 +219,7 @@ def take_splits(table: pd.DataFrame, label: str, groups: list[str], said: list[s
 
 def write_new_csv(table: pd.DataFrame, csv: Path, name: str, folder: str | Path | None) -> Path:
     """Writes `<name>.csv` whole or not at all; refuses to replace a file of other content."""
-    path = Path(folder or REPOSITORY / "data" / "own").expanduser().resolve() / f"{name}.csv"
+    path = settle_path(folder or REPOSITORY / "data" / "own") / f"{name}.csv"
     first = ["image", "split", *[column for column in ("label", "binary_label") if column in table]]
     text = table[[*first, *[c for c in table.columns if c not in first]]].to_csv(index=False, lineterminator="\n")
     if path.exists():

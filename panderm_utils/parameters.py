@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from panderm_utils.typed_yaml import read_numbers
-from panderm_utils.workspace import DEFAULT_SETTINGS
+from panderm_utils.workspace import DEFAULT_SETTINGS, settle_path
 
 # Parameters that the batch settles itself, and the flag that does it.
 FLAGS = {
@@ -21,11 +21,18 @@ FLAGS = {
     "output_root": "--output-root",
 }
 
+SHARES = "numbers above 0, up to 1"
 # What a notebook would refuse after minutes of work; held in step with the package by a test.
 CHOICES = {
     "solver": ("published", "converged", "sklearn"),
     "precision": ("fp32", "bf16", "fp16"),
     "drawing": ("honest", "published"),
+    "monitor": ("recall", "acc"),
+}
+KINDS = {  # of what a notebook leaves open, as None or "auto"; what is not here is a text
+    **dict.fromkeys(("epochs", "warmup_epochs", "batch_size", "micro_batch"), int),
+    **dict.fromkeys(("lr", "layer_decay", "drop_path", "weight_decay", "mixup", "cutmix", "smoothing"), float),
+    "weighted_sampling": bool,
 }
 
 
@@ -69,7 +76,7 @@ def split_given(given: Iterable[str], encoders: Sequence[str], problems: list[st
         else:
             values[name] = value
     for name in {"weights", "checkpoint"} & set(values):
-        path = Path(values[name]).expanduser().resolve()  # the notebook runs in another folder
+        path = settle_path(values[name])  # the notebook runs in another folder
         values[name] = str(path)
         if not path.is_dir() and len(encoders) > 1:
             problems.append(f"-p {name}={path}: one file for {len(encoders)} encoders; name one with --encoders")
@@ -80,14 +87,19 @@ def read_shares(text: str | None, problems: list[str]) -> list[str]:
     """Returns the fractions of `finetune_fractions`, "0.1, 0.5", each as text; notes what is wrong in `problems`."""
     if text in (None, "None"):
         return []
+    if shares := _shares(text):
+        return list(map(str, shares))
+    problems.append(f"-p finetune_fractions={text}: write {SHARES}, as in finetune_fractions=0.1,0.5")
+    return []
+
+
+def _shares(text: str) -> list[float]:
+    """Returns the numbers of a text such as "0.1, 0.5", none where one is no share of the labels."""
     try:
         shares = read_numbers(text)
     except ValueError:
-        shares = [0.0]
-    if all(0 < share <= 1 for share in shares):
-        return list(map(str, shares))
-    problems.append(f"-p finetune_fractions={text}: write numbers above 0, up to 1, as in finetune_fractions=0.1,0.5")
-    return []
+        return []
+    return shares if all(0 < share <= 1 for share in shares) else []
 
 
 def settle_parameters(path: Path, given: dict[str, str], problems: list[str]) -> tuple[dict, dict]:
@@ -113,11 +125,12 @@ def settle_parameters(path: Path, given: dict[str, str], problems: list[str]) ->
             known = ", ".join(free)
             problems.append(f"-p {name}={text}: {path.parent.name} has no such parameter; {meant}known: {known}")
             continue
+        kind = KINDS.get(name, str) if defaults[name] in (None, "auto") else type(defaults[name])
         try:
-            own[name] = _convert(text, defaults[name])
+            own[name] = defaults[name] if text == str(defaults[name]) else _convert(text, kind)
         except ValueError:
-            kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(defaults[name])]
-            problems.append(f"-p {name}={text}: not {kind}, as the default {defaults[name]!r} is; write such a value")
+            wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            problems.append(f"-p {name}={text}: not {wanted}; write one, or {name}={defaults[name]} for the default")
             continue
         if wanted := own[name] != defaults[name] and _refusal(name, own[name]):
             problems.append(f"-p {name}={text}: no such {name}; write {wanted}")
@@ -129,28 +142,19 @@ def _refusal(name: str, value) -> str:
     """Says what to write instead of a value that cannot be, "" if it can."""
     if name in CHOICES and value not in CHOICES[name]:
         return f"one of {', '.join(CHOICES[name])}"
+    if name == "fractions" and not _shares(value):
+        return f"{SHARES}, as in 0.1,0.5"
     if name == "train_fraction" and not 0 < value <= 1:
         return "a number above 0, up to 1"
     return "1 or more" if name in ("batch_size", "replicates", "draws") and value < 1 else ""
 
 
-def _literal(text: str):
-    """A number, a truth value or None where the text is one, else the text."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    return value if value is None or isinstance(value, bool | int | float) else text
-
-
-def _convert(text: str, default):
-    if isinstance(default, bool):
+def _convert(text: str, kind: type):
+    if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
         return text.lower() == "true"
-    if default is None:
-        return _literal(text)
-    value = type(default)(text)
+    value = kind(text)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(text)
     return value

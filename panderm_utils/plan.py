@@ -137,6 +137,7 @@ def make_plan(
             path = notebooks / protocol / f"{name if cards[name] else CANONICAL}.ipynb"
             settled = [settle_parameters(path, mine | variant, problems) for variant in variants[protocol]]
             studies[protocol, name] = path, settled
+    problems += [f"seed {n}: write a whole number from 0 to {2**32 - 1}" for n in seeds if not 0 <= n < 2**32]
     if "rival" in given:
         _load(_load_encoder, given["rival"], problems)
     if problems:

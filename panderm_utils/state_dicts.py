@@ -51,7 +51,7 @@ def check_size(tensors: dict[str, Tensor], path: Path, manifest: EncoderManifest
     token = next((key for key in tensors if key.endswith("cls_token")), None)
     if token is None or manifest.architecture != "beit":
         return
-    width = tensors[token].shape[-1]
+    width = next(iter(tensors[token].shape[::-1]), 0)
     blocks = token.removesuffix("cls_token") + "blocks."
     depth = len({key.removeprefix(blocks).split(".")[0] for key in tensors if key.startswith(blocks)})
     if (width, depth) == (manifest.width, manifest.depth):
@@ -103,10 +103,9 @@ def match_tensors(
     problems = []
     missing = [key for key in expected if key not in inside and not key.endswith("num_batches_tracked")]
     if len(missing) == len(expected):
-        first = ", ".join(list(tensors)[:3])
         raise EncoderError(
-            f"{path}: none of the {len(expected)} tensors of {manifest.name} is in it (it begins with {first}): a file"
-            f" of another architecture. {where_to_get(manifest)}"
+            f"{path}: none of the {len(expected)} tensors of {manifest.name} is in it (it has"
+            f" {_first(list(tensors)) or 'none'}): a file of another architecture. {where_to_get(manifest)}"
         )
     if missing:
         problems.append(f"{len(missing)} of {len(expected)} tensors are missing: {_first(missing)}")
@@ -121,8 +120,10 @@ def match_tensors(
     if shapes:
         problems.append(f"{len(shapes)} tensors have another shape: {_first(shapes, '; ')}")
     used = {key: inside[key] for key in expected if key in inside}
-    broken = [key for key, value in used.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
+    fit = {key: value for key, value in used.items() if value.shape == expected[key].shape}
+    if strange := [f"{key} ({kind})" for key, value in fit.items() if (kind := strange_kind(value, expected[key]))]:
+        problems.append(f"{len(strange)} tensors hold no plain numbers of the model's kind: {_first(strange)}")
+    elif broken := [key for key, value in fit.items() if not is_finite(value)]:
         problems.append(f"{len(broken)} tensors hold NaN or infinite values (damaged or diverged): {_first(broken)}")
     if problems:
         raise EncoderError(f"{path}: does not fit {manifest.name}: {'. '.join(problems)}. {where_to_get(manifest)}")
@@ -134,8 +135,21 @@ def match_tensors(
     return expected | used, _loading_table(rows, prefix, USED if manifest.architecture == "beit" else {})
 
 
+def strange_kind(value: Tensor, wanted: Tensor) -> str:
+    """Names the kind of a tensor that cannot take another's place, "" if it can: dense, and floating-point for such."""
+    if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return "sparse, quantised or empty"
+    return "" if value.is_floating_point() == wanted.is_floating_point() else str(value.dtype)
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether all values are finite as float32, in which the model holds them."""
+    return bool(value.float().isfinite().all())
+
+
 def _first(items: list[str], separator: str = ", ") -> str:
-    return separator.join(items[:3]) + (f"{separator}and {len(items) - 3} more" if len(items) > 3 else "")
+    named = [item if item.isprintable() else repr(item) for item in items[:3]]  # a terminal obeys some characters
+    return separator.join(named) + (f"{separator}and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 def _why_aside(key: str, prefix: str) -> str:

@@ -4,9 +4,12 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Hashable
 from pathlib import Path
 
 import yaml
+
+LARGEST = 1 << 18  # bytes of a file, read in seconds; the largest shipped has 3,000
 
 
 class ManifestError(ValueError):
@@ -14,21 +17,38 @@ class ManifestError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which can expand to any size, and without a key given twice, where the last wins."""
+    """Safe YAML without what can mislead: aliases, which expand to any size; tags; a key twice, where the last wins."""
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
                 problem="aliases (*name) are not allowed; write it out", problem_mark=event.start_mark
             )
+        if event.tag is not None:
+            raise yaml.MarkedYAMLError(
+                problem="tags (!name) are not allowed; leave it out", problem_mark=event.start_mark
+            )
         return super().compose_node(parent, index)
 
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # 2024-13-45 looks like a date and is none
+            raise yaml.MarkedYAMLError(
+                problem=f"{error}; write a text in quotes", problem_mark=node.start_mark
+            ) from error
+
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key, _), value in zip(node.value, keys, strict=True):
-            if keys.count(value) > 1:
-                raise yaml.MarkedYAMLError(problem=f"{value!r} is given twice; keep one", problem_mark=key.start_mark)
+        seen = set()
+        for key, _ in node.value:
+            value = self.construct_object(key, deep=True)
+            if isinstance(value, Hashable):  # another is refused as a key below
+                if value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{value!r} is given twice; keep one", problem_mark=key.start_mark
+                    )
+                seen.add(value)
         return super().construct_mapping(node, deep)
 
 
@@ -36,14 +56,13 @@ def load_yaml(path: Path, kind: type = dict):
     """Returns the file's content, a `kind` (dict or list).
 
     Raises:
-        ManifestError: The file is missing, not UTF-8, not YAML, or of another kind.
+        ManifestError: The file is missing, too large, not UTF-8, not YAML, or of another kind.
     """
+    text = _read(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError as error:
-        raise ManifestError(f"{path}: missing; restore it with `git checkout -- {path}`") from error
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+        content = yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise ManifestError(f"{path}: not valid YAML: brackets within brackets, too deep to be meant") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -53,6 +72,19 @@ def load_yaml(path: Path, kind: type = dict):
         wanted = {dict: "`key: value` lines", list: "a list, each entry after a dash"}[kind]
         raise ManifestError(f"{path}: is {_name(content)}; write {wanted}")
     return content
+
+
+def _read(path: Path) -> str:
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise ManifestError(f"{path}: {size:,} bytes; a manifest has at most {LARGEST:,}: remove what is no fact")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path}: missing; restore it with `git checkout -- {path}`") from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); put the file there") from error
 
 
 def build(cls, entry, place: str, problems: list[str]):

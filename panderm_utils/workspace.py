@@ -4,6 +4,7 @@ Every folder is settled in one order: the argument (a flag or a notebook's param
 then the default below the repository. Nothing here imports torch or pandas, so the command line answers at once.
 """
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ FOLDERS = {
     "weights_root": ("PANDERM_WEIGHTS_ROOT", "weights"),
     "output_root": ("PANDERM_OUTPUT_ROOT", "outputs"),
 }
+
+LONGEST = 180  # characters of a run's id: the names of its files have a few more, and disks take 255
 
 # What a run's settings are unless it says otherwise; a setting that differs becomes part of the run's id. None: as
 # published, or as the demo profile has it.
@@ -79,7 +82,19 @@ def settle_folder(name: str, given: str | Path | None = None) -> Path:
     """Returns the absolute folder `name` (a key of FOLDERS) by argument, environment variable or default."""
     variable, default = FOLDERS[name]
     folder = given or os.environ.get(variable) or REPOSITORY / default
-    return Path(folder).expanduser().resolve()
+    return settle_path(folder)
+
+
+def settle_path(given: str | Path) -> Path:
+    """Returns a path as absolute, `~` and symbolic links resolved.
+
+    Raises:
+        ValueError: It begins with the home of a user whom there is not.
+    """
+    try:
+        return Path(given).expanduser().resolve()
+    except RuntimeError as error:
+        raise ValueError(f"{given}: there is no such user's home; write the path from / on") from error
 
 
 def open_workspace(
@@ -114,10 +129,13 @@ def run_id(dataset: str, protocol: str, encoder: str, seed: int, **settings) -> 
 
     Settings that differ from the protocol's DEFAULT_SETTINGS are appended in alphabetical order, as in
     `...-seed0-train_fraction_0.1`; of a checkpoint its name and its folder's, as in `...-checkpoint_mine.best.pth`.
+    What no disk would take as a name is cut, and ends in a digest of the whole.
     """
     parts = [dataset, protocol, encoder, f"seed{seed}"]
     usual = DEFAULT_SETTINGS.get(protocol, {})
     for key, value in sorted(settings.items()):
         if key not in usual or value != usual[key]:
             parts.append(f"{key}_{'.'.join(Path(value).parts[-2:]) if key == 'checkpoint' else value}")
-    return "-".join(re.sub(r"[^A-Za-z0-9._]", ".", str(part)) for part in parts)
+    name = "-".join(re.sub(r"[^A-Za-z0-9._]", ".", str(part)) for part in parts)
+    digest = hashlib.sha256("-".join(map(str, parts)).encode(errors="surrogatepass")).hexdigest()[:16]
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 17]}-{digest}"

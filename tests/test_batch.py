@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from panderm_utils import (
     manifests,
     parameters,
     plan,
+    recipe,
     subsets,
     workspace,
 )
@@ -341,7 +343,12 @@ def test_what_is_unknown_is_an_error_before_anything_runs(space, notebooks, sele
 
 def test_the_choices_are_those_of_the_package():
     known = {"solver": linear_probe.SOLVERS, "precision": encoders.PRECISIONS, "drawing": subsets.DRAWINGS}
+    known["monitor"] = recipe.MONITORS
     assert {name: tuple(values) for name, values in known.items()} == parameters.CHOICES
+    open_ones = {name: value for name, value in workspace.DEFAULT_SETTINGS["fine_tune"].items() if value is None}
+    kinds = {name: kind for name, kind in typing.get_type_hints(recipe.FineTuneRecipe).items() if name in open_ones}
+    texts = {"monitor": str, "ema_decay": float | None}  # the one is a text, the other no notebook's parameter
+    assert kinds == {**{name: kind for name, kind in parameters.KINDS.items() if name in open_ones}, **texts}
 
 
 def test_each_protocol_has_its_own_usual_datasets_and_encoders(space):

@@ -426,7 +426,7 @@ def test_connected_groups_against_scipy():
 def test_read_text_names_nameless_and_repeated_columns(tmp_path):
     (tmp_path / "t.csv").write_text(",row,x,x\n1,2,3,4\n")
     problems = Problems(tmp_path / "t.csv")
-    table = read_text(tmp_path / "t.csv", problems)
+    table = read_text((tmp_path / "t.csv").read_bytes(), problems)
     assert list(table) == ["row", "column_1", "csv_row", "x", "x.4"]
     assert table.iloc[0].tolist() == [2, "1", "2", "3", "4"]
     assert [problem["kind"] for problem in problems.found] == ["repeated column"]

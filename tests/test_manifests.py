@@ -378,13 +378,7 @@ FAULTS = {
         "modality: clinical\nmodality: x",
         r"\d+: .*'modality' is given twice",
     ),
-    "alias": (
-        "modality: clinical",
-        "modality: &a clinical\ndoi: *a",
-        r"\d+: .*aliases \(\*name\) are not allowed",
-    ),
     "no YAML": ("modality: clinical", "modality: [clinical", "not valid YAML"),
-    "code": ("modality: clinical", "modality: !!python/name:os.system", "not valid YAML: could not determine"),
     "name of another dataset": ("name: ddi", "name: hiba", "name: 'hiba' is the dataset of hiba.yaml; write name: ddi"),
     "name that is not the file's": ("name: ddi", "name: DDI", "name: 'DDI' is not the file's name; write name: ddi"),
 }
