@@ -43,6 +43,9 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             value = self.construct_object(key, deep=True)
+            if isinstance(value, str) and not value.isprintable():
+                problem = f"the key {value!r} has characters that cannot be seen; write it anew"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             if isinstance(value, Hashable):  # another is refused as a key below
                 if value in seen:
                     raise yaml.MarkedYAMLError(

@@ -194,17 +194,12 @@ def test_spreadsheet_habits_are_read_and_noted(tmp_path):
     [
         ("image,split,label\n1.png,train,0\n2.png,train\n", r"toy\.csv:3: 2 cells under 3"),
         ("image,split,label\n1.png,train,0,9\n", r"toy\.csv:2: 4 cells under 3"),
-        ("", "no column `image`"),
-        ("image,split,label\n", "no row has the split `train`"),
-        ("image,split,label\nä.png,train,0\n".encode("latin-1"), r"toy\.csv:2: the line is not UTF-8"),
-        ("image,split,label\n".encode("utf-16"), "UTF-16"),
-        ("image,split,label\n1\0.png,train,0\n", "NUL"),
         ("image,split,label\n1.png,Train,0\n2.png,Test,1\n", "no row has the split `train`"),
         ("image,split,label\n1.png,train,0\n2.png,train,0\n3.png,test,1\n", "all train rows are of one class"),
     ],
 )
 def test_damaged_tables_stop_with_a_reason(tmp_path, text, words):
-    lay_out(tmp_path, text=text if isinstance(text, bytes) else text.encode())
+    lay_out(tmp_path, text=text.encode())
     with pytest.raises(data.DataError, match=words):
         data.load_dataset(card(), tmp_path)
 
