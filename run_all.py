@@ -198,5 +198,4 @@ def typed(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may hold what a terminal cannot show
     sys.exit(main())

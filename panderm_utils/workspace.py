@@ -89,12 +89,16 @@ def settle_path(given: str | Path) -> Path:
     """Returns a path as absolute, `~` and symbolic links resolved.
 
     Raises:
-        ValueError: It begins with the home of a user whom there is not.
+        ValueError: It begins with the home of a user whom there is not, or is no text that a notebook can be told.
     """
     try:
-        return Path(given).expanduser().resolve()
+        path = Path(given).expanduser().resolve()
+        str(path).encode()
     except RuntimeError as error:
         raise ValueError(f"{given}: there is no such user's home; write the path from / on") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{str(given)!r}: a name in it is not UTF-8; rename that folder or file") from error
+    return path
 
 
 def open_workspace(
