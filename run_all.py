@@ -12,6 +12,7 @@ Exit status: 0 all done, 1 something failed or is missing, 2 not understood, 130
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -108,12 +109,12 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
         folders = (options.data_root, options.weights_root, options.output_root)
         selection = (options.datasets, options.encoders, options.protocols, options.seeds)
         space = workspace.open_workspace(options.profile, *folders)
-        if options.verify:
-            return verify(space, options.jobs)
         planned = plan.make_plan(space, *selection, given=options.p, notebooks=notebooks)
     except ValueError as error:  # what the package raises where the user can mend it
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
+    if options.verify:
+        return verify(space, options.jobs)
     if options.plan:
         print(plan.describe_plan(planned))
         return 0
@@ -142,11 +143,17 @@ def report(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> 
     """Writes the report of all that the profile has, whatever was selected now; returns whether there is one."""
     from panderm_utils.report import write_report
 
-    known = [
-        name for name in plan.list_protocols(notebooks) if name in manifests.load_profile(options.profile).protocols
-    ]
-    whole = plan.make_plan(planned.space, ["all"], protocols=known, notebooks=notebooks)
-    written = write_report(planned.space, {job.name: job for job in (*whole.runs, *planned.runs)}.values())
+    usual, there = manifests.load_profile(options.profile).protocols, plan.list_protocols(notebooks)
+    jobs = list(planned.runs)
+    # A notebook or manifest that nobody asked for may be wrong; --check says so, the report is written all the same.
+    with contextlib.suppress(plan.PlanError):
+        known = [name for name in usual if name in there]
+        jobs += plan.make_plan(planned.space, ["all"], protocols=known, notebooks=notebooks).runs
+    try:
+        written = write_report(planned.space, {job.name: job for job in jobs}.values())
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"run_all.py: the report could not be written: {error}", file=sys.stderr)
+        return False
     if written is None:
         print(f"run_all.py: no report: there is no record below {planned.space.root} yet", file=sys.stderr)
     else:

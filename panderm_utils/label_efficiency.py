@@ -188,14 +188,21 @@ def read_draw_predictions(folder: str | Path) -> dict[tuple[float, int], tuple[n
 
 
 def read_sweep(folder: str | Path) -> tuple[Sweep, np.ndarray]:
-    """Returns the sweep of a record, whose subsets know their size but not their rows, and the true labels [N]."""
+    """Returns the sweep of a record, whose subsets know their size but not their rows, and the true labels [N].
+
+    Raises:
+        ValueError: The fits were not scored on the same test images.
+    """
     sizes = read_numbers(Path(folder) / "draws.csv").drop_duplicates(["fraction", "draw"])
     predictions = read_draw_predictions(folder)
     subsets, proba = [], []
+    y, _, names = predictions[1.0, 0]
     for fraction, draw, images in sizes[["fraction", "draw", "images"]].itertuples(index=False):
+        if predictions[fraction, draw][2] != names or (predictions[fraction, draw][0] != y).any():
+            raise ValueError(f"test images of fraction {fraction}, draw {draw} are not those of predictions.csv")
         subsets.append(Subset(fraction, draw, np.arange(int(images))))
         proba.append(predictions[fraction, draw][1])
-    return Sweep(tuple(subsets), tuple(proba), pd.DataFrame()), predictions[1.0, 0][0]
+    return Sweep(tuple(subsets), tuple(proba), pd.DataFrame()), y
 
 
 def read_curves(scores: pd.DataFrame, file: str = "curve.csv") -> pd.DataFrame:

@@ -14,7 +14,7 @@ import jinja2
 
 TEMPLATES = Path(__file__).parent / "report_pages"
 PHRASES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
-WORDS = {"auroc": "AUROC", "aupr": "AUPR", "tta": "with TTA", "f1": "F1", "sha256": "SHA-256", "gpu": "GPU"}
+WORDS = {"auroc": "AUROC", "aupr": "AUPR", "tta": "TTA", "f1": "F1", "sha256": "SHA-256", "gpu": "GPU"}
 WORDS |= {"csv": "CSV", "tex": "LaTeX", "md": "Markdown", "pdf": "PDF", "png": "PNG"}
 GOOD = ("done", "reproduced")
 BAD = ("failed", "damaged", "outside")
@@ -59,7 +59,7 @@ def inline_markdown(text: str) -> str:
 
 def in_words(name: str) -> str:
     """Returns a name as people write it: `weighted_f1` is weighted F1."""
-    return PHRASES.get(name) or " ".join(WORDS.get(word, word) for word in name.split("_"))
+    return PHRASES.get(name) or " ".join(WORDS.get(word, word) for word in name.replace("_tta", "_with_tta").split("_"))
 
 
 def short_number(text: str) -> str:
