@@ -45,8 +45,9 @@ def write_report(space: Workspace, jobs: Iterable[Job], processes: int = 2) -> P
         notebooks = _notebook_pages(contents)
         write_notebooks(report, space, list(notebooks.values()), processes)
         written = {report / page.page for page in notebooks.values()} | _write_pages(report, contents, notebooks)
-        for path in (path for folder in FOLDERS for path in (report / folder).rglob("*")):
-            if path.is_file() and path not in written:
+        for path in report.rglob("*"):
+            own = path.name.startswith(".") or path.relative_to(report).parts[0] in FOLDERS
+            if own and path.is_file() and path not in written:  # of runs that are gone, or of a writing that was killed
                 path.unlink()
     return report / "index.html"
 

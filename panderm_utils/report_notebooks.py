@@ -4,6 +4,7 @@ A page is made anew only when its notebook, the code here, the templates or nbco
 """
 
 import hashlib
+import html
 import importlib.metadata
 import re
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ def write_notebooks(report: Path, space: Workspace, wanted: list[NotebookPage], 
 def _write_notebook(report: Path, space: Workspace, todo: tuple[NotebookPage, str]) -> None:
     import nbformat  # these two take seconds to load, and mostly there is nothing to do
     from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     page, stamp = todo
     notebook = nbformat.read(page.source, as_version=4)
@@ -61,6 +63,10 @@ def _write_notebook(report: Path, space: Workspace, todo: tuple[NotebookPage, st
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
+    # nbconvert lets HTML in Markdown through and so would show a hostile name as markup; our notebooks have none.
+    renderer = IPythonRenderer(escape=False, allow_harmful_protocols=False, exclude_anchor_links=True)
+    renderer.inline_html = renderer.block_html = html.escape
+    exporter.register_filter("markdown2html", MarkdownWithMath(renderer=renderer).render)
     body, _ = exporter.from_notebook_node(notebook)
     facts = {"name": page.name, "run_page": page.run_page, "body": body, "stamp": stamp}
     write_page(report, page.page, "notebook.html", space=space, **facts)
@@ -74,7 +80,8 @@ def _kept(cell) -> list:
 def _shown(output, alt: str):
     """An output with the one kind of data that is shown, and a text for whoever cannot see it."""
     if "data" in output:
-        kind = next((kind for kind in SHOWN if kind in output.data), None)
+        scripted = "<script" in output.data.get("text/html", "")
+        kind = next((kind for kind in SHOWN[scripted:] if kind in output.data), None)
         output.data = {kind: output.data[kind]} if kind else {"text/plain": ""}
         if kind and kind.startswith("image/"):
             output.metadata[kind] = {**output.metadata.get(kind, {}), "alt": alt}
