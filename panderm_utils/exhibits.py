@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -89,6 +89,7 @@ def read_figures(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:
         with Image.open(path) as image:
             told, size, dpi = dict(image.text), image.size, image.info.get("dpi", (300, 300))[0]
         origin = _origin_of(path.stem, origins)
+        origin = origin if origin.notebook else replace(origin, title=origin.heading)
         figures.append(
             Exhibit(
                 name=path.stem,
@@ -120,6 +121,14 @@ def read_sheet(path: Path, most: int = 300) -> Sheet | None:
     with path.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.reader(lines))
     return Sheet(rows[0], rows[1 : most + 1], len(rows) - 1) if rows else Sheet([], [], 0)
+
+
+def pick_columns(sheet: Sheet, names: Iterable[str], every: bool = False) -> Sheet:
+    """Returns those columns that a sheet has of the ones named; rows that are equal then come once, unless `every`."""
+    places = [sheet.columns.index(name) for name in names if name in sheet.columns]
+    rows = [tuple(row[place] for place in places) for row in sheet.rows]
+    rows = [list(row) for row in (rows if every else dict.fromkeys(rows))]
+    return Sheet([sheet.columns[place] for place in places], rows, len(rows))
 
 
 def _origin_of(name: str, origins: dict[str, Origin]) -> Origin:

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from panderm_utils import manifests
-from panderm_utils.exhibits import FAILED, Exhibit
+from panderm_utils.exhibits import FAILED, Exhibit, Sheet, pick_columns
 from panderm_utils.pages import TEMPLATES, write_file, write_page
 from panderm_utils.plan import PAPER, Job
 from panderm_utils.report_contents import Contents, Run, gather
@@ -24,7 +24,10 @@ from panderm_utils.report_notebooks import NotebookPage, write_notebooks
 from panderm_utils.workspace import DEFAULT_SETTINGS, Workspace
 
 FOLDERS = ("runs", "figures", "tables", "notebooks")  # of the report, all of whose files are its own
-SPLIT_OFF = ("scoreboard", "private_figures")  # tables with a section of their own
+BOARD, ITEMS = "scoreboard", "paper_items"  # tables with a section of their own
+NOTES = ("differs", "missing", "source")  # columns of the scoreboard that are the same for all numbers of a run
+ITEM_COLUMNS = ("item", "shows", "notebooks", "access", "data", "note")
+NOTHING = Sheet([], [], 0)
 # Keys of a record that its page shows elsewhere, or that are the page.
 TOLD = {"schema", "run_id", "status", "dataset", "protocol", "encoder", "seed", "profile", "synthetic", "settings"}
 TOLD |= {"headline_metric", "metrics", "warnings"}
@@ -116,17 +119,22 @@ def _command(record: dict) -> str:
 
 
 def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
-    split_off = {table.name: table for table in tables if table.name in SPLIT_OFF}
-    scoreboard = split_off.get("scoreboard")
+    board, items = (next((table for table in tables if table.name == name), None) for name in (BOARD, ITEMS))
     records = [run.record for run in contents.runs if run.record]
     environments = Counter(tuple(_environment_of(record).items()) for record in records)
     commits = Counter((r["environment"].get("git_commit"), bool(r["environment"].get("git_changed"))) for r in records)
-    sheet = scoreboard.sheet if scoreboard else None
-    verdicts = [dict(zip(sheet.columns, row, strict=True)).get("verdict", "") for row in sheet.rows] if sheet else []
+    sheet = board.sheet if board else NOTHING
+    figures = [figure for figure in contents.figures if figure.name != BOARD]
     return {
-        "scoreboard": scoreboard,
-        "private": split_off.get("private_figures"),
-        "verdicts": Counter(verdicts).most_common(),
+        "board": board,
+        "board_figure": next((figure for figure in contents.figures if figure.name == BOARD), None),
+        "figures": [figure for figure in figures if figure.records],
+        "empty_figures": [figure for figure in figures if not figure.records],
+        "numbers": pick_columns(sheet, [name for name in sheet.columns if name not in NOTES]),
+        "notes": pick_columns(sheet, ["dataset", "protocol", "encoder", *NOTES]),
+        "items": pick_columns(items.sheet if items else NOTHING, ITEM_COLUMNS),
+        "items_files": items,
+        "verdicts": Counter(row[0] for row in pick_columns(sheet, ["verdict"], every=True).rows).most_common(),
         "tables": {title: rest for title, group in contents.tables.items() if (rest := _others(group))},
         "count_tables": len(tables),
         "environments": [(dict(environment), count) for environment, count in environments.most_common()],
@@ -137,7 +145,7 @@ def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
 
 
 def _others(tables: list[Exhibit]) -> list[Exhibit]:
-    return [table for table in tables if table.name not in SPLIT_OFF]
+    return [table for table in tables if table.name not in (BOARD, ITEMS)]
 
 
 def _environment_of(record: dict) -> dict:

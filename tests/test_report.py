@@ -118,6 +118,10 @@ def leave_paper(space, ids):
     verdicts = ["reproduced", "outside the interval", "not run"]
     board = pd.DataFrame({"dataset": ["ddi", "demo", SCRIPT], "published": [0.9, 0.8, 0.7], "verdict": verdicts})
     tables.write_tables(board, space.tables, "scoreboard", ("csv",))
+    items = pd.DataFrame({"item": ["Fig. 9", "Fig. 10"], "notebooks": ["figure_9, figure_11", "none"], "note": SCRIPT})
+    tables.write_tables(items, space.tables, "paper_items", ("csv",))
+    for name in ("scoreboard", "figure_empty"):
+        plots.save_figure(figure, space.figures, name, ids if name == "scoreboard" else [], "Another line.")
 
 
 def leave_failure(space, name):
@@ -180,6 +184,7 @@ class Visit:
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.on("requestfailed", self.refused)
         self.page.goto(path.as_uri())
+        self.page.eval_on_selector_all("details", "all => all.forEach(e => e.open = true)")
 
     def refused(self, request):
         """A request that the page's own rules refuse is announced, but never made."""
@@ -303,7 +308,7 @@ def test_all_text_is_readable(browser, demo, scheme):
 
 def test_tables_are_sorted_by_mouse_and_keyboard(browser, demo):
     page = Visit(browser, demo.root / "report/index.html").page
-    table = page.locator("#scores_x ~ .box table").first
+    table = page.locator("#table-scores_x ~ .box table").first
 
     def column(number):
         return [row.locator("td").nth(number).inner_text() for row in table.locator("tbody tr").all()]
@@ -329,7 +334,7 @@ def test_tables_are_sorted_by_mouse_and_keyboard(browser, demo):
 
 def test_a_figure_leads_to_its_records_and_a_record_to_its_predictions(browser, demo):
     page = Visit(browser, demo.root / "report/index.html").page
-    page.click("#figure_9 .links a")
+    page.click("#figure-figure_9 .links a")
     ids = Image.open(demo.figures / "figure_9.png").text["Records"].split()
     assert [row.inner_text() for row in page.locator("section th[scope=row]").all()] == ids
     page.click(f"text={ids[0]}")
@@ -347,7 +352,12 @@ def test_a_figure_leads_to_its_records_and_a_record_to_its_predictions(browser, 
 
 
 def test_the_index_tells_what_was_not_run_and_why(browser, demo, paper):
-    text = Visit(browser, demo.root / "report/index.html").text()
+    visit = Visit(browser, demo.root / "report/index.html")
+    text = visit.text()
+    item = visit.page.locator("tr", has_text="Fig. 9").locator("a")
+    assert [link.get_attribute("href") for link in item.all()] == ["notebooks/paper/figure_9.html"]
+    assert "no record yet to draw from for: Figure empty" in text
+    assert visit.page.locator("img").count() == 2  # the scoreboard and figure 9, not the empty one
     assert f"DataError: row 7: {SCRIPT}" in text
     assert "in the cell cell-0" in text
     assert "not a whole record" in text
