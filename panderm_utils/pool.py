@@ -1,5 +1,6 @@
 """One function on many things in several processes, with a progress bar on a terminal and a quick end on Ctrl-C."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -25,5 +26,9 @@ def in_processes(function: Callable, things: Iterable, jobs: int, what: str) -> 
         futures = [pool.submit(function, thing) for thing in things]
         # disable=None: silent where stderr is no terminal
         return [future.result() for future in tqdm(futures, desc=what, leave=False, disable=None)]
+    except BaseException:  # Ctrl-C above all: nobody waits for what is half done
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
