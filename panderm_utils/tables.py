@@ -178,10 +178,11 @@ def published_verdicts(scores: pd.DataFrame, protocol: str, synthetic: bool) -> 
 
 def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "tex", "md")) -> list[Path]:
     """Writes a table as name.csv, name.tex and name.md (to temporary names, renamed) and returns the paths."""
+    plain = {"index": False, "missingval": "", "disable_numparse": True}  # a text "1.000" stays as it is
     writers = {
         "csv": lambda: table.to_csv(index=False),
         "tex": lambda: table.to_latex(index=False, escape=True, na_rep=""),
-        "md": lambda: table.astype(object).where(table.notna(), None).to_markdown(index=False, missingval="") + "\n",
+        "md": lambda: table.astype(object).where(table.notna(), None).to_markdown(**plain) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
