@@ -11,16 +11,22 @@ from matplotlib.figure import Figure
 from panderm_utils.plots import GREY, METRIC_TITLES, finish, style, wrap
 
 
+FOUR = ("weighted_f1", "auroc", "aupr", "balanced_accuracy")  # the metrics of Fig. 2d and Extended Data Fig. 1
+A_DATASET = 0.8  # inches: ten datasets are then 9 inches wide, whose 8 points are 6 in the paper's two columns
+
+
 def scores_by_dataset(
-    scores: pd.DataFrame, colors: dict[str, str], title: str = "", synthetic: bool = False, axis=None
+    scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False, axis=None, means: bool = True
 ) -> Figure:
     """The panel of Fig. 2a: datasets side by side, a bar an encoder, 95% intervals, dashed lines at encoders' means.
 
     Args:
-        scores: Columns dataset_label, encoder_label, value, low, high; one row a bar. Rows that are
-            missing leave a gap; means are taken over the datasets that every encoder drawn has.
+        scores: Columns dataset_label, encoder_label, value, low, high, and test_images where the number of images shall
+            stand below a dataset's name; one row a bar. Rows that are missing leave a gap; means are taken over the
+            datasets that every encoder drawn has.
         colors: Encoder label -> colour; its order is the order of the bars.
         axis: Draw into this axis instead of a figure of its own.
+        means: Whether to draw the dashed lines.
     """
     datasets, encoders = (
         list(dict.fromkeys(scores["dataset_label"])),
@@ -28,10 +34,10 @@ def scores_by_dataset(
     )
     cells = scores.set_index(["dataset_label", "encoder_label"])
     shared = [d for d in datasets if all((d, e) in cells.index for e in encoders)]
-    width = 0.8 / max(1, len(encoders))
+    width = min(0.4, 0.8 / max(1, len(encoders)))
     with style():
         if axis is None:
-            _, axis = plt.subplots(figsize=(max(5.0, 2.2 + 1.05 * len(datasets)), 4.0))
+            _, axis = plt.subplots(figsize=(_width(len(datasets)), 3.6))
         for j, encoder in enumerate(encoders):
             here = [d for d in datasets if (d, encoder) in cells.index]
             rows = cells.loc[[(d, encoder) for d in here]]
@@ -39,13 +45,15 @@ def scores_by_dataset(
             errors = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
             axis.bar(at, rows["value"], width * 0.92, color=colors[encoder], label=encoder, zorder=2)
             axis.errorbar(at, rows["value"], errors, fmt="none", ecolor="#222222", elinewidth=0.9, capsize=2, zorder=3)
-            if len(shared) > 1:
+            if means and len(shared) > 1:
                 mean = cells.loc[[(d, encoder) for d in shared], "value"].mean()
                 axis.axhline(mean, color=colors[encoder], ls="--", lw=1, zorder=1)
         if not datasets:
             axis.text(0.5, 0.5, "no record yet", ha="center", transform=axis.transAxes, color=GREY)
-        axis.set_xticks(range(len(datasets)), [wrap(d, 13) for d in datasets])
-        axis.set(ylim=(0, 1), xlim=(-0.6, max(1, len(datasets)) - 0.4), title=title)
+        images = [count_images(scores[scores["dataset_label"] == d]) for d in datasets]
+        labels = [f"{wrap(d, 13)}\n{n}".rstrip() for d, n in zip(datasets, images, strict=True)]
+        axis.set_xticks(range(len(datasets)), labels)
+        axis.set(ylim=(0, 1), xlim=(-0.6, max(1, len(datasets)) - 0.4))
         axis.tick_params(axis="x", length=0, labelsize=8)
         return finish(axis.figure, synthetic)
 
@@ -57,26 +65,57 @@ def figure_2a(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
     figure = scores_by_dataset(
         scores.assign(dataset_label=scores["dataset_label"].map(labels)), colors, synthetic=synthetic
     )
-    axis = figure.axes[0]
     with style():
-        axis.set_ylabel("score on the test split")
-        heading = "Linear probing, with 95% bootstrap intervals; dashed: mean over the datasets"
-        options = {"title": wrap(heading, int(12 * figure.get_figwidth())), "alignment": "left", "title_fontsize": 10}
-        if axis.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside upper left", ncols=max(1, int(figure.get_figwidth() / 2)), fontsize=8, **options)
+        figure.axes[0].set_ylabel("score on the test split")
+        _name_encoders(figure, "Linear probing, with 95% bootstrap intervals")
+    return figure
+
+
+def figure_2d(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
+    """The DermNet panel of Fig. 2d, of whichever dataset: four metrics side by side, a bar an encoder.
+
+    Args:
+        scores: Rows of one dataset (column `metric`).
+        colors: As in `scores_by_dataset`.
+    """
+    rows = scores[scores["metric"].isin(FOUR)].sort_values("metric", key=lambda m: m.map(FOUR.index), kind="stable")
+    bars = rows.assign(dataset_label=rows["metric"].map(METRIC_TITLES)).drop(columns="test_images", errors="ignore")
+    figure = scores_by_dataset(bars, colors, synthetic, means=False)
+    with style():
+        figure.axes[0].set_ylabel("score on the test split")
+        named = ", ".join(filter(None, [*rows["dataset_label"].head(1), count_images(rows)]))
+        _name_encoders(figure, f"{named}: linear probing, 95% bootstrap intervals")
     return figure
 
 
 def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
     """Extended Data Fig. 1: one panel each for weighted F1, AUROC, AUPR and balanced accuracy (column `metric`)."""
-    panels = ("weighted_f1", "auroc", "aupr", "balanced_accuracy")
-    width = max(6.0, 2.2 + 1.0 * scores["dataset_label"].nunique())
     with style():
-        figure, axes = plt.subplots(len(panels), 1, figsize=(width, 2.5 * len(panels)), sharex=False)
-        for axis, metric in zip(axes, panels, strict=True):
-            rows = scores[scores["metric"] == metric]
-            scores_by_dataset(rows, colors, axis=axis)
+        size = (_width(scores["dataset_label"].nunique()), 2.5 * len(FOUR))
+        figure, axes = plt.subplots(len(FOUR), 1, figsize=size)
+        for axis, metric in zip(axes, FOUR, strict=True):
+            scores_by_dataset(scores[scores["metric"] == metric], colors, axis=axis)
             axis.set_ylabel(METRIC_TITLES[metric])
-        lines, labels = axes[0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside upper left", ncols=max(1, int(width / 2)), fontsize=8)
+        _name_encoders(figure, "Linear probing, with 95% bootstrap intervals")
         return finish(figure, synthetic)
+
+
+def count_images(scores: pd.DataFrame) -> str:
+    """Returns "n = 1,232": how many test images are behind a dataset's scores; "" where the records do not say."""
+    found = sorted(set(scores["test_images"].dropna().astype(int))) if "test_images" in scores else []
+    return f"n = {found[0]:,}" + (f" to {found[-1]:,}" if len(found) > 1 else "") if found else ""
+
+
+def _width(datasets: int) -> float:
+    return max(5.0, 1.0 + A_DATASET * datasets)
+
+
+def _name_encoders(figure: Figure, heading: str) -> None:
+    """Names the encoders above the figure, under a heading; a figure without bars has nothing to name."""
+    handles = figure.axes[0].get_legend_handles_labels()
+    if any(line.get_linestyle() == "--" for line in figure.axes[0].lines):
+        heading += "; dashed: mean over the datasets"
+    options = {"title": wrap(heading, int(12 * figure.get_figwidth())), "alignment": "left", "title_fontsize": 10}
+    if handles[0]:
+        columns = max(1, int(figure.get_figwidth() / 1.7))
+        figure.legend(*handles, loc="outside upper left", ncols=columns, fontsize=8, columnspacing=1.2, **options)
