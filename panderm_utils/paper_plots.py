@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from panderm_utils.plots import GREY, METRIC_TITLES, finish, style, wrap
 
-
 FOUR = ("weighted_f1", "auroc", "aupr", "balanced_accuracy")  # the metrics of Fig. 2d and Extended Data Fig. 1
 A_DATASET = 0.8  # inches: ten datasets are then 9 inches wide, whose 8 points are 6 in the paper's two columns
 
@@ -98,6 +97,50 @@ def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthet
             axis.set_ylabel(METRIC_TITLES[metric])
         _name_encoders(figure, "Linear probing, with 95% bootstrap intervals")
         return finish(figure, synthetic)
+
+
+def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
+    """Each published number (diamond) on our value (dot) and its interval, a line a number; grey where we have none.
+
+    Args:
+        board: Rows of `scoreboard.scoreboard`.
+        colors: Encoder label -> colour.
+    """
+    titles = {**METRIC_TITLES, "top3": "Top-3 accuracy", "top5": "Top-5 accuracy", "specificity": "Specificity"}
+    place, ticks, headings = 0.0, {}, {}
+    with style():
+        figure, axis = plt.subplots(figsize=(7.0, 1.4 + 0.2 * (len(board) + 1.5 * board["run"].nunique())))
+        for run, rows in board.groupby("run", sort=False):
+            headings[place] = ", ".join(filter(None, [run, count_images(rows)]))
+            for row in rows.itertuples():
+                place += 1
+                ticks[place] = titles.get(row.metric, row.metric)
+                _draw_verdict(axis, place, row, colors.get(row.encoder_label, GREY))
+            place += 1.5
+        axis.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
+        for at, text in headings.items():
+            axis.text(0, at, text, transform=axis.get_yaxis_transform(), fontsize=8, fontweight="bold", va="center")
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.set(ylim=(place - 0.5, -1), xlabel="score on the test split", xlim=(None, 1.01))
+        marks = [{"marker": "D", "ms": 5, "mfc": "black"}, {"marker": "o", "ms": 6, "mfc": "white", "ls": "-"}]
+        names = ("published", "ours, with 95% interval")
+        handles = [plt.Line2D([], [], **{"ls": "", "color": "black", **m}) for m in marks]
+        figure.legend(handles, names, loc="outside upper left", ncols=2, fontsize=8)
+        return finish(figure, synthetic)
+
+
+def _draw_verdict(axis, place: float, row, color: str) -> None:
+    """One line of the scoreboard: our interval, the published mark, and the verdict in words at the right."""
+    there = row.verdict != "not run"
+    if there:
+        axis.hlines(place, row.low, row.high, color=color, lw=4, alpha=0.45)
+        axis.plot(row.ours, place, "o", ms=6, mfc="white", mec=color, mew=1.5)
+    axis.plot(row.published, place, "D", ms=4.5, mfc="black" if there else "white", mec="black" if there else GREY)
+    outside = there and not np.isnan(row.by_how_much)
+    says = f"outside by {row.by_how_much:+.4f}" if outside else row.verdict
+    options = {"fontsize": 8, "va": "center", "fontweight": "bold" if outside else "normal"}
+    axis.text(1.02, place, says, transform=axis.get_yaxis_transform(), color="black" if there else GREY, **options)
 
 
 def count_images(scores: pd.DataFrame) -> str:

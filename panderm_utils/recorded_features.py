@@ -1,8 +1,8 @@
 """The features behind records of a dataset, read back from the cache and laid out in two dimensions.
 
 Nothing is computed anew: neither torch nor an encoder is loaded, and an image is opened only to be shown. The cache
-knows its features by the encoder's digest and the images' names, a record knows them by the digest of their numbers; what
-the cache holds is taken only if the two agree, so a figure is of the record that it names, and of nothing else.
+knows its features by the encoder's digest and the images' names, a record by the digest of their numbers; what the
+cache holds is taken only if the two agree, so a figure is of the record that it names, and of nothing else.
 """
 
 import hashlib
