@@ -11,7 +11,7 @@ import numpy as np
 METHODS = ("umap", "tsne", "pca")
 SEED = 42
 NEIGHBOURS = 10
-FEWEST = 15  # images; of fewer, neighbourhoods say nothing and the principal components show all
+FEWEST = 15  # different images; of fewer, neighbourhoods say nothing (and t-SNE cannot tell equal ones apart)
 
 
 class EmbeddingError(ValueError):
@@ -26,7 +26,7 @@ def embed(x, method: str = "umap") -> tuple[np.ndarray, str]:
     """Returns a plane [N, 2] of features [N, D], and the name of the method that was used.
 
     UMAP has n_neighbors 10, min_dist 0.2 and the seed 42. Where it is not installed, t-SNE takes its place, with a
-    warning. Fewer than 15 images are laid out by PCA. The same features give the same plane on the same computer.
+    warning. Fewer than 15 different images are laid out by PCA. Equal features give equal planes on one computer.
 
     Raises:
         EmbeddingError: No such method, or features that are not finite.
@@ -36,7 +36,7 @@ def embed(x, method: str = "umap") -> tuple[np.ndarray, str]:
         raise EmbeddingError(f"method {method!r} is unknown; write one of {', '.join(METHODS)}")
     if x.ndim != 2 or not np.isfinite(x).all():
         raise EmbeddingError(f"features {list(x.shape)} must be [N, D] and finite; extract them anew")
-    if method == "pca" or len(x) < FEWEST:
+    if method == "pca" or len(np.unique(x, axis=0)) < FEWEST:
         return principal_plane(x), "PCA"
     if method == "umap":
         try:

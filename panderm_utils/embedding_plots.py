@@ -42,7 +42,8 @@ def figure_umap(
     picture = min(0.9, columns * side / across)
     heights = [lines * (side + 0.35), len(strip) * (picture + 0.25)]
     with style():
-        figure = plt.figure(figsize=(columns * side + 2.1, sum(heights) + 0.3))
+        legend = 0.16 * points["label"].nunique() + 0.5
+        figure = plt.figure(figsize=(columns * side + 2.1, max(legend, sum(heights) + 0.3)))
         rows = figure.add_gridspec(1 + bool(strip), 1, height_ratios=heights[: 1 + bool(strip)])
         panels = rows[0].subgridspec(lines, columns)
         for i, encoder in enumerate(encoders):

@@ -69,9 +69,7 @@ def summary(board: pd.DataFrame) -> pd.DataFrame:
 
 def in_a_sentence(board: pd.DataFrame) -> str:
     """Returns the last line of `summary` in words."""
-    words = (
-        "{reproduced} of {published} published numbers reproduced, {outside} outside our interval, {not run} not run"
-    )
+    words = "{reproduced} of {published} numbers reproduced, {outside} outside our interval, {not run} not run"
     return words.format(**summary(board).iloc[-1])
 
 
