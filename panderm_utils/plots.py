@@ -208,7 +208,8 @@ def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[
         path = folder / f"{name}.{kind}"
         temporary = folder / f".{name}.{os.getpid()}.{kind}"
         metadata = {"Title": name, records: ids, description: alt}
-        figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight")
+        with style():  # resolution and fonts are settled when a figure is written
+            figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight")
         temporary.replace(path)
         paths.append(path)
     return paths

@@ -148,4 +148,6 @@ def test_saved_figures_name_their_records(tmp_path):
     assert Image.open(png).text["Records"] == "run-a run-b"
     assert Image.open(png).text["Description"] == "bars of two"
     assert b"run-a run-b" in pdf.read_bytes()
+    assert b"/Type3" not in pdf.read_bytes()  # text that stays text, as journals ask
+    assert Image.open(png).width > 4.5 * 300  # of a figure 5 inches wide
     assert sorted(p.name for p in pdf.parent.iterdir()) == ["figure_2a.pdf", "figure_2a.png"]
