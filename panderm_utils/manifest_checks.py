@@ -4,9 +4,10 @@ import dataclasses
 import re
 from pathlib import Path, PurePath
 
-from panderm_utils.manifest_types import SPLITS, DatasetManifest, EncoderManifest
+from panderm_utils.manifest_types import SPLITS, DatasetManifest, EncoderManifest, PaperItem
 
 HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1"}  # the paper's rule
+ACCESS = ("public", "mixed", "private")
 LAYOUTS = ("encoder_prefix", "plain", "module_prefix", "timm", "none")
 
 
@@ -52,6 +53,18 @@ def encoder_problems(e: EncoderManifest) -> list[str]:
         problems.append(f"color: {e.color!r} is no colour; write one like '#D55E00', in quotes")
     if e.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", e.sha256):
         problems.append(f"sha256: {e.sha256!r} is no SHA-256; write its 64 digits 0-9 and a-f")
+    return problems
+
+
+def item_problems(item: PaperItem) -> list[str]:
+    """Returns `key: problem; remedy` for each problem of a figure or table of the paper."""
+    problems = []
+    if item.access is not None and item.access not in ACCESS:
+        problems.append(f"access: {item.access!r} is unknown; write one of {', '.join(ACCESS)}")
+    if item.notebooks == () and item.note == "":
+        problems.append("note: missing; without a notebook, say why there is none")
+    if item.access == "private" and item.notebooks:
+        problems.append("notebooks: none can show private data; leave it out, or write access: mixed")
     return problems
 
 

@@ -168,6 +168,24 @@ class PublishedResult:
 
 
 @dataclass(frozen=True)
+class PaperItem:
+    """A figure or table of the paper, or a part of one, and where this package shows it.
+
+    Attributes:
+        data: What it is drawn from.
+        access: Whether that is "public", "private" or "mixed", by the paper's statement on data availability.
+        notebooks: Of notebooks/paper, those that show it; none: `note` says why.
+    """
+
+    item: str
+    shows: str
+    data: str
+    access: str
+    notebooks: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class ProtocolChoice:
     """What a profile chooses for one protocol.
 
