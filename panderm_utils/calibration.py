@@ -162,7 +162,7 @@ def in_words(numbers: pd.DataFrame) -> str:
 
 def _check(y, proba) -> tuple[np.ndarray, np.ndarray]:
     y, proba = check_predictions(y, proba)
-    odd = (proba < 0).any(axis=1) | (np.abs(proba.sum(axis=1) - 1) > 1e-3)
+    odd = (proba < 0).any(axis=1) | (np.abs(proba.sum(axis=1) - 1) > 0.01)  # rounded ones will do
     if odd.any():
         raise MetricError(
             f"proba must be probabilities: {odd.sum():,} of {len(y):,} rows are negative or do not sum to 1, first row "

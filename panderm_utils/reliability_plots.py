@@ -69,7 +69,8 @@ def _panel(axis, below, bins: pd.DataFrame, numbers: pd.DataFrame, colors: dict[
     axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="share of class 1" if two else "accuracy")
     axis.set_title(f"{first['dataset_label']} (n = {first['images']:,})", fontsize=10)
     axis.set_xticklabels([])
-    axis.legend(loc="best", fontsize=7, handlelength=0.9, labelspacing=0.25, borderaxespad=0.2)
+    plain = {"frameon": True, "framealpha": 0.8, "edgecolor": "none", "borderpad": 0.2, "borderaxespad": 0.2}
+    axis.legend(loc="best", fontsize=7, handlelength=0.9, labelspacing=0.25, **plain)
     below.set(xlim=(-0.03, 1.03), xlabel="probability of class 1" if two else "confidence", ylabel="images")
     below.set_ylim(0, None)
     below.yaxis.set_major_locator(plt.MaxNLocator(2))

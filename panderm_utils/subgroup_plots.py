@@ -89,6 +89,7 @@ def _panel(axis, groups: pd.DataFrame, gaps: pd.DataFrame, overall: float, color
     axis.set_title(groups["dataset_label"].iloc[0])
     left, right = axis.get_xlim()
     axis.set_xlim(max(-0.03, left), min(1.03, right))
+    axis.xaxis.get_major_locator().set_params(nbins=5)
     axis.set_xticks([tick for tick in axis.get_xticks() if max(0, left) <= tick <= min(1 + 1e-9, right)])
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)

@@ -77,7 +77,7 @@ def compare_groups(y, proba, groups, metric: str, replicates: int = 1000, seed: 
         rarest of them), value, low, high (percentiles), judged, note (why not). And the gap.
     """
     y, proba = check_predictions(y, proba)
-    groups = np.asarray(groups)
+    groups = np.asarray(groups).astype(str)
     if groups.shape != y.shape:
         raise MetricError(f"groups must be one a label, [{len(y)}], got {list(groups.shape)}")
     if metric not in METRICS:
