@@ -1,4 +1,4 @@
-"""The picture of subgroups: a score in each group of people, with its interval and the number of images."""
+"""The picture of subgroups, and its tables and words: a score in each group of people, its interval, its images."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,8 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from panderm_utils.plots import GREY, METRIC_TITLES, finish, shorten, style
-from panderm_utils.subgroups import FEWEST, KIND_TITLES
+from panderm_utils.subgroups import FEWEST
 
+KIND_TITLES = {"age": "Age", "sex": "Sex", "site": "Site", "skin_tone": "Skin tone", "institution": "Institution"}
 AROUND = 4  # lines that a panel's title and axis take
 
 
@@ -39,10 +40,9 @@ def subgroup_panels(
         overall = scores.set_index("dataset_label")["value"]
         for part, stack in zip(np.atleast_1d(figure.subfigures(1, len(stacks))), stacks, strict=True):
             ratios = [heights[name] - AROUND for name in stack]
-            left = tallest - sum(heights[name] for name in stack)  # a stack that is shorter ends in nothing
-            axes = part.subplots(len(stack) + (left > 0), 1, squeeze=False, height_ratios=ratios + [left] * (left > 0))[
-                :, 0
-            ]
+            # A stack that is shorter ends in nothing.
+            ratios += [left] if (left := tallest - sum(heights[name] for name in stack)) else []
+            axes = part.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
             for axis, name in zip(axes, stack, strict=False):
                 rows = [table[table["dataset_label"] == name] for table in (groups, gaps)]
                 _panel(axis, *rows, overall[name], color)
@@ -55,6 +55,30 @@ def subgroup_panels(
         handles.append(plt.Line2D([], [], color=GREY, lw=0.9, ls="--", label="all test images"))
         figure.legend(handles=handles, loc="outside upper left", ncols=3 if len(stacks) > 1 else 1, fontsize=8)
         return finish(figure, synthetic)
+
+
+def groups_table(groups: pd.DataFrame) -> pd.DataFrame:
+    """The groups for people: a row a dataset, kind and group."""
+    table = _for_people(groups).assign(Group=groups["group"], Images=groups["images"], Rarest=groups["rarest"])
+    return table.assign(Value=_with_intervals(groups, "value", ""), Note=groups["note"])
+
+
+def gaps_table(gaps: pd.DataFrame) -> pd.DataFrame:
+    """The gaps for people: a row a dataset and kind."""
+    table = _for_people(gaps).assign(Highest=gaps["highest"], Lowest=gaps["lowest"])
+    table["Largest gap"] = _with_intervals(gaps, "gap", "fewer than two groups to judge")
+    return table.assign(p=["" if np.isnan(p) else f"{p:.3f}" for p in gaps["p_value"]])
+
+
+def in_words(groups: pd.DataFrame, gaps: pd.DataFrame) -> str:
+    """Returns what the figure shows as text: a part a dataset and kind, each group's value, and the largest gap."""
+    parts = []
+    for gap in gaps.to_dict(orient="records"):
+        rows = groups[(groups["run_id"] == gap["run_id"]) & (groups["kind"] == gap["kind"])]
+        cells = [f"{name} {value:.3f} of {n}" for name, value, n in rows[["group", "value", "images"]].to_numpy()]
+        told = "largest gap {gap:.3f} [{low:.3f}, {high:.3f}]".format(**gap) if gap["highest"] else "no gap to judge"
+        parts.append(f"{gap['dataset_label']}, {KIND_TITLES[gap['kind']].lower()}: {', '.join(cells)} images; {told}")
+    return ". ".join(parts) or "no record yet"
 
 
 def _lines(groups: pd.DataFrame) -> int:
@@ -94,3 +118,13 @@ def _panel(axis, groups: pd.DataFrame, gaps: pd.DataFrame, overall: float, color
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
     axis.spines["left"].set_visible(False)
+
+
+def _for_people(rows: pd.DataFrame) -> pd.DataFrame:
+    table = pd.DataFrame({"Dataset": rows["dataset_label"], "Metric": rows["metric"].map(METRIC_TITLES)})
+    return table.assign(Kind=rows["kind"].map(KIND_TITLES))
+
+
+def _with_intervals(rows: pd.DataFrame, name: str, otherwise: str) -> list[str]:
+    cells = rows[[name, "low", "high"]].itertuples(index=False)
+    return [otherwise if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in cells]

@@ -20,14 +20,12 @@ import pandas as pd
 from panderm_utils.bootstrap import BLOCK_CELLS, MetricError, bootstrap, intervals
 from panderm_utils.csv_tables import is_missing
 from panderm_utils.metrics import METRICS, MetricWarning, Scorer, check_predictions, on_test_set
-from panderm_utils.plots import METRIC_TITLES
 from panderm_utils.records import read_predictions
 
 FEWEST = 30  # images of a group that is judged
 UNKNOWN = "unknown"
 AGES = {"0-39": 0, "40-59": 40, "60+": 60}  # group -> the age from which it counts
 TONES = {"12": "1-2", "34": "3-4", "56": "5-6"}  # two of Fitzpatrick's types in one, as DDI writes them
-KIND_TITLES = {"age": "Age", "sex": "Sex", "site": "Site", "skin_tone": "Skin tone", "institution": "Institution"}
 
 
 @dataclass(frozen=True)
@@ -158,40 +156,6 @@ def read_subgroups(scores: pd.DataFrame, replicates: int = 1000) -> tuple[pd.Dat
     every = every.astype({"judged": bool}).reindex(columns=[*keys, "kind", *columns])
     gaps = pd.DataFrame(gaps, columns=[*keys, "kind", *vars(Gap())])
     return every, gaps, pd.DataFrame(without, columns=["dataset", "encoder", "why", "command"])
-
-
-def groups_table(groups: pd.DataFrame) -> pd.DataFrame:
-    """The groups for people: a row a dataset, kind and group."""
-    table = _for_people(groups).assign(Group=groups["group"], Images=groups["images"], Rarest=groups["rarest"])
-    return table.assign(Value=_with_intervals(groups, "value", ""), Note=groups["note"])
-
-
-def gaps_table(gaps: pd.DataFrame) -> pd.DataFrame:
-    """The gaps for people: a row a dataset and kind."""
-    table = _for_people(gaps).assign(Highest=gaps["highest"], Lowest=gaps["lowest"])
-    table["Largest gap"] = _with_intervals(gaps, "gap", "fewer than two groups to judge")
-    return table.assign(p=["" if np.isnan(p) else f"{p:.3f}" for p in gaps["p_value"]])
-
-
-def in_words(groups: pd.DataFrame, gaps: pd.DataFrame) -> str:
-    """Returns what the figure shows as text: a part a dataset and kind, each group's value, and the largest gap."""
-    parts = []
-    for gap in gaps.to_dict(orient="records"):
-        rows = groups[(groups["run_id"] == gap["run_id"]) & (groups["kind"] == gap["kind"])]
-        cells = [f"{name} {value:.3f} of {n}" for name, value, n in rows[["group", "value", "images"]].to_numpy()]
-        told = "largest gap {gap:.3f} [{low:.3f}, {high:.3f}]".format(**gap) if gap["highest"] else "no gap to judge"
-        parts.append(f"{gap['dataset_label']}, {KIND_TITLES[gap['kind']].lower()}: {', '.join(cells)} images; {told}")
-    return ". ".join(parts) or "no record yet"
-
-
-def _for_people(rows: pd.DataFrame) -> pd.DataFrame:
-    table = pd.DataFrame({"Dataset": rows["dataset_label"], "Metric": rows["metric"].map(METRIC_TITLES)})
-    return table.assign(Kind=rows["kind"].map(KIND_TITLES))
-
-
-def _with_intervals(rows: pd.DataFrame, name: str, otherwise: str) -> list[str]:
-    cells = rows[[name, "low", "high"]].itertuples(index=False)
-    return [otherwise if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in cells]
 
 
 def _metadata(run: dict, names: list[str]) -> tuple[pd.DataFrame, dict]:

@@ -178,13 +178,13 @@ def test_records_are_compared_by_the_metadata_they_keep_and_others_say_what_to_r
     assert without["dataset"].tolist() == ["old", "bare"]
     command = "run_all.py --profile demo --protocols linear_probe --datasets old --encoders panderm_tiny --seeds 0"
     assert without["command"].tolist() == [f"python {command} --force", "none"]
-    table = subgroups.groups_table(groups)
+    table = subgroup_plots.groups_table(groups)
     assert table["Kind"].tolist() == ["Age"] * 4 + ["Site"] * 3 + ["Sex"] * 2
     assert "" in table["Value"].tolist()  # AUROC of one class
-    largest = subgroups.gaps_table(gaps)
+    largest = subgroup_plots.gaps_table(gaps)
     assert largest["Largest gap"].tolist()[2] == "fewer than two groups to judge"
     assert largest["Largest gap"][1] == "{gap:.3f} [{low:.3f}, {high:.3f}]".format(**gaps.iloc[1])
-    words = subgroups.in_words(groups, gaps)
+    words = subgroup_plots.in_words(groups, gaps)
     assert f"back {row['value']:.3f} of {back.sum()}" in words
     assert "SET0, sex: female nan of 60, male nan of 60 images; no gap to judge" in words
 
