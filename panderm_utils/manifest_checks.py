@@ -4,7 +4,7 @@ import dataclasses
 import re
 from pathlib import Path, PurePath
 
-from panderm_utils.manifest_types import SPLITS, DatasetManifest, EncoderManifest, PaperItem
+from panderm_utils.manifest_types import METADATA_KINDS, SPLITS, DatasetManifest, EncoderManifest, PaperItem
 
 HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1"}  # the paper's rule
 ACCESS = ("public", "mixed", "private")
@@ -29,6 +29,8 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
         if not m.own and (place.is_absolute() or ".." in place.parts):
             problems.append(f"{key}: {str(place)!r} is not below the data root; write it relative to there")
     problems += _size_problems(m)
+    strange = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
+    problems += [f"metadata.{kind}: no such kind; write {', '.join(METADATA_KINDS)}" for kind in strange]
     known = [field.name for field in dataclasses.fields(m)]
     for name in m.unverified or ():
         if name is not None and name not in known:

@@ -2,6 +2,7 @@
 
     records/<run id>/record.json      identity, settings, metrics with intervals, timings, environment, warnings
     records/<run id>/predictions.csv  one row a test image, in upstream's layout
+    records/<run id>/metadata.csv     age, sex, site, ... of the test images, where the CSV has them
 
 Tables and figures are drawn from records alone; every metric can be computed anew from the predictions.
 """
