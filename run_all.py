@@ -20,7 +20,7 @@ import signal
 import sys
 from pathlib import Path
 
-from panderm_utils import manifests, plan, workspace
+from panderm_utils import devices, estimates, manifests, plan, workspace
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
@@ -40,7 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N")
     what.add_argument("-p", action="append", default=[], metavar="name=value", help="a notebook parameter; repeatable")
     how = parser.add_argument_group("execution")
-    how.add_argument("--jobs", type=positive(int), default=1, metavar="N", help="runs at once (default: 1)")
+    how.add_argument("--jobs", type=positive(int), metavar="N", help="runs at once (default: 1)")
+    how.add_argument("--gpus", metavar="IDS", help='one run a GPU: "0,1,3", or "all"')
+    how.add_argument("--retries", type=int, default=1, metavar="N", help="of a kernel that was killed (default: 1)")
     how.add_argument("--force", action="store_true", help="repeat runs that have a record")
     how.add_argument("--timeout", type=positive(float), metavar="SECONDS", help="end a run that takes longer")
     other = parser.add_argument_group("instead of running")
@@ -81,6 +83,8 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
         parser.error("--new-dataset needs --images DIR and --name NAME")
     if (options.images or options.name) and not options.new_dataset:
         parser.error("--images and --name go with --new-dataset CSV")
+    if options.jobs and options.gpus:
+        parser.error("--gpus runs one notebook a GPU; leave --jobs out")
     for name in ("SIGTERM", "SIGHUP"):
         asked = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
@@ -109,28 +113,31 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
         folders = (options.data_root, options.weights_root, options.output_root)
         selection = (options.datasets, options.encoders, options.protocols, options.seeds)
         space = workspace.open_workspace(options.profile, *folders)
+        gpus = devices.read_gpus(options.gpus) if options.gpus else ()
         planned = plan.make_plan(space, *selection, given=options.p, notebooks=notebooks)
     except ValueError as error:  # what the package raises where the user can mend it
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
     if options.verify:
-        return verify(space, options.jobs)
+        return verify(space, options.jobs or 2)
     if options.plan:
-        print(plan.describe_plan(planned))
+        print(estimates.describe_plan(planned))
         return 0
     if options.report:
         return 0 if report(options, planned, notebooks) else 1
-    return run(options, planned, notebooks)
+    return run(options, planned, gpus, notebooks)
 
 
-def run(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> int:
+def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...], notebooks: Path) -> int:
     """Executes a plan, a line a run, prints the closing table and writes the report."""
     from panderm_utils import batch
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    outcomes = batch.run_batch(planned, options.jobs, options.force, options.timeout, say)
+    live = sys.stderr.isatty() and not os.environ.get("CI")
+    how = batch.How(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
+    outcomes = batch.run_batch(planned, how, say)
     print(batch.describe_outcomes(outcomes))
     print(f"outputs: {planned.space.root}", flush=True)
     status = batch.exit_status(outcomes)
@@ -165,7 +172,7 @@ def verify(space: workspace.Workspace, jobs: int) -> int:
     """Recomputes every metric of every record and says which differ."""
     from panderm_utils.verify import describe_verification, verify_records
 
-    found = verify_records(space.records, max(2, jobs))
+    found = verify_records(space.records, jobs)
     if found.empty:
         print(f"run_all.py: there is no record below {space.root} yet", file=sys.stderr)
         return 1

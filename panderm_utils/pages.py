@@ -12,6 +12,8 @@ from urllib.parse import quote
 
 import jinja2
 
+from panderm_utils.estimates import duration
+
 TEMPLATES = Path(__file__).parent / "report_pages"
 PHRASES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
 WORDS = {"auroc": "AUROC", "aupr": "AUPR", "tta": "TTA", "f1": "F1", "sha256": "SHA-256", "gpu": "GPU"}
@@ -77,12 +79,6 @@ def score(value: float | None) -> str:
 def tone(verdict: str) -> str:
     """Returns how a verdict or status is coloured; it is told by its word all the same."""
     return "good" if verdict in GOOD else "bad" if verdict.startswith(BAD) else "quiet"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 @lru_cache

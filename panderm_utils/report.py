@@ -85,10 +85,10 @@ def _write_pages(report: Path, contents: Contents, notebooks: dict[str, Notebook
         written |= {write_file(report / folder / path.name, path.read_bytes()) for path in files}
     for run in contents.runs:
         written.add(write_page(report, pages[run.name], "run.html", **shared, **_run_facts(run, contents, shared)))
-    records = {run.name: run.record for run in contents.done}
+    runs = {run.name: run for run in contents.done}
     for figure in contents.figures:
         name = f"figures/{figure.name}.html"
-        written.add(write_page(report, name, "figure.html", **shared, figure=figure, records=records))
+        written.add(write_page(report, name, "figure.html", **shared, figure=figure, runs=runs))
     written.add(write_page(report, "index.html", "index.html", **shared, **_index_facts(contents, tables)))
     return written
 
@@ -121,8 +121,9 @@ def _command(record: dict) -> str:
 def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
     board, items = (next((table for table in tables if table.name == name), None) for name in (BOARD, ITEMS))
     records = [run.record for run in contents.runs if run.record]
-    environments = Counter(tuple(_environment_of(record).items()) for record in records)
-    commits = Counter((r["environment"].get("git_commit"), bool(r["environment"].get("git_changed"))) for r in records)
+    found = [record.get("environment", {}) for record in records]
+    environments = Counter(tuple(_shared_by_runs(environment).items()) for environment in found)
+    commits = Counter((e.get("git_commit"), bool(e.get("git_changed"))) for e in found)
     sheet = board.sheet if board else NOTHING
     figures = [figure for figure in contents.figures if figure.name != BOARD]
     return {
@@ -148,11 +149,10 @@ def _others(tables: list[Exhibit]) -> list[Exhibit]:
     return [table for table in tables if table.name not in (BOARD, ITEMS)]
 
 
-def _environment_of(record: dict) -> dict:
+def _shared_by_runs(environment: dict) -> dict:
     """What two runs must share to have run on the same: all but the threads that they were given, and the commit."""
-    found = record["environment"]
-    plain = {name: found.get(name) for name in ("platform", "cores", "gpu", "python")}
-    return {**plain, **found.get("versions", {})}
+    plain = {name: environment.get(name) for name in ("platform", "cores", "gpu", "python")}
+    return {**plain, **environment.get("versions", {})}
 
 
 def _weights(records: list[dict]) -> list[dict]:

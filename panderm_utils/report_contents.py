@@ -89,7 +89,7 @@ def gather(space: Workspace, jobs: Iterable[Job]) -> Contents:
         runs,
         figures,
         tables,
-        needs=list(waiting.items()),
+        needs=sorted(waiting.items(), key=lambda pair: (pair[0].kind, pair[0].name)),
         commands=commands(space.profile, lacking),
         lacking=len(lacking),
         datasets=_cards(manifests.load_dataset_manifest, (record["dataset"] for record in there)),

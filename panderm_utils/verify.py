@@ -17,8 +17,7 @@ import pandas as pd
 from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
 from panderm_utils.metrics import MetricWarning, evaluate
 from panderm_utils.pool import in_processes
-from panderm_utils.records import read_predictions, read_record
-from panderm_utils.workspace import DEFAULT_SETTINGS
+from panderm_utils.records import parse_predictions, read_predictions, read_record
 
 TOLERANCE = 1e-9
 DIFFERS = "differs"
@@ -89,8 +88,9 @@ def _compared(pairs: Iterator[Pair]) -> Iterator[tuple]:
             yield metric, column, stored, again, again - stored, "" if same else DIFFERS
 
 
-def _replicates(record: dict) -> int:
-    return record["settings"].get("replicates", DEFAULT_SETTINGS[record["protocol"]]["replicates"])
+def _drawing(record: dict) -> dict:
+    """The resamples behind a record's intervals."""
+    return {"replicates": record["settings"]["replicates"], "seed": record["seed"]}
 
 
 def _compare(stored: dict, again: pd.DataFrame, suffix: str = "") -> Iterator[Pair]:
@@ -109,7 +109,7 @@ def _from_predictions(score: Callable, record: dict, folder: Path) -> Iterator[P
         stored = {m: n for m, n in record["metrics"].items() if m.endswith("_tta") == bool(suffix)}
         if stored:
             y, proba, _ = read_predictions(folder, file)
-            yield from _compare(stored, score(y, proba, _replicates(record), record["seed"]), suffix)
+            yield from _compare(stored, score(y, proba, **_drawing(record)), suffix)
 
 
 def _label_efficiency(record: dict, folder: Path) -> Iterator[Pair]:
@@ -117,7 +117,7 @@ def _label_efficiency(record: dict, folder: Path) -> Iterator[Pair]:
     from panderm_utils import label_efficiency as study  # loads torch, which the other protocols do not need
 
     sweep, y = study.read_sweep(folder)
-    curve = study.score_sweep(sweep, y, _replicates(record), record["seed"])
+    curve = study.score_sweep(sweep, y, **_drawing(record))
     yield from _compare(record["metrics"], study.full_scores(curve))
     for file, again in (("draws.csv", study.draw_scores(sweep, y)), ("curve.csv", curve)):
         keys = [name for name in ("fraction", "draw", "metric") if name in again]
@@ -131,9 +131,24 @@ def _label_efficiency(record: dict, folder: Path) -> Iterator[Pair]:
                 yield what, column, row[column], row[f"{column}_again"]
 
 
+def _external_validation(record: dict, folder: Path) -> Iterator[Pair]:
+    """The metrics of the source's own test split, and those of every target (external.csv), of which AUROC twice."""
+    table, scores = pd.read_csv(folder / "predictions_external.csv.gz", dtype=str), {}
+    for target, rows in table.groupby("dataset", sort=False):
+        y, proba, _ = parse_predictions(rows)
+        scores[target] = evaluate(y, proba, **_drawing(record))
+    y, proba, _ = read_predictions(folder)
+    areas = {f"auroc_{target}": numbers.loc["auroc"] for target, numbers in scores.items()}
+    yield from _compare(record["metrics"], pd.concat([evaluate(y, proba, **_drawing(record)), pd.DataFrame(areas).T]))
+    for row in pd.read_csv(folder / "external.csv", dtype=str).to_dict(orient="records"):
+        for column, again in scores[row["dataset"]].loc[row["metric"]].items():
+            yield f"{row['metric']} on {row['dataset']} (external.csv)", column, row[column], again
+
+
 # Protocol -> what recomputes a record of it.
 RECOMPUTE: dict[str, Callable[[dict, Path], Iterator[Pair]]] = {
     "linear_probe": partial(_from_predictions, evaluate),
     "fine_tune": partial(_from_predictions, evaluate_fine_tuning),
     "label_efficiency": _label_efficiency,
+    "external_validation": _external_validation,
 }

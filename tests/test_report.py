@@ -146,6 +146,19 @@ def demo(tmp_path_factory):
     leave_paper(space, [folder.name for folder in (*good, bad)])
     leave_failure(space, "ddi-linear_probe-random_tiny-seed0")
     (leave_record(space, seed=5) / "record.json").write_text(SCRIPT)
+    sparse = leave_record(space, seed=6)  # as an older version may have left it
+    record = json.loads((sparse / "record.json").read_text())
+    for key in (
+        "environment",
+        "timings",
+        "warnings",
+        "headline_metric",
+        "synthetic",
+        "peak_memory_mb",
+        "encoder_facts",
+    ):
+        del record[key]
+    (sparse / "record.json").write_text(json.dumps(record))
     jobs = plan.make_plan(space, ["all"], protocols=["linear_probe"]).runs
     assert report.write_report(space, jobs) == space.root / "report/index.html"
     return space

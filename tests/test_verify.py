@@ -38,6 +38,16 @@ def save(space, protocol, seed=0, classes=3):
         tta = evaluate_fine_tuning(y, views, REPLICATES, seed)
         scores = tables.with_suffix(evaluate_fine_tuning(y, proba, REPLICATES, seed), tta, "_tta")
         more["predictions_tta.csv"] = records.prediction_table(names, y, views)
+    elif protocol == "external_validation":
+        y, proba, names = draw(seed, 2)
+        answers = {target: draw(seed + i, 2) for i, target in enumerate(("ddi", "hiba"), start=1)}
+        external = {target: metrics.evaluate(y, p, REPLICATES, seed) for target, (y, p, _) in answers.items()}
+        scores = metrics.evaluate(y, proba, REPLICATES, seed)
+        for target, numbers in external.items():
+            scores.loc[f"auroc_{target}"] = numbers.loc["auroc"]
+        told = [numbers.reset_index().assign(dataset=target, images=IMAGES) for target, numbers in external.items()]
+        tested = [records.prediction_table(n, y, p).assign(dataset=target) for target, (y, p, n) in answers.items()]
+        more = {"external.csv": pd.concat(told), "predictions_external.csv.gz": pd.concat(tested)}
     else:
         drawn = [subsets.Subset(f, d, np.arange(round(90 * f))) for f, d in ((0.1, 0), (0.1, 1), (0.5, 0), (0.5, 1))]
         drawn.append(subsets.Subset(1.0, 0, np.arange(90)))
@@ -80,8 +90,11 @@ def test_every_number_of_every_protocol_is_recomputed_and_equal(space):
     checked = found[(found["run_id"] == sweep.name)]["metric"].str.extract(r"\((.+)\)")[0].value_counts()
     assert checked["draws.csv"] == len(pd.read_csv(sweep / "draws.csv")) == 5 * 6
     assert checked["curve.csv"] == len(pd.read_csv(sweep / "curve.csv")) * 8
+    (external,) = space.records.glob("*external_validation*")
+    checked = found[found["run_id"] == external.name]
+    assert len(checked) == 5 * (6 + 2 + 2 * 6)  # its own test split, AUROC of two targets, all of external.csv
     text = verify.describe_verification(found)
-    assert text.startswith("4 records, ")
+    assert text.startswith("5 records, ")
     assert text.endswith("all equal (to 1e-09)")
 
 
@@ -91,15 +104,16 @@ def test_every_number_of_every_protocol_is_recomputed_and_equal(space):
         ("linear_probe", "predictions.csv", "accuracy"),
         ("fine_tune", "predictions_tta.csv", "accuracy_tta"),
         ("label_efficiency", "predictions_draws.csv.gz", r"accuracy of 10%, draw 0 \(draws.csv\)"),
+        ("external_validation", "predictions_external.csv.gz", r"accuracy on ddi \(external.csv\)"),
     ],
 )
 def test_one_changed_digit_of_a_prediction_is_named_and_no_other_record_is(space, protocol, file, metric):
     folder = save(space, protocol)
     save(space, "linear_probe", seed=7)
-    before = records.parse_predictions(pd.read_csv(folder / file, dtype=str).head(IMAGES))
-    right = next(name for name, label, p in zip(before[2], before[0], before[1], strict=True) if p.argmax() == label)
-    label = before[0][before[2].index(right)]
-    change(folder / file, rf"({right},{label},{label},{'[^,]+,' * label})0\.", r"\g<1>0.0000")  # of the predicted class
+    y, proba, names = records.parse_predictions(pd.read_csv(folder / file, dtype=str).head(IMAGES))
+    last = proba.shape[1] - 1  # two classes have one column
+    right = names[next(i for i in range(IMAGES) if y[i] == last == proba[i].argmax())]
+    change(folder / file, rf"({right},{last},{last},{'[^,]+,' * (last if last > 1 else 0)})0\.", r"\g<1>0.0000")
     found = wrong(verify.verify_records(space.records))
     assert set(found["run_id"]) == {folder.name}
     assert set(found["problem"]) == {verify.DIFFERS}
