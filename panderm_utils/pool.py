@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partialmethod
 
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ def in_processes(function: Callable, things: Iterable, jobs: int, what: str) -> 
     jobs = min(jobs, len(things), os.cpu_count() or 1)
     if jobs <= 1:
         return [function(thing) for thing in things]
-    pool = ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(jobs, initializer=_prepare)
     try:
         futures = [pool.submit(function, thing) for thing in things]
         # disable=None: silent where stderr is no terminal
@@ -32,3 +33,9 @@ def in_processes(function: Callable, things: Iterable, jobs: int, what: str) -> 
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _prepare() -> None:
+    """Makes a process leave Ctrl-C to its parent, and progress bars too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)

@@ -5,12 +5,14 @@ import os
 import time
 
 import pytest
+from tqdm.auto import tqdm
 
 from panderm_utils.pool import in_processes
 
 
 def square(number):
-    time.sleep(0.02 * (number % 3))
+    for _ in tqdm(range(3), desc="inside"):
+        time.sleep(0.01 * (number % 3))
     return number**2, os.getpid()
 
 
@@ -21,10 +23,11 @@ def fail_or_sleep(number):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_results_keep_the_order_of_the_things(jobs):
+def test_results_keep_the_order_of_the_things(jobs, capfd):
     found = in_processes(square, iter(range(20)), jobs, "squares")
     assert [number for number, _ in found] == [number**2 for number in range(20)]
     assert len({process for _, process in found}) == min(jobs, os.cpu_count())
+    assert ("inside" in capfd.readouterr().err) == (jobs == 1)  # two bars would overwrite each other
 
 
 def test_an_error_ends_the_rest_at_once():
