@@ -53,7 +53,8 @@ def leave_record(space, dataset="demo", encoder="random_tiny", seed=0, warning=N
     proba = rng.dirichlet(np.ones(3), size=30)
     settings = {**workspace.DEFAULT_SETTINGS["linear_probe"], "replicates": 20, **settings}
     run = records.begin_run("linear_probe", dataset, encoder, seed, space, **settings)
-    run.note(encoder_facts={"digest": "ab" * 32}, data={"csv": "demo.csv", "problems": {}})
+    deep = {"target": {"features": {"test": {"computed_by": ["cpu"], "sha256": "cd" * 32, "images": 30}}}}
+    run.note(encoder_facts={"digest": "ab" * 32}, data={"csv": "demo.csv", "problems": {}}, targets=deep)
     run.warnings += [warning] if warning else []
     table = records.prediction_table([f"{i}.jpg" for i in range(30)], y, proba)
     return records.save_record(run, metrics.evaluate(y, proba, 20, seed), table, "weighted_f1")
@@ -293,9 +294,11 @@ def test_what_slips_into_a_notebook_s_html_does_not_run(browser, tmp_path):
     assert not [url for url in visit.asked if url.startswith("http")]
 
 
-def test_nothing_scrolls_sideways_in_a_narrow_window(visits):
-    for visit in visits:
-        assert visit.page.evaluate("document.documentElement.scrollWidth") <= NARROW, visit.path
+def test_nothing_scrolls_sideways_whatever_the_window(visits):
+    for width in (800, 1200, NARROW):
+        for visit in visits:
+            visit.page.set_viewport_size({"width": width, "height": 800})
+            assert visit.page.evaluate("document.documentElement.scrollWidth") <= width, visit.path
 
 
 def test_every_picture_has_a_text(visits):
