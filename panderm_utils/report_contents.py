@@ -81,7 +81,8 @@ def gather(space: Workspace, jobs: Iterable[Job]) -> Contents:
     tables: dict[str, list[Exhibit]] = {}
     for table in read_tables(space.tables, origins):
         tables.setdefault(table.origin.title, []).append(table)
-    lacking = [job for job in jobs if job.name not in {run.name for run in runs}]
+    known = {run.name for run in runs}
+    lacking = [job for job in jobs if job.name not in known]
     waiting = Counter(need for job in lacking for need in job.missing)
     there = [run.record for run in runs if run.record]
     return Contents(
@@ -145,13 +146,8 @@ def commands(profile: str, jobs: Iterable[Job]) -> list[tuple[str, int, str]]:
     for (protocol, seed, given, encoders), datasets in lines.items():
         words = ["python run_all.py --profile", profile, "--protocols", protocol, "--datasets", *datasets]
         words += ["--encoders", *encoders, *([] if [seed] == usual else ["--seeds", str(seed)])]
-        told.append(
-            (
-                protocol,
-                len(datasets) * len(encoders),
-                " ".join([*words, *(f"-p {shlex.quote(pair)}" for pair in given)]),
-            )
-        )
+        words += [f"-p {shlex.quote(pair)}" for pair in given]
+        told.append((protocol, len(datasets) * len(encoders), " ".join(words)))
     return told
 
 
