@@ -65,7 +65,7 @@ def notebook_page(notebook: Path, first: str, last: str) -> Image.Image:
             return image.convert("RGB").crop((0, 0, image.width, int(written.max()) + 20))
 
 
-def report_page(index: Path, height: int = 900) -> Image.Image:
+def report_page(index: Path, height: int = 1160) -> Image.Image:
     """Photographs the top of the report in a wide window and, beside it, in a telephone's."""
     from playwright.sync_api import sync_playwright
 
