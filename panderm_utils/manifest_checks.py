@@ -4,11 +4,12 @@ import dataclasses
 import re
 from pathlib import Path, PurePath
 
-from panderm_utils.manifest_types import SPLITS, DatasetManifest, EncoderManifest
+from panderm_utils.manifest_types import METADATA_KINDS, SPLITS, DatasetManifest, EncoderManifest, PaperItem
 
 HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1"}  # the paper's rule
 NAME_RULE = "small letters, digits and _, at most 60"
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # by Windows
+ACCESS = ("public", "mixed", "private")
 LAYOUTS = ("encoder_prefix", "plain", "module_prefix", "timm", "none")
 
 
@@ -30,6 +31,8 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
         if not m.own and (place.is_absolute() or ".." in place.parts):
             problems.append(f"{key}: {str(place)!r} is not below the data root; write it relative to there")
     problems += _size_problems(m)
+    strange = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
+    problems += [f"metadata.{kind}: no such kind; write {', '.join(METADATA_KINDS)}" for kind in strange]
     known = [field.name for field in dataclasses.fields(m)]
     for name in m.unverified or ():
         if name is not None and name not in known:
@@ -64,6 +67,18 @@ def proper_name(text: str) -> str:
     name = re.sub(r"[^a-z0-9_]+", "_", text.lower())
     name = (name if name == text else name.strip("_"))[:60] or "mine"
     return f"{name}_data" if name in RESERVED else name
+
+
+def item_problems(item: PaperItem) -> list[str]:
+    """Returns `key: problem; remedy` for each problem of a figure or table of the paper."""
+    problems = []
+    if item.access is not None and item.access not in ACCESS:
+        problems.append(f"access: {item.access!r} is unknown; write one of {', '.join(ACCESS)}")
+    if item.notebooks == () and item.note == "":
+        problems.append("note: missing; without a notebook, say why there is none")
+    if item.access == "private" and item.notebooks:
+        problems.append("notebooks: none can show private data; leave it out, or write access: mixed")
+    return problems
 
 
 def _name_problems(name: str | None, path: Path) -> list[str]:

@@ -249,7 +249,8 @@ def _sources(manifest) -> str:
 
 
 def _plan_paper(space: Workspace, seed: int, notebooks: Path) -> tuple[Job, ...]:
-    settled = {"profile": space.profile, "output_root": str(space.root.parent), "seed": seed}
+    folders = {name: str(getattr(space, name)) for name in ("data_root", "weights_root")}
+    settled = {"profile": space.profile, **folders, "output_root": str(space.root.parent), "seed": seed}
     jobs = []
     for path in sorted((notebooks / PAPER).glob("*.ipynb")):
         wanted = {name: value for name, value in settled.items() if name in read_parameters(path)}

@@ -19,6 +19,8 @@ from panderm_utils.manifests import (
 from panderm_utils.plots import METRIC_TITLES
 from panderm_utils.workspace import DEFAULT_SETTINGS
 
+PROTOCOL_TITLES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
+
 # Upstream's results table: its column -> our metric.
 UPSTREAM_COLUMNS = {
     "W_F1": "weighted_f1",
@@ -158,8 +160,8 @@ def published_verdicts(scores: pd.DataFrame, protocol: str, synthetic: bool) -> 
             continue
         told = ", ".join(f"{name} {value}" for name, value in result.settings.items())
         runs = ours[(ours["dataset"] == result.dataset) & (ours["encoder"] == result.encoder)]
-        others = [_otherwise(run, result) for run in runs.drop_duplicates("run_id").to_dict(orient="records")]
-        run, differs = min(others, key=lambda other: len(other[1]), default=(None, []))
+        others = [(run["run_id"], otherwise(run, result)) for run in runs.drop_duplicates("run_id").to_dict("records")]
+        run, differs = min(others, key=lambda other: len(other[1]), default=(None, {}))
         cells = runs[runs["run_id"] == run].set_index("metric")
         for metric, published in result.metrics.items():
             row = {"dataset": result.dataset, "encoder": result.encoder, "metric": metric, "published": published}
@@ -169,19 +171,37 @@ def published_verdicts(scores: pd.DataFrame, protocol: str, synthetic: bool) -> 
                 row |= {"ours": cell["value"], "low": cell["low"], "high": cell["high"], "run_id": run}
                 row |= {
                     "verdict": "reproduced" if inside else "outside the interval",
-                    "differs": "; ".join(differs) or "nothing",
+                    "differs": "; ".join(f"{n} {a}, not {b}" for n, (a, b) in differs.items()) or "nothing",
                 }
             rows.append({"verdict": "not run", **row, "settings": told, "source": result.source})
     columns = ["dataset", "encoder", "metric", "published", "ours", "low", "high", "verdict"]
     return pd.DataFrame(rows).reindex(columns=[*columns, "settings", "differs", "run_id", "source"])
 
 
+def otherwise(run: dict, result: PublishedResult) -> dict[str, tuple]:
+    """Returns what a run did otherwise than the published one: setting -> (the run's, the published).
+
+    What a published result does not name was as the protocol has it, and so was what a run left at None.
+    """
+    usual = dict(DEFAULT_SETTINGS[result.protocol])
+    if result.protocol == "fine_tune":
+        from panderm_utils.recipe import FineTuneRecipe  # loads torch, which no other table needs
+
+        usual |= asdict(FineTuneRecipe())
+    wanted = {**usual, **result.settings}
+    for name in ("tta", "replicates"):  # scores with views are other metrics; the interval is ours alone
+        wanted.pop(name, None)
+    mine = {name: usual.get(name) if pd.isna(run.get(name)) else run[name] for name in wanted}
+    return {name: (mine[name], wanted[name]) for name in wanted if mine[name] != wanted[name]}
+
+
 def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "tex", "md")) -> list[Path]:
     """Writes a table as name.csv, name.tex and name.md (to temporary names, renamed) and returns the paths."""
+    plain = {"index": False, "missingval": "", "disable_numparse": True}  # a text "1.000" stays as it is
     writers = {
         "csv": lambda: table.to_csv(index=False),
         "tex": lambda: table.to_latex(index=False, escape=True, na_rep=""),
-        "md": lambda: table.astype(object).where(table.notna(), None).to_markdown(index=False, missingval="") + "\n",
+        "md": lambda: table.astype(object).where(table.notna(), None).to_markdown(**plain) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -221,23 +241,6 @@ def readable(table: pd.DataFrame, rows: int = 20):
     if table.empty:
         return style.set_caption("nothing")
     return style if len(shown) == len(table) else style.set_caption(f"the first {rows} of {len(table):,} rows")
-
-
-def _otherwise(run: dict, result: PublishedResult) -> tuple[str, list[str]]:
-    """Returns a run's id and what it did otherwise than the published one.
-
-    What a published result does not name was as the protocol has it, and so was what a run left at None.
-    """
-    usual = dict(DEFAULT_SETTINGS[result.protocol])
-    if result.protocol == "fine_tune":
-        from panderm_utils.recipe import FineTuneRecipe  # loads torch, which no other table needs
-
-        usual |= asdict(FineTuneRecipe())
-    wanted = {**usual, **result.settings}
-    for name in ("tta", "replicates"):  # scores with views are other metrics; the interval is ours alone
-        wanted.pop(name, None)
-    mine = {name: usual.get(name) if pd.isna(run.get(name)) else run[name] for name in wanted}
-    return run["run_id"], [f"{n} {mine[n]}, not {wanted[n]}" for n in wanted if mine[n] != wanted[n]]
 
 
 def _encoder_order(names) -> list[str]:

@@ -331,6 +331,11 @@ def change(path: Path, *pairs: tuple[str, str]) -> None:
 
 
 FAULTS = {
+    "unknown metadata": (
+        "metadata: {skin_tone:",
+        "metadata: {tone:",
+        "metadata.tone: no such kind; write age, sex",
+    ),
     "unknown key": ("modality: clinical", "modality: clinical\nlabels: 2", r"key 'labels' is unknown; .*; remove it"),
     "misspelt key": ("modality: clinical", "modalty: clinical", "did you mean 'modality'"),
     "missing key": ("licence: ", "unverified_licence: ", "licence: missing; write licence: a text"),

@@ -51,6 +51,9 @@ def test_a_study_runs_and_leaves_its_record(demo, dataset):
     assert record["headline_metric"] == card.headline_metric
     y, proba, names = records.read_predictions(demo.records / record["run_id"])
     assert proba.shape == (len(names), card.num_classes)
+    metadata = pd.read_csv(demo.records / record["run_id"] / "metadata.csv", dtype=str)
+    assert metadata["filename"].tolist() == names
+    assert metadata.columns.tolist() == ["filename", *card.metadata]
     again = metrics.evaluate(y, proba, replicates=record["settings"]["replicates"], seed=0)
     for metric, numbers in record["metrics"].items():
         assert numbers["value"] == pytest.approx(again.loc[metric, "value"], abs=1e-12)
@@ -87,6 +90,18 @@ def test_a_figure_carries_the_ids_of_its_records(demo):
     assert "demo-linear_probe-random_tiny-seed0" in ids
     assert set(ids) <= {p.name for p in demo.records.iterdir()}
     assert b"demo-linear_probe-panderm_tiny-seed0" in (demo.figures / "figure_2a.pdf").read_bytes()
+
+
+def test_the_batch_leaves_a_report_and_every_number_is_verified(demo):
+    index = (demo.root / "report/index.html").read_text()
+    for folder in demo.records.iterdir():
+        assert f'href="runs/{folder.name}.html"' in index
+        protocol = records.read_record(folder)["protocol"]
+        notebook = demo.root / "report/notebooks" / protocol / f"{folder.name}.html"
+        assert notebook.read_text().count('src="data:image/png') >= 3
+    done = run_all("--verify", output=demo.root.parent)
+    assert done.returncode == 0, done.stdout
+    assert "all equal" in done.stdout
 
 
 def test_pretraining_helps_and_nothing_saturates(demo):
