@@ -878,6 +878,23 @@ def test_the_pickles_were_armed(world, writer):
     assert (world.root / "MARK").exists()
 
 
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+def test_damaged_bytes_raise_encoder_errors_only(tmp_path, kind):
+    """Whatever the damage, the message names the file: 400 random corruptions of each format."""
+    rng, path = np.random.default_rng(0), tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pth")
+    small = {key: value for key, value in good_tensors().items() if "norm" in key}
+    save_file(small, path) if kind == "safetensors" else torch.save(
+        small, path, _use_new_zipfile_serialization=kind == "zip"
+    )
+    made = np.frombuffer(path.read_bytes(), np.uint8)
+    for i in range(400):
+        damaged, within = made.copy(), min(len(made), int(rng.choice([60, 900, 10**6])))
+        damaged[rng.integers(0, within, rng.integers(1, 5))] = rng.integers(0, 256)
+        path.write_bytes(damaged[: rng.integers(1, len(made) + 1) if i % 3 == 0 else None].tobytes())
+        with pytest.raises(EncoderError, match="w\\."):  # it lacks most tensors, if nothing else
+            load_encoder(TINY, weights=path, device="cpu")
+
+
 WATCH = """
 import resource, sys, json, warnings
 from pathlib import Path
