@@ -35,6 +35,8 @@ NAMES = {  # file names as the released ones look; n counts images from 1
     "derm7pt_clinical": "{class_name}/{class_name}{n:03d}a.JPG",
     "derm7pt_dermoscopic": "{class_name}/{class_name}{n:03d}l.JPG",
     "dermnet": "{class_name}/{class_name}-{n}.jpg",
+    # An id of the ISIC Archive is one image, so no two stand-ins may share one; HAM10000 has the lowest numbers.
+    **{name: f"ISIC_{k}{{n:06d}}.jpg" for k, name in enumerate(("bcn20000", "mskcc", "hiba"), 1)},
     "patch16": "{class_name}/{class_name}_{n:05d}.jpg",
     "demo": "lesion_{n:04d}.jpg",
 }

@@ -74,6 +74,14 @@ def _class_problems(m: DatasetManifest) -> list[str]:
     names = [c.name for c in m.classes if c is not None and c.name is not None]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         problems.append(f"classes: {name!r} is the name of {names.count(name)} classes; names must differ")
+    melanoma = [name for name in m.melanoma or () if name is not None]
+    problems += [
+        f"melanoma: {name!r} is no class; write names of classes, of {', '.join(names)}"
+        for name in melanoma
+        if name not in names
+    ]
+    if len(set(melanoma)) != len(melanoma) or (names and set(names) <= set(melanoma)):
+        problems.append("melanoma: names a class twice, or all of them; name each that is melanoma once")
     for split, counts in (m.class_counts or {}).items():
         if counts is not None and len(counts) != k:
             problems.append(f"class_counts.{split}: {len(counts)} numbers for {k} classes; write one a class")

@@ -9,6 +9,7 @@ import pandas as pd
 
 from panderm_utils.manifests import (
     PublishedResult,
+    fitting,
     list_datasets,
     list_encoders,
     load_dataset_manifest,
@@ -91,7 +92,7 @@ def missing_runs(scores: pd.DataFrame, profile: str, protocol: str = "linear_pro
     command = f"python run_all.py --profile {profile} --protocols {protocol}"
     rows = [
         {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}"}
-        for d in known.datasets
+        for d in fitting(known.datasets, protocol)
         for e in known.choice(protocol).encoders
         if (d, e) not in there
     ]
