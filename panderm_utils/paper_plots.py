@@ -80,3 +80,32 @@ def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthet
         lines, labels = axes[0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="outside upper left", ncols=max(1, int(width / 2)), fontsize=8)
         return finish(figure, synthetic)
+
+
+def figure_2c(panel: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
+    """Fig. 2c: melanoma against the rest, by a probe trained on one dataset: on its own test split, and on others.
+
+    Args:
+        panel: Rows of `external_validation.read_panel`, of one source. Encoders that were tested on other images of a
+            dataset stand apart, since n is part of its label.
+    """
+    if panel.empty:
+        return scores_by_dataset(panel, colors, synthetic=synthetic)
+    sizes = zip(panel["dataset_label"], panel["images"], panel["melanoma"], strict=True)
+    labels = [f"{label}\nn = {images:,}\n({melanoma:,} mel.)" for label, images, melanoma in sizes]
+    labelled = panel.assign(dataset_label=labels)
+    parts = {"Source": labelled[labelled["internal"]], "External datasets": labelled[~labelled["internal"]]}
+    units = [part["dataset_label"].nunique() + 0.2 for part in parts.values()]
+    width = max(6.0, 1.8 + 1.05 * sum(units))
+    with style():
+        figure, axes = plt.subplots(1, 2, figsize=(width, 4.2), width_ratios=units, sharey=True)
+        for axis, (title, part) in zip(axes, parts.items(), strict=True):
+            scores_by_dataset(part, colors, title, axis=axis)
+            axis.axhline(0.5, color=GREY, lw=0.9, ls=":", zorder=1)
+        axes[0].set_ylabel("AUROC, melanoma against the rest")
+        source = panel["dataset_label"].iloc[0]
+        heading = f"Probe trained on {source}; 95% bootstrap intervals; dashed: mean over the others; dotted: chance"
+        options = {"title": wrap(heading, int(11 * width)), "alignment": "left", "title_fontsize": 10}
+        lines, names = axes[1].get_legend_handles_labels()
+        figure.legend(lines, names, loc="outside upper left", ncols=max(1, int(width / 2)), fontsize=8, **options)
+        return finish(figure, synthetic)
