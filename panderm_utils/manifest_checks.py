@@ -28,6 +28,8 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
         if not m.own and (place.is_absolute() or ".." in place.parts):
             problems.append(f"{key}: {str(place)!r} is not below the data root; write it relative to there")
     problems += _size_problems(m)
+    if m.external and not m.melanoma:
+        problems.append("external: what is only tested on needs `melanoma`; name the classes that are, or remove this")
     known = [field.name for field in dataclasses.fields(m)]
     for name in m.unverified or ():
         if name is not None and name not in known:
@@ -93,6 +95,8 @@ def _size_problems(m: DatasetManifest) -> list[str]:
     for key, splits in (("split_sizes", sizes), ("class_counts", class_counts)):
         strange = [split for split in splits if split not in SPLITS]
         problems += [f"{key}.{split}: no such split; write {', '.join(SPLITS)}" for split in strange]
+    if m.external and {*sizes, *class_counts} - {"test"}:
+        problems.append("external: all its images are a test split; write split_sizes and class_counts of test only")
     for split, size in sizes.items():
         if size is not None and size < (0 if split == "val" else 1):
             problems.append(f"split_sizes.{split}: {size}; write how many images, or leave the split out if unknown")

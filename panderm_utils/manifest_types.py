@@ -43,6 +43,7 @@ class DatasetManifest:
         metadata: Kind ("age", "sex", "site", "skin_tone") -> CSV column.
         unverified: Keys of this manifest whose facts could not be verified.
         own: Made by `run_all.py --new-dataset` from a user's own CSV.
+        external: Nothing is trained on it: all its images are a test split, whatever its CSV says of splits.
     """
 
     name: str
@@ -70,6 +71,7 @@ class DatasetManifest:
     caveats: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
     own: bool = False
+    external: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -89,6 +91,8 @@ class DatasetManifest:
 
     def lacks(self, protocol: str) -> str:
         """Returns what a protocol needs of a dataset and this one has not; "" if the protocol can take it."""
+        if self.external:
+            return "a training split"
         key = NEEDED_KEYS.get(protocol)
         return f"`{key}` in its manifest" if key and not getattr(self, key) else ""
 
@@ -120,6 +124,8 @@ class DatasetManifest:
         if self.melanoma:
             names = ", ".join(map(_escape, self.melanoma))
             lines += ["", f"**Melanoma:** {names}{mark('melanoma')}, against all other classes"]
+        if self.external:
+            lines += ["", "**External:** probes trained on other datasets are tested on it; none is trained on it"]
         facts = {"Licence": _escape(self.licence) + mark("licence"), "Cite": _escape(self.citation)}
         if self.doi:
             facts["Cite"] += f" [doi:{_escape(self.doi)}](https://doi.org/{_escape(self.doi)})"

@@ -83,7 +83,7 @@ def make_plan(
         PlanError: A dataset, encoder, protocol or parameter is unknown or does not fit; all problems at once.
     """
     profile = manifests.load_profile(space.profile)
-    named = set(datasets if protocols else ())
+    named, chosen_protocols = set(datasets), bool(protocols)
     if list(datasets) == ["all"]:
         datasets, named = profile.datasets, set()
     asked = bool(encoders) and FINE_TUNE in protocols
@@ -98,14 +98,14 @@ def make_plan(
     names, models = (dict.fromkeys(chain(*parts)) for parts in zip(*wanted.values(), strict=True))
     cards = {name: _load(manifests.load_dataset_manifest, name, problems) for name in names}
     for protocol, (chosen, its_encoders) in wanted.items():
-        unfit = {name: cards[name].lacks(protocol) for name in chosen if cards[name] and cards[name].lacks(protocol)}
-        having = ", ".join(manifests.fitting(profile.datasets, protocol))
-        problems += [
-            f"dataset {name}: {protocol} needs {lack}; of the profile's datasets, those that have it: {having}"
-            for name, lack in unfit.items()
-            if name in named
-        ]
-        wanted[protocol] = tuple(name for name in chosen if name not in unfit), its_encoders
+        fit = tuple(name for name in chosen if not (cards[name] and cards[name].lacks(protocol)))
+        wanted[protocol] = fit, its_encoders
+    taken = {name for chosen, _ in wanted.values() for name in chosen}
+    for protocol, name in product(wanted, named):
+        lack = cards[name].lacks(protocol) if cards[name] and (chosen_protocols or name not in taken) else ""
+        if lack:
+            having = ", ".join(manifests.fitting(profile.datasets, protocol))
+            problems.append(f"dataset {name}: {protocol} needs {lack}; of the profile's, these have it: {having}")
     models = {name: _load(needs.find_encoder, name, problems) for name in models}
     unfit = [name for name, model in models.items() if model and model.architecture != "beit"]
     if asked and unfit:
@@ -117,11 +117,11 @@ def make_plan(
     for name, card in cards.items():
         if card and card.own and space.synthetic:
             problems.append(f"dataset {name} is your own, no demo; write --profile paper --datasets {name}")
-    taken = {protocol: _parameter_names(notebooks / protocol) for protocol in wanted if protocol in known}
+    offered = {protocol: _parameter_names(notebooks / protocol) for protocol in wanted if protocol in known}
     studies = {}
-    for protocol in taken:
+    for protocol in offered:
         # What another of the protocols takes is not unknown, only not for this one.
-        elsewhere = set().union(*taken.values()) - taken[protocol]
+        elsewhere = set().union(*offered.values()) - offered[protocol]
         mine = {key: value for key, value in given.items() if key not in elsewhere}
         for name in wanted[protocol][0]:
             path = notebooks / protocol / f"{name if cards[name] else CANONICAL}.ipynb"
