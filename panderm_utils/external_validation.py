@@ -228,6 +228,13 @@ def read_external_predictions(folder: str | Path) -> dict[str, tuple[np.ndarray,
     return {name: parse_predictions(rows) for name, rows in table.groupby("dataset", sort=False)}
 
 
+def read_external(folder: str | Path) -> pd.DataFrame:
+    """Returns external.csv of the record in `folder`, every number the very one that was written."""
+    table = pd.read_csv(Path(folder) / "external.csv", dtype=str)  # parsed from text by Python's own rule
+    counts = dict.fromkeys(("images", "melanoma", *EXCLUDED), int)
+    return table.astype({**dict.fromkeys(table.columns.difference(["dataset", "metric"]), float), **counts})
+
+
 def read_panel(scores: pd.DataFrame) -> pd.DataFrame:
     """Returns AUROC of each run chosen (`tables.paper_scores`) on the source's own test split and on each target.
 
@@ -239,8 +246,7 @@ def read_panel(scores: pd.DataFrame) -> pd.DataFrame:
     for _, run in runs.iterrows():
         y, _, _ = read_predictions(run["folder"])
         own = {**run[["dataset", "value", "low", "high"]], "images": len(y), "melanoma": int(y.sum()), "internal": True}
-        external = pd.read_csv(Path(run["folder"]) / "external.csv", float_precision="round_trip")
-        external = external[external["metric"] == "auroc"].assign(internal=False)
+        external = read_external(run["folder"]).query("metric == 'auroc'").assign(internal=False)
         about = dict(run[["run_id", "encoder", "encoder_label"]])
         parts.append(pd.concat([pd.DataFrame([own]), external]).assign(**about, metric="auroc"))
     columns = ["run_id", "encoder", "encoder_label", "dataset", "dataset_label", "internal", "images", "melanoma"]

@@ -83,9 +83,9 @@ def make_plan(
         PlanError: A dataset, encoder, protocol or parameter is unknown or does not fit; all problems at once.
     """
     profile = manifests.load_profile(space.profile)
-    named, chosen_protocols = set(datasets), bool(protocols)
+    named, protocols_named = tuple(dict.fromkeys(datasets)), bool(protocols)
     if list(datasets) == ["all"]:
-        datasets, named = profile.datasets, set()
+        datasets, named = profile.datasets, ()
     asked = bool(encoders) and FINE_TUNE in protocols
     protocols = tuple(dict.fromkeys(protocols or profile.protocols))
     wanted = {protocol: _choose(profile, protocol, datasets, encoders) for protocol in protocols}
@@ -102,8 +102,7 @@ def make_plan(
         wanted[protocol] = fit, its_encoders
     taken = {name for chosen, _ in wanted.values() for name in chosen}
     for protocol, name in product(wanted, named):
-        lack = cards[name].lacks(protocol) if cards[name] and (chosen_protocols or name not in taken) else ""
-        if lack:
+        if cards[name] and (lack := cards[name].lacks(protocol)) and (protocols_named or name not in taken):
             having = ", ".join(manifests.fitting(profile.datasets, protocol))
             problems.append(f"dataset {name}: {protocol} needs {lack}; of the profile's, these have it: {having}")
     models = {name: _load(needs.find_encoder, name, problems) for name in models}
@@ -137,7 +136,7 @@ def make_plan(
     if problems:
         raise PlanError("\n".join(dict.fromkeys(problems)))
 
-    data = {name: needs.data_need(card, space) for name, card in cards.items()}
+    data = {name: needs.data_need(cards[name], space) for name in taken}
     file = given.get("checkpoint", given.get("weights"))
     weights = {name: needs.weights_need(model, space, file) for name, model in models.items()}
     folders = {name: str(getattr(space, name)) for name in ("data_root", "weights_root")}
