@@ -5,9 +5,8 @@
     answers = {name: (y, proba, image names)}                                  of each target
     external = score_targets(answers)
 
-An image that two datasets share is no external test. A target's image is left out where the source, in whichever split,
-has a file of the same bytes, or one whose name holds the same id of the ISIC Archive: its images stand, re-encoded and
-resized, in many a collection.
+An image that two datasets share is no external test: a target's image is left out where the source has it too, in
+whichever split (`shared_images`).
 
 A record (`records`) of this protocol holds the source's own test split in predictions.csv, melanoma as class 1, and
 
@@ -21,8 +20,6 @@ others are of predictions.csv. Either way `metrics.evaluate(y, proba, replicates
 Symbols: N test images, 2 classes: 0 the rest, 1 melanoma.
 """
 
-import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +33,13 @@ from panderm_utils.features import Features, extract_features
 from panderm_utils.manifests import DatasetManifest, load_dataset_manifest
 from panderm_utils.metrics import evaluate
 from panderm_utils.records import parse_predictions, prediction_table, read_predictions, read_record
+from panderm_utils.shared_images import find_shared
 from panderm_utils.targets import TargetError, absent
 
 CLASSES = ("rest", "melanoma")
 FILES = ("external.csv", "predictions_external.csv.gz", "excluded.csv")
 TARGET_IMAGES = ("all", "test")
 EXCLUDED = ("excluded_file", "excluded_isic_id")  # columns: how many images share what with one of the source
-ISIC_ID = re.compile(r"ISIC_\d{7,}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +48,7 @@ class Target:
 
     Attributes:
         table: The rows of its table that are scored.
-        shared: The images left out, of `shared_images`.
+        shared: The images left out, of `find_shared`.
     """
 
     dataset: Dataset
@@ -72,30 +69,6 @@ def melanoma_counts(dataset: Dataset) -> pd.DataFrame:
     parts = dict(zip(CLASSES, (counts[~melanoma], counts[melanoma]), strict=True))
     rows = {f"{name} ({', '.join(part.index)})": part.sum() for name, part in parts.items()}
     return pd.DataFrame(rows).T.rename_axis("class")
-
-
-def shared_images(source: Dataset, target: Dataset) -> pd.DataFrame:
-    """Returns the target's images that the source has too, in whichever split.
-
-    Columns: image, kind ("file": of the same bytes; else "isic_id") and source_image, its twin.
-    """
-    ours, theirs = _sizes(source), _sizes(target)
-    both = set(ours.values()) & set(theirs.values())  # equal files are equally long, so few have to be read
-    digests = {_digest(source.path(image)): image for image, size in ours.items() if size in both}
-    ids = {found: image for image in ours if (found := isic_id(source.files[image]))}
-    rows = []
-    for image, size in theirs.items():
-        same = digests.get(_digest(target.path(image))) if size in both else None
-        namesake = ids.get(isic_id(target.files[image]))
-        if same or namesake:
-            rows.append((image, "file" if same else "isic_id", same or namesake))
-    return pd.DataFrame(rows, columns=["image", "kind", "source_image"])
-
-
-def isic_id(name: str) -> str:
-    """Returns the id of the ISIC Archive in a file's name, "" if there is none."""
-    found = ISIC_ID.search(Path(name).name)
-    return found[0].upper() if found else ""
 
 
 def find_targets(
@@ -121,7 +94,7 @@ def find_targets(
             continue
         dataset = load_dataset(card, data_root)
         table = dataset.table if images == "all" else dataset.split("test")
-        shared = shared_images(source, dataset)
+        shared = find_shared(source, dataset)
         shared = shared[shared["image"].isin(table["image"])].reset_index(drop=True)
         table = table[~table["image"].isin(shared["image"])].reset_index(drop=True)
         if len(set(melanoma_labels(card, table["label"]))) < 2:
@@ -271,11 +244,3 @@ def _about(target: Target) -> dict[str, int]:
     melanoma = melanoma_labels(target.dataset.manifest, target.table["label"])
     excluded = {name: int((target.shared["kind"] == name.removeprefix("excluded_")).sum()) for name in EXCLUDED}
     return {"images": len(melanoma), "melanoma": int(melanoma.sum()), **excluded}
-
-
-def _sizes(dataset: Dataset) -> dict[str, int]:
-    return {image: dataset.path(image).stat().st_size for image in dataset.files}
-
-
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()

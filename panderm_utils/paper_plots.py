@@ -92,7 +92,7 @@ def figure_2c(panel: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fal
     if panel.empty:
         return scores_by_dataset(panel, colors, synthetic=synthetic)
     sizes = zip(panel["dataset_label"], panel["images"], panel["melanoma"], strict=True)
-    labels = [f"{label}\nn = {images:,}\n({melanoma:,} mel.)" for label, images, melanoma in sizes]
+    labels = [f"{label}\nn = {images:,}\n{melanoma:,} melanomas" for label, images, melanoma in sizes]
     labelled = panel.assign(dataset_label=labels)
     parts = {"Source": labelled[labelled["internal"]], "External datasets": labelled[~labelled["internal"]]}
     units = [part["dataset_label"].nunique() + 0.2 for part in parts.values()]

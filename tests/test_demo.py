@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from panderm_utils import data, demo, lesions, manifests
 from panderm_utils.encoders import load_encoder
-from panderm_utils.external_validation import isic_id
+from panderm_utils.shared_images import isic_id
 from panderm_utils.signs import DEFAULT, RECIPES, draw_signs, recipe_of
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,9 @@ from sklearn import metrics as sklearn_metrics
 
 from panderm_utils import data, external_validation, manifests, metrics, records, tables, workspace
 from panderm_utils.encoders import load_encoder
-from panderm_utils.external_validation import find_targets, melanoma_labels, shared_images, target_features
+from panderm_utils.external_validation import find_targets, melanoma_labels, target_features
 from panderm_utils.features import extract_files
+from panderm_utils.shared_images import find_shared
 from panderm_utils.targets import TargetError, choose_targets
 
 HAM, PAD, PH2 = (manifests.load_dataset_manifest(name) for name in ("ham10000", "pad_ufes", "ph2"))
@@ -28,7 +29,7 @@ def lay_out(root, card, rows) -> manifests.DatasetManifest:
     for name, _, _, image in rows:
         image.save(root / card.image_root / name)
     table = pd.DataFrame([row[:3] for row in rows], columns=["image", "split", card.label_column])
-    table.to_csv(root / card.csv, index=False)
+    table.drop(columns="split" if card.external else []).to_csv(root / card.csv, index=False)
     return card
 
 
@@ -58,7 +59,7 @@ def three(tmp_path):
 def test_shared_images_are_found_by_their_bytes_and_by_their_id(three):
     root, ham, pad, _ = three
     source, target = (data.load_dataset(card, root) for card in (ham, pad))
-    shared = shared_images(source, target).set_index("image")
+    shared = find_shared(source, target).set_index("image")
     assert shared.to_dict("index") == {
         "copy_train.png": {"kind": "file", "source_image": "ISIC_0000001.png"},
         "copy_val.png": {"kind": "file", "source_image": "ISIC_0000006.png"},
@@ -66,7 +67,7 @@ def test_shared_images_are_found_by_their_bytes_and_by_their_id(three):
         "ISIC_0000008.png": {"kind": "file", "source_image": "ISIC_0000008.png"},
         "x_ISIC_0000002.png": {"kind": "isic_id", "source_image": "ISIC_0000002.png"},
     }
-    everything = shared_images(source, source)  # not least: each image is its own twin
+    everything = find_shared(source, source)  # not least: each image is its own twin
     assert len(everything) == 9
     assert (everything["image"] == everything["source_image"]).all()
 
@@ -80,7 +81,7 @@ def test_targets_are_what_is_there_less_what_is_shared(three):
     assert left_out == {"hiba": f"{root / 'hiba/hiba.csv'} is not there"}
     assert len(targets["pad_ufes"].table) == 25 - 5
     assert not targets["pad_ufes"].table["image"].isin(targets["pad_ufes"].shared["image"]).any()
-    assert set(targets["ph2"].table["split"]) == {"test"}  # whatever its CSV says
+    assert targets["ph2"].table["split"].tolist() == ["test"] * 4  # of which its CSV says nothing
     table = external_validation.target_table(targets, left_out).set_index("dataset")
     assert table.loc["pad_ufes", ["images", "melanoma", "excluded_file", "excluded_isic_id"]].tolist() == [20, 3, 3, 2]
     tests, _ = find_targets(source, [pad], root, "test")

@@ -119,7 +119,7 @@ def test_figure_2c_sets_the_source_apart_and_averages_over_the_others():
         bars_of = [patch.get_height() for patch in axis.patches]
         np.testing.assert_allclose(sorted(bars_of), sorted(rows["value"]))
         labels = [text.get_text() for text in axis.get_xticklabels()]
-        assert labels == [f"{name}\nn = 1,232\n(70 mel.)" for name in dict.fromkeys(rows["dataset_label"])]
+        assert labels == [f"{name}\nn = 1,232\n70 melanomas" for name in dict.fromkeys(rows["dataset_label"])]
     assert not [line for line in left.lines if line.get_linestyle() == "--"]
     dashed = [line.get_ydata()[0] for line in right.lines if line.get_linestyle() == "--"]
     means = scores[~scores["internal"]].groupby("encoder_label", sort=False)["value"].mean()
