@@ -17,7 +17,7 @@ import signal
 import sys
 from pathlib import Path
 
-from panderm_utils import manifests, plan, workspace
+from panderm_utils import devices, estimates, manifests, plan, workspace
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N")
     what.add_argument("-p", action="append", default=[], metavar="name=value", help="a notebook parameter; repeatable")
     how = parser.add_argument_group("execution")
-    how.add_argument("--jobs", type=positive(int), default=1, metavar="N", help="runs at once (default: 1)")
+    how.add_argument("--jobs", type=positive(int), metavar="N", help="runs at once (default: 1)")
+    how.add_argument("--gpus", metavar="IDS", help='one run a GPU: "0,1,3", or "all"')
+    how.add_argument("--retries", type=int, default=1, metavar="N", help="of a kernel that was killed (default: 1)")
     how.add_argument("--force", action="store_true", help="repeat runs that have a record")
     how.add_argument("--timeout", type=positive(float), metavar="SECONDS", help="end a run that takes longer")
     other = parser.add_argument_group("instead of running")
@@ -72,6 +74,8 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
         parser.error("--new-dataset needs --images DIR and --name NAME")
     if (options.images or options.name) and not options.new_dataset:
         parser.error("--images and --name go with --new-dataset CSV")
+    if options.jobs and options.gpus:
+        parser.error("--gpus runs one notebook a GPU; leave --jobs out")
     for name in ("SIGTERM", "SIGHUP"):
         asked = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
@@ -100,24 +104,27 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
         folders = (options.data_root, options.weights_root, options.output_root)
         selection = (options.datasets, options.encoders, options.protocols, options.seeds)
         space = workspace.open_workspace(options.profile, *folders)
+        gpus = devices.read_gpus(options.gpus) if options.gpus else ()
         planned = plan.make_plan(space, *selection, given=options.p, notebooks=notebooks)
     except ValueError as error:  # what the package raises where the user can mend it
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
     if options.plan:
-        print(plan.describe_plan(planned))
+        print(estimates.describe_plan(planned))
         return 0
-    return run(options, planned)
+    return run(options, planned, gpus)
 
 
-def run(options: argparse.Namespace, planned: plan.Plan) -> int:
+def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...]) -> int:
     """Executes a plan, a line a run, and prints the closing table."""
     from panderm_utils import batch
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    outcomes = batch.run_batch(planned, options.jobs, options.force, options.timeout, say)
+    live = sys.stderr.isatty() and not os.environ.get("CI")
+    how = batch.How(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
+    outcomes = batch.run_batch(planned, how, say)
     print(batch.describe_outcomes(outcomes))
     print(f"outputs: {planned.space.root}")
     return batch.exit_status(outcomes)

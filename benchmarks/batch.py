@@ -57,7 +57,7 @@ if __name__ == "__main__":
                 write_records(planned)
                 mark_drawn(planned)
             started = time.perf_counter()
-            outcomes = batch.run_batch(planned, say=print)
+            outcomes = batch.run_batch(planned)
             skipping.append((time.perf_counter() - started) / len(planned.runs))
             assert {outcome.status for outcome in outcomes} == {"skipped"}
     runs = len(planned.runs)

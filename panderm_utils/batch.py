@@ -11,42 +11,73 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
+from panderm_utils.devices import VARIABLE
+from panderm_utils.estimates import Costs
 from panderm_utils.execution import GRACE, Outcome, child_environment, execute
 from panderm_utils.manifests import MANIFEST_ROOT
+from panderm_utils.parameters import PlanError
 from panderm_utils.plan import Job, Plan, is_done
+from panderm_utils.progress import Progress
 
 LISTED = 20  # skipped runs that the closing table names one by one
 
 
-def run_batch(
-    plan: Plan, jobs: int = 1, force: bool = False, timeout: float | None = None, say: Callable[[str], None] = print
-) -> list[Outcome]:
+@dataclass(frozen=True)
+class How:
+    """How a batch is executed.
+
+    Attributes:
+        jobs: How many notebooks at once; each gets its share of the cores.
+        gpus: The ids of the GPUs, one notebook a GPU, whatever `jobs` says; without, a run sees what the batch sees.
+        force: Whether to repeat what is done.
+        timeout: Seconds after which a notebook is ended, or None.
+        retries: How often a run is tried again whose kernel did not start or was killed, as when memory runs out.
+        live: Whether to draw what the notebooks are doing, for a terminal.
+    """
+
+    jobs: int = 1
+    gpus: tuple[str, ...] = ()
+    force: bool = False
+    timeout: float | None = None
+    retries: int = 1
+    live: bool = False
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return self.gpus or tuple(map(str, range(self.jobs)))
+
+
+def run_batch(plan: Plan, how: How = How(), say: Callable[[str], None] = print) -> list[Outcome]:
     """Executes the runs of a plan that have no whole record, then the paper notebooks whose inputs changed.
 
     Args:
-        jobs: How many at once; each gets its share of the cores.
-        force: Whether to repeat what is done.
-        timeout: Seconds after which a run is ended, or None.
         say: Takes a line of progress.
 
     Returns:
         An outcome for each run and each paper notebook, in the plan's order.
+
+    Raises:
+        PlanError: A run asks for more GPUs than there are.
     """
-    outcomes = {}
+    if how.gpus and (wide := [run for run in plan.runs if _width(run) > len(how.gpus)]):
+        raise PlanError(f"{wide[0].name} asks for {_width(wide[0])} GPUs; name as many with --gpus, or -p processes=1")
+    outcomes, costs = {}, Costs(plan.space.records)
     for run in plan.runs:
-        if not force and is_done(run.record):
+        if not how.force and is_done(run.record):
             outcomes[run] = Outcome(run, "skipped")
         elif run.missing:
             outcomes[run] = Outcome(run, "missing", error="; ".join(need.complaint() for need in run.missing))
     todo = [run for run in plan.runs if run not in outcomes]
     if todo:
-        say(f"{len(todo)} of {len(plan.runs)} runs to do, {min(jobs, len(todo))} at a time; logs: {todo[0].log.parent}")
-    outcomes |= _execute_all(todo, jobs, timeout, say)
+        at_once = min(len(how.slots), len(todo))
+        say(f"{len(todo)} of {len(plan.runs)} runs to do, {at_once} at a time; logs: {todo[0].log.parent}")
+    outcomes |= _execute_all(todo, how, costs, say)
     if exit_status(outcomes.values()) == 130:
         return [outcomes[run] for run in plan.runs]
-    return [outcomes[run] for run in plan.runs] + _draw(plan, jobs, force, timeout, say)
+    return [outcomes[run] for run in plan.runs] + _draw(plan, how, costs, say)
 
 
 def exit_status(outcomes) -> int:
@@ -77,46 +108,56 @@ def describe_outcomes(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "", ", ".join(f"{count} {status}" for status, count in counts.items())])
 
 
-def _execute_all(todo: list[Job], jobs: int, timeout: float | None, say) -> dict[Job, Outcome]:
-    """Executes jobs, a line each as they finish; Ctrl-C ends those that run and never starts the rest."""
-    stop, environment, started = threading.Event(), child_environment(min(jobs, len(todo) or 1)), time.monotonic()
-    width = len(str(len(todo)))
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        futures = {job: pool.submit(execute, job, environment, timeout, stop) for job in todo}
-        pending, count = set(futures.values()), 0
+def _execute_all(todo: list[Job], how: How, costs: Costs, say) -> dict[Job, Outcome]:
+    """Executes jobs, the longest first; Ctrl-C ends those that run and never starts the rest."""
+    stop, waiting, running, outcomes = threading.Event(), costs.longest_first(todo), {}, {}
+    slots = list(how.slots)
+    environment = child_environment(min(len(slots), len(todo) or 1))
+    progress = Progress(todo, len(slots), say, costs, how.live)
+    with ThreadPoolExecutor(max_workers=len(slots)) as pool:
         try:
-            while pending:
-                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                for outcome in (future.result() for future in finished):
-                    count += 1
-                    left = (time.monotonic() - started) / count * (len(todo) - count)
-                    until = f", about {_duration(left)} left" if count < len(todo) else ""
-                    took = f"{_duration(outcome.seconds)}{until}"
-                    say(f"[{count:{width}}/{len(todo)}] {outcome.status:<7} {outcome.job.name} ({took})")
+            while waiting or running:
+                # In order, so that a run that asks for several GPUs is not passed by until the end.
+                while waiting and (width := _width(waiting[0]) if how.gpus else 1) <= len(slots):
+                    job, mine, slots = waiting.pop(0), slots[:width], slots[width:]
+                    gpus = {VARIABLE: ",".join(mine)} if how.gpus else {}
+                    future = pool.submit(execute, job, environment | gpus, how.timeout, stop, how.retries)
+                    running[future] = job, mine
+                    progress.started(job)
+                for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                    job, mine = running.pop(future)
+                    slots += mine
+                    outcomes[job] = future.result()
+                    progress.finished(outcomes[job])
+                progress.look()
         except KeyboardInterrupt:
             stop.set()
             # A second Ctrl-C must not leave kernels behind either; this takes no longer than the grace.
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
             say(f"ending the notebooks that run, within {GRACE:.0f} s or so ...")
-            for future in pending:
-                future.cancel()
-            wait(futures.values())
+            outcomes |= {job: future.result() for future, (job, _) in running.items()}
             signal.signal(signal.SIGINT, before)
         finally:  # whatever else went wrong here, such as a closed pipe: leave no kernels behind
             stop.set()
-    return {job: Outcome(job, "interrupted") if f.cancelled() else f.result() for job, f in futures.items()}
+            progress.close()
+    return {job: outcomes.get(job) or Outcome(job, "interrupted") for job in todo}
 
 
-def _draw(plan: Plan, jobs: int, force: bool, timeout: float | None, say) -> list[Outcome]:
+def _width(job: Job) -> int:
+    """How many GPUs a run takes: as many as the processes that train together."""
+    return job.parameters.get("processes", 1)
+
+
+def _draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:
     """Executes the paper notebooks; one whose inputs and files are as they were is skipped."""
     if not any(is_done(folder) for folder in plan.space.records.glob("[!.]*")):
         return [Outcome(job, "skipped", error="there is no record to draw from yet") for job in plan.paper]
     digests = {job: _inputs_digest(job, plan) for job in plan.paper}
-    todo = [job for job in plan.paper if force or not _is_drawn(job, digests[job])]
+    todo = [job for job in plan.paper if how.force or not _is_drawn(job, digests[job])]
     if todo:
         say(f"{len(todo)} tables and figures to draw")
     since = time.time() - 1  # a file system's clock may be coarse
-    outcomes = _execute_all(todo, jobs, timeout, say)
+    outcomes = _execute_all(todo, how, costs, say)
     folders = (plan.space.figures, plan.space.tables)
     drawn = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if p.stat().st_mtime >= since]
     for job, outcome in outcomes.items():
@@ -149,9 +190,3 @@ def _is_drawn(job: Job, inputs: str) -> bool:
 
 def _stamp_file(job: Job) -> Path:
     return job.output.with_name(f".{job.name}.json")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,10 +1,6 @@
-"""Two sets of predictions on the same test images: by how much the second is better, and how sure that is.
+"""Two records on the same test images, held against each other: fine-tuning and linear probing, or two encoders.
 
-Two intervals that overlap say little: most of what moves either is the choice of test images, which both share. So the
-difference is taken within each resample of the images, where what is shared cancels out. The metrics are those of
-`metrics` for both sides, whatever the protocols report: AUROC is one-versus-one in both.
-
-Symbols: N images, K classes, R resamples, a and b the two sets of predictions; a difference is b - a.
+The predictions of two records are joined by the names of their images and compared by `significance`.
 """
 
 import warnings
@@ -13,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from panderm_utils.bootstrap import BLOCK_CELLS, MetricError, bootstrap, intervals
-from panderm_utils.metrics import METRICS, MetricWarning, Scorer, check_predictions, evaluate, on_test_set
+from panderm_utils.metrics import evaluate
 from panderm_utils.records import read_predictions
+from panderm_utils.significance import ALPHA, holm, paired_difference, permutation_test
 
 RUN = ["dataset", "encoder", "seed"]
-SIDES = ("linear_probe", "fine_tune")
+LABELS = ["dataset_label", "encoder_label"]
 ENDS = ("", "_low", "_high")
+VIEWS = [f"views{end}" for end in ENDS]
+CHANCE = ["difference", "low", "high", "p_value"]
 
 
 class ComparisonError(ValueError):
@@ -28,49 +26,6 @@ class ComparisonError(ValueError):
 
 class ComparisonWarning(UserWarning):
     """Two records that cannot be compared were left out."""
-
-
-def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Returns a row a metric: a, a_low, a_high, b, b_low, b_high, difference (b - a), low and high of the difference.
-
-    Intervals are percentiles of the same stratified resamples for a, b and the difference.
-
-    Args:
-        y: True labels [N], integers in 0..K-1.
-        proba_a: Class probabilities or scores [N, K].
-        proba_b: The same of the same images in the same order.
-
-    Raises:
-        MetricError: As `metrics.evaluate`, or the two differ in shape.
-    """
-    scorers = _scorers(y, proba_a, proba_b)
-    in_a, in_b = (bootstrap(scorer, scorer.y, replicates, seed) for scorer in scorers)
-    a, b = (on_test_set(scorer) for scorer in scorers)
-    of_a, of_b, of_both = (intervals(values) for values in (in_a, in_b, in_b - in_a))
-    columns = {"a": a, "a_low": of_a["low"], "a_high": of_a["high"], "b": b, "b_low": of_b["low"]}
-    columns |= {"b_high": of_b["high"], "difference": b - a, "low": of_both["low"], "high": of_both["high"]}
-    return pd.DataFrame(columns, index=pd.Index(METRICS, name="metric"))
-
-
-def permutation_test(y, proba_a, proba_b, permutations: int = 1000, seed: int = 0) -> pd.Series:
-    """Returns the two-sided p-value of each metric: how often chance alone makes so large a difference (the paper's).
-
-    A permutation swaps the two predictions of each image or not, by the toss of a coin. The observed difference counts
-    as one of the permutations, so that no p-value is 0.
-    """
-    a, b = (on_test_set(scorer) for scorer in _scorers(y, proba_a, proba_b))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MetricWarning)  # said already
-        both = Scorer(np.tile(y, 2), np.concatenate([proba_a, proba_b]))
-    generator, as_large, block = np.random.default_rng(seed), np.zeros(len(METRICS)), max(1, BLOCK_CELLS // len(y))
-    for start in range(0, permutations, block):
-        swapped = generator.random((min(block, permutations - start), len(y))).T < 0.5
-        # Each image once: from a (the first N rows) unless swapped, and for the other side the other way round.
-        counts = np.concatenate([~swapped, swapped]).astype(np.float64)
-        differences = both(1 - counts) - both(counts)
-        as_large += (np.abs(differences) >= np.abs(b - a) - 1e-12).sum(axis=0)
-    p_values = np.where(np.isnan(b - a), np.nan, (1 + as_large) / (1 + permutations))
-    return pd.Series(p_values, pd.Index(METRICS, name="metric"), name="p_value")
 
 
 def read_pair(
@@ -112,55 +67,97 @@ def compare_protocols(probes: pd.DataFrame, tuned: pd.DataFrame, replicates: int
     Returns:
         A row a pair and metric: dataset, encoder, seed, their labels, metric, headline, images; linear_probe,
         fine_tune and views (fine-tuning with test-time views, where there are any) with `_low` and `_high` each;
-        difference (fine-tuning minus linear probing, one view) with low and high, p_value, verdict; the ids of the
-        two records. All computed anew from the predictions. Records that do not go together are left out with a
-        ComparisonWarning.
+        difference (fine-tuning minus linear probing, one view) with low and high, p_value, verdict (by that
+        interval); the ids of the two records. All computed anew from the predictions. Records that do not go together
+        are left out with a ComparisonWarning.
     """
-    columns = [*RUN, "dataset_label", "encoder_label", "metric", "headline", "images"]
-    columns += [f"{side}{end}" for side in (*SIDES, "views") for end in ENDS]
-    columns += ["difference", "low", "high", "p_value", "verdict", "linear_probe_run", "fine_tune_run"]
-    nothing = pd.DataFrame(columns=columns).astype({"headline": bool})
-    if probes.empty or tuned.empty:
-        return nothing
-    kept = [*RUN, "dataset_label", "encoder_label", "run_id", "folder"]
-    runs = [rows.loc[rows["headline"], [*kept, "metric"]].drop_duplicates("run_id") for rows in (probes, tuned)]
-    pairs = runs[0].merge(runs[1][[*RUN, "run_id", "folder"]], on=RUN, suffixes=("", "_tuned"))
-    found = []
-    for pair in pairs.itertuples(index=False):
+    sides = ("linear_probe", "fine_tune")
+    columns = [*_columns((*sides, "views")), *CHANCE, "verdict", *(f"{side}_run" for side in sides)]
+    table = _compared(probes, tuned, [*RUN, *LABELS], sides, replicates)
+    if table.empty:
+        return table.reindex(columns=columns).astype({"headline": bool})
+    table[VIEWS] = np.nan
+    for folder, rows in table.groupby("fine_tune_folder"):
+        if (Path(folder) / "predictions_tta.csv").is_file():
+            y, proba, _ = read_predictions(folder, "predictions_tta.csv")
+            views = evaluate(y, proba, replicates, rows["seed"].iloc[0])
+            table.loc[rows.index, VIEWS] = views.loc[rows["metric"], ["value", "low", "high"]].to_numpy()
+    clear = (table["low"] > 0) | (table["high"] < 0)
+    table["verdict"] = _verdict(table, clear, "linear probing", "fine-tuning")
+    return table[columns]
+
+
+def compare_encoders(scores: pd.DataFrame, reference: str, replicates: int = 1000) -> pd.DataFrame:
+    """Holds one encoder against every other wherever a dataset and seed have both.
+
+    The family of Holm's correction is the datasets, for each other encoder and metric. The headline metrics, each
+    dataset with its own, are such a family of themselves, since they are read together: p_holm of a headline row is
+    that of this family.
+
+    Args:
+        scores: Rows of `tables.paper_scores` of one protocol: a row a run and metric.
+        reference: The encoder that the others are held against.
+        replicates: Bootstrap replicates, and permutations.
+
+    Returns:
+        A row a dataset, other encoder and metric: dataset, encoder (the other), seed, their labels, reference_label,
+        metric, headline, images; reference and other, the two scores, with `_low` and `_high` each; difference
+        (reference minus other) with low and high; p_value (permutations), p_holm (corrected), p_t (the paper's
+        t-test), verdict (by p_holm); the ids of the two records. All computed anew from the predictions. Records that
+        do not go together are left out with a ComparisonWarning.
+    """
+    sides = ("other", "reference")
+    columns = [*_columns(sides[::-1]), *CHANCE, "p_holm", "p_t", "verdict", "reference_run", "other_run"]
+    columns.insert(columns.index("metric"), "reference_label")
+    mine = scores["encoder"] == reference
+    table = _compared(scores[~mine], scores[mine], ["dataset", "dataset_label", "seed"], sides, replicates)
+    if table.empty:
+        return table.reindex(columns=columns).astype({"headline": bool})
+    table = table.rename(columns={"reference_encoder_label": "reference_label"})
+    table["p_holm"] = table.groupby(["encoder", "seed", "metric"])["p_value"].transform(holm)
+    headline = table[table["headline"]]
+    table.loc[headline.index, "p_holm"] = headline.groupby(["encoder", "seed"])["p_value"].transform(holm)
+    table["verdict"] = _verdict(table, table["p_holm"] < ALPHA, table["encoder_label"], table["reference_label"])
+    return table[columns]
+
+
+def _compared(first: pd.DataFrame, second: pd.DataFrame, on: list[str], sides: tuple, replicates: int) -> pd.DataFrame:
+    """Compares each run of `first` with that of `second` which agrees in `on`: a row a pair and metric.
+
+    The columns of `paired_difference`, where a and b are called by `sides`, p_value, images, headline and what is known
+    of the runs: of the first by its own name, such as encoder; of the second as, say, `fine_tune_encoder`.
+    """
+    if first.empty or second.empty:
+        return pd.DataFrame()
+    kept = [*RUN, *LABELS, "run_id", "folder"]
+    runs = [rows.loc[rows["headline"], [*kept, "metric"]].drop_duplicates("run_id") for rows in (first, second)]
+    pairs = runs[0].merge(runs[1][kept], on=on, suffixes=("", "_b"))
+    tables = []
+    for pair in pairs.to_dict(orient="records"):
         try:
-            table = _compare(pair.folder, pair.folder_tuned, replicates, pair.seed)
+            y, proba_a, proba_b = read_pair(pair["folder"], pair["folder_b"])
         except ComparisonError as error:
-            warnings.warn(str(error), ComparisonWarning, stacklevel=2)
+            warnings.warn(str(error), ComparisonWarning, stacklevel=3)
             continue
-        table = table.assign(**{name: getattr(pair, name) for name in kept[:-2]}, headline=table.index == pair.metric)
-        found.append(table.assign(linear_probe_run=pair.run_id, fine_tune_run=pair.run_id_tuned).reset_index())
-    return pd.concat(found, ignore_index=True)[columns] if found else nothing
+        table = paired_difference(y, proba_a, proba_b, replicates, pair["seed"])
+        table["p_value"], table["images"] = permutation_test(y, proba_a, proba_b, replicates, pair["seed"]), len(y)
+        table["headline"] = table.index == pair.pop("metric")
+        tables.append(table.assign(**pair).reset_index())
+    names = {f"{letter}{end}": f"{side}{end}" for letter, side in zip("ab", sides, strict=True) for end in ENDS}
+    names |= {f"{name}_b": f"{sides[1]}_{name}" for name in kept} | {"run_id": f"{sides[0]}_run"}
+    names |= {"run_id_b": f"{sides[1]}_run"}
+    return pd.concat(tables, ignore_index=True).rename(columns=names) if tables else pd.DataFrame()
 
 
-def _compare(probe: str, tuned: str, replicates: int, seed: int) -> pd.DataFrame:
-    y, proba_a, proba_b = read_pair(probe, tuned)
-    table = paired_difference(y, proba_a, proba_b, replicates, seed)
-    named = {f"{letter}{end}": f"{side}{end}" for letter, side in zip("ab", SIDES, strict=True) for end in ENDS}
-    table = table.rename(columns=named)
-    table["p_value"], table["images"] = permutation_test(y, proba_a, proba_b, replicates, seed), len(y)
-    table[["views", "views_low", "views_high"]] = np.nan
-    if (Path(tuned) / "predictions_tta.csv").is_file():
-        views = evaluate(y, read_pair(probe, tuned, "predictions_tta.csv")[2], replicates, seed)
-        table[["views", "views_low", "views_high"]] = views[["value", "low", "high"]]
-    sure = [table["low"].isna(), table["low"] > 0, table["high"] < 0]
-    words = ["not defined", "fine-tuning is better", "linear probing is better"]
-    table["verdict"] = np.select(sure, words, "no difference to be seen")
-    return table
+def _columns(sides: tuple) -> list[str]:
+    return [*RUN, *LABELS, "metric", "headline", "images", *(f"{side}{end}" for side in sides for end in ENDS)]
 
 
-def _scorers(y, proba_a, proba_b) -> tuple[Scorer, Scorer]:
-    shapes = [list(check_predictions(y, proba)[1].shape) for proba in (proba_a, proba_b)]
-    if shapes[0] != shapes[1]:
-        raise MetricError(f"the two sets of predictions are {shapes[0]} and {shapes[1]}: give both of the same images")
-    scorer_a = Scorer(y, proba_a)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MetricWarning)  # the first has said it
-        return scorer_a, Scorer(y, proba_b)
+def _verdict(table: pd.DataFrame, clear, a, b) -> np.ndarray:
+    """Says which of the two is better where the difference is clear of chance; a and b are their names."""
+    difference = table["difference"]
+    which = [difference.isna(), clear & (difference > 0), clear & (difference < 0)]
+    return np.select(which, ["not defined", b + " is better", a + " is better"], "no difference to be seen")
 
 
 def _what_differs(names_a: list[str], names_b: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The picture of two protocols side by side: each score, and how far they are apart on the same test images."""
+"""How far two sets of predictions are apart on the same test images: two protocols, or one encoder and the others."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from panderm_utils.plots import GREY, METRIC_TITLES, finish, shorten, style
+from panderm_utils.significance import ALPHA
 
 APART = 0.11  # a point and its interval stand this far from the middle of their line, so that both intervals show
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus, so that numbers stand below each other
 
 
 def probing_and_tuning(comparison: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
@@ -44,6 +47,53 @@ def probing_and_tuning(comparison: pd.DataFrame, colors: dict[str, str], synthet
         _name_the_points(left, lines[0], colors.get(lines[0].encoder, GREY))
         right.axvline(0, color="#222222", lw=0.8, zorder=0)
         _make_room(right)
+        return finish(figure, synthetic)
+
+
+def encoder_differences(comparison: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
+    """A forest plot: by how much the reference is ahead of each other encoder, dataset by dataset, with 95% intervals.
+
+    A diamond is full where the p-value, corrected over the datasets, is below 0.05.
+
+    Args:
+        comparison: Rows of one metric each (the headline's) of `comparison.compare_encoders`, of one seed.
+        colors: Encoder label -> colour.
+    """
+    groups = list(comparison.groupby("dataset_label", sort=False))
+    place, names = 0, {}
+    with style():
+        figure, axis = plt.subplots(figsize=(7.6, 1.7 + 0.25 * (len(comparison) + len(groups))))
+        for dataset, rows in groups:
+            heading = f"{shorten(dataset, 26)}, {METRIC_TITLES[rows['metric'].iloc[0]]}, n = {rows['images'].iloc[0]:,}"
+            axis.axhspan(place - 0.5, place + 0.5, color="#EFEFEF", lw=0, zorder=1)
+            at = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": 8.5, "fontweight": "bold"}
+            axis.text(0.01, place, heading, **at)
+            for row in rows.to_dict(orient="records"):
+                place += 1
+                names[place] = shorten(row["encoder_label"], 26)
+                says = f"{_with_interval(row)}   {row['p_holm']:.3f}"
+                says = "not defined" if np.isnan(row["difference"]) else says
+                color = colors.get(row["encoder_label"], GREY)
+                _draw_difference(axis, place, row, says, color, False, full=row["p_holm"] < ALPHA)
+            place += 1
+        axis.set_yticks(list(names), list(names.values()))
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        if not groups:
+            axis.set_xticks([])
+            axis.text(0.5, 0.5, "no dataset has two encoders yet", ha="center", transform=axis.transAxes, color=GREY)
+            return finish(figure, synthetic)
+        axis.set_ylim(place - 0.4, -0.5)
+        _beside(axis, 0, "difference [95% interval]   p (Holm)", fontsize=8, color=GREY)
+        axis.axvline(0, color="#222222", lw=0.8, zorder=0)
+        _make_room(axis)
+        reference = comparison["reference_label"].iloc[0]
+        axis.set_title(f"{reference} and the other encoders")
+        axis.set_xlabel(f"{reference} minus the other, on the same test images\n(right of 0: {reference} is better)")
+        look = {"marker": "D", "ls": "", "mec": GREY}
+        kinds = {f"p (Holm) below {ALPHA}": GREY, f"{ALPHA} or more": "white"}
+        handles = [Line2D([], [], mfc=fill, label=label, **look) for label, fill in kinds.items()]
+        figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
         return finish(figure, synthetic)
 
 
@@ -87,19 +137,21 @@ def _draw(left, right, line: _Line, color: str) -> None:
             left.hlines(y, numbers[f"{side}_low"], numbers[f"{side}_high"], color=color, lw=1.0, zorder=2)
         filled = color if side == "fine_tune" else "white"
         left.plot(x, y, "o", ms=size, mfc=filled, mec=color, mew=1.0 if line.small else 1.6, zorder=3)
+    _draw_difference(right, line.place, numbers, line.says, color, line.small)
+
+
+def _draw_difference(axis, place: float, numbers: dict, says: str, color: str, small: bool, full: bool = True) -> None:
+    """A diamond with its interval, and beside the panel what it says."""
     if "low" in numbers:
-        right.hlines(line.place, numbers["low"], numbers["high"], color=color, lw=1.0 if line.small else 1.8)
-    right.plot(numbers["difference"], line.place, "D", ms=0.8 * size, color=color, zorder=3)
-    right.annotate(
-        line.says,
-        (1, line.place),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=7 if line.small else 9,
-        color=GREY if line.small else "black",
-    )
+        axis.hlines(place, numbers["low"], numbers["high"], color=color, lw=1.0 if small else 1.8)
+    size = 3.6 if small else 6.4
+    axis.plot(numbers["difference"], place, "D", ms=size, mfc=color if full else "white", mec=color, zorder=3)
+    _beside(axis, place, says, fontsize=7 if small else 9, color=GREY if small else "black")
+
+
+def _beside(axis, place: float, says: str, **look) -> None:
+    at = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
+    axis.annotate(says, (1, place), **at, va="center", **look)
 
 
 def _name_the_points(axis, line: _Line, color: str) -> None:
@@ -128,9 +180,10 @@ def _make_room(axis) -> None:
     low, high = axis.get_xlim()
     reach = 0.12 * max(high - low, 0.02)
     axis.set_xlim(min(low, -reach), max(high, reach))
-    axis.xaxis.set_major_formatter(lambda x, _: f"{x:+.2f}" if not np.isclose(x, 0) else "0")
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:+.3g}".replace("-", MINUS) if not np.isclose(x, 0) else "0")
     axis.xaxis.get_major_locator().set_params(nbins=4)
 
 
 def _with_interval(numbers: dict) -> str:
-    return "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**numbers)
+    text = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**numbers)
+    return text.replace("-", MINUS)

@@ -28,6 +28,7 @@ __all__ = [
     "label_fraction",
     "leakage_table",
     "load_dataset",
+    "metadata_table",
     "open_image",
     "propose_splits",
     "split_table",
@@ -168,6 +169,16 @@ def leakage_counts(table: pd.DataFrame, files: dict[str, str], manifest: Dataset
     result = pd.DataFrame.from_dict(rows, orient="index").rename_axis("kind")
     numbers = [name for name in result.columns if name not in ("column", "example")]
     return result.astype(dict.fromkeys(numbers, "Int64")).fillna({"example": ""})
+
+
+def metadata_table(dataset: Dataset, split: str) -> pd.DataFrame:
+    """Returns what a record keeps of a split's people: filename, and a column a kind of metadata (age, sex, ...).
+
+    Only the kinds that the manifest maps and the CSV has; there may be none.
+    """
+    rows, mapped = dataset.split(split), dataset.manifest.metadata
+    kinds = {kind: rows[column] for kind, column in mapped.items() if column in rows}
+    return pd.DataFrame({"filename": rows["image"], **kinds})
 
 
 def describe(dataset: Dataset) -> dict:

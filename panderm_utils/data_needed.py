@@ -177,10 +177,10 @@ def data_needed_table(draws: pd.DataFrame) -> pd.DataFrame:
                     "metric": cells["metric"].iloc[0],
                     "score to reach": round(needed.target, 4),
                     "labels needed": with_interval(needed),
-                    "images needed": f"{needed.fraction * total:,.0f}" if needed.state == REACHED else "",
+                    "images needed": round(needed.fraction * total) if needed.state == REACHED else pd.NA,
                     "of images": int(total),
                     "state": needed.state,
                 }
             )
     columns = ["Dataset", "Encoder", "matches", "metric", "score to reach", "labels needed", "images needed"]
-    return pd.DataFrame(rows, columns=[*columns, "of images", "state"])
+    return pd.DataFrame(rows, columns=[*columns, "of images", "state"]).astype({"images needed": "Int64"})

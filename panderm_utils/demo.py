@@ -43,6 +43,7 @@ NAMES = {  # file names as the released ones look; n counts images from 1
     "med_node": "{class_name}/{n:05d}.jpg",
 }
 SITES = ("back", "abdomen", "trunk", "lower extremity", "upper extremity", "chest", "face", "foot")
+CLINICS = ("clinic A", "clinic B", "clinic C")
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _columns(card: DatasetManifest, table: pd.DataFrame, drawn: pd.DataFrame) ->
         "sex": people["sex"],
         "site": rng.choice(SITES, len(table)),
         "skin_tone": drawn["tone"].astype(int),
+        "institution": rng.choice(CLINICS, patients)[table["patient"]],
     }
     csv = csv.assign(**{column: ids[kind] for kind, column in card.groups.items()})
     csv = csv.assign(**{column: facts[kind] for kind, column in card.metadata.items()})

@@ -4,6 +4,7 @@ POSIX: the process leads a session of its own, so Ctrl-C in the terminal reaches
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -23,20 +24,40 @@ from panderm_utils.workspace import REPOSITORY
 
 GRACE = 10.0  # seconds from SIGINT to SIGKILL
 POLL = 0.1  # seconds
+SAID = re.compile(r"the kernel ended with exit code (\d+); its peak memory was ([\d,]+) MB")  # by `kernels`
+NOT_STARTED = ("Kernel died before replying", "Kernel didn't respond")  # nbclient's words
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: done, skipped, missing, failed or interrupted; where it failed, and why."""
+    """What became of a job: done, skipped, missing, failed or interrupted; where it failed, and why.
+
+    Attributes:
+        by_chance: The kernel did not start or was killed: nothing is known against the code.
+    """
 
     job: Job
     status: str
     seconds: float = 0.0
     cell: str = ""
     error: str = ""
+    by_chance: bool = False
 
 
-def execute(job: Job, environment: dict[str, str], timeout: float | None, stop: threading.Event) -> Outcome:
+def execute(
+    job: Job, environment: dict[str, str], timeout: float | None, stop: threading.Event, retries: int = 0
+) -> Outcome:
+    """Executes a notebook, anew up to `retries` times where its kernel did not start or was killed.
+
+    Never anew after an error of the code. Arguments and result as of `execute_once`.
+    """
+    outcome, tried = execute_once(job, environment, timeout, stop), 1
+    while outcome.by_chance and tried <= retries and not stop.is_set():
+        outcome, tried = execute_once(job, environment, timeout, stop), tried + 1
+    return dataclasses.replace(outcome, error=f"{outcome.error}; tried {tried} times") if outcome.by_chance else outcome
+
+
+def execute_once(job: Job, environment: dict[str, str], timeout: float | None, stop: threading.Event) -> Outcome:
     """Executes a notebook; the executed copy takes its place when it is whole, a failed one is kept as *.failed.ipynb.
 
     A run is done only if papermill says so and the run left a new, whole record: an executed notebook proves nothing,
@@ -67,14 +88,17 @@ def execute(job: Job, environment: dict[str, str], timeout: float | None, stop: 
         if code == "interrupted":
             partial.unlink(missing_ok=True)
             return Outcome(job, "interrupted", seconds)
+        killed = None
         if code == 0:
             cell, error = "", f"the notebook ended without leaving a whole record in {job.record}"
         else:
             cell, error = diagnose(partial, job.log)
+            killed = None if code == "timeout" else _chance(job.log)
+            error = killed or error
             error = f"ended: it took longer than {timeout:g} s" if code == "timeout" else error
         if partial.exists():
             partial.replace(failed)
-        return Outcome(job, "failed", seconds, cell, error)
+        return Outcome(job, "failed", seconds, cell, error, by_chance=bool(killed))
     except OSError as error:  # a full disk, a folder that may not be written
         return Outcome(job, "failed", time.monotonic() - started, error=str(error))
 
@@ -86,6 +110,7 @@ def child_environment(jobs: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment.setdefault(name, str(max(1, cores // jobs)))
+    environment["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "panderm"  # see `kernels`
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve the other runs
     return environment
 
@@ -135,6 +160,17 @@ def diagnose(notebook: Path, log: Path) -> tuple[str, str]:
     entered = re.findall(r"Executing Cell (\d+)-", text)
     index = int(entered[-1]) - 1 if entered else -1
     return cells[index].get("id", "") if 0 <= index < len(cells) else "", _last_line(text, "")
+
+
+def _chance(log: Path) -> str | None:
+    """Says that a kernel did not start or was killed, None where neither is the reason."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    if "Executing Cell" not in text and any(words in text for words in NOT_STARTED):
+        return f"the kernel did not start ({_last_line(text, '')})"
+    found = SAID.search(text)
+    if found and int(found[1]) == 128 + signal.SIGKILL:
+        return f"the kernel was killed, as when memory runs out: exit code {found[1]}, peak memory {found[2]} MB"
+    return None
 
 
 def _run_papermill(job, partial, parameters, pid_file, environment, timeout, stop) -> int | str:

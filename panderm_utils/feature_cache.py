@@ -22,11 +22,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from panderm_utils.encoders import Encoder
 from panderm_utils.image_files import ImageError, explain
+
+if TYPE_CHECKING:  # loads torch, which reading what is kept does without
+    from panderm_utils.encoders import Encoder
 
 FORMAT = 1  # to be raised when a change of code changes features or shards
 SHARD = 512  # images; features of 2 MB at D = 1,024, lost at most when an extraction is killed
@@ -61,6 +64,42 @@ def read_identified(path: str) -> tuple[bytes, tuple]:
     return content, (np.frombuffer(hashlib.sha256(content).digest(), np.uint8), *stamp)
 
 
+def read_kept(folder: str | Path, encoder_facts: dict, names: Sequence[str]) -> np.ndarray | None:
+    """Returns the features [N, D] that are kept of a list of images, or None unless they all are.
+
+    Asks for neither the encoder nor the images, so it cannot tell whether these have changed since: compare the result
+    with the `features_sha256` of a record.
+
+    Args:
+        folder: As for FeatureCache.
+        encoder_facts: What a record says of its encoder.
+        names: What the files are called, in the order in which they were extracted.
+    """
+    facts = {key: encoder_facts[key] for key in ("num_features", "transform", "precision")}
+    facts["weights_sha256"] = encoder_facts["digest"]
+    parts = [names[at : at + SHARD] for at in range(0, len(names), SHARD)]
+    for about in sorted(Path(folder).glob("features/*/about.json")):
+        known = json.loads(about.read_text(encoding="utf-8"))
+        if any(known.get(key) != fact for key, fact in facts.items()):
+            continue
+        found = {}
+        for path in about.parent.glob("*.shard"):
+            with np.load(io.BytesIO(path.read_bytes()[:-32]), allow_pickle=False) as arrays:
+                sizes = arrays["identity"]["size"]
+                for i, part in enumerate(parts):
+                    if i not in found and len(part) == len(sizes) and path.stem == _shard_name(part, sizes):
+                        found[i] = arrays["x"]
+        if parts and len(found) == len(parts):
+            return np.concatenate([found[i] for i in range(len(parts))])
+    return None
+
+
+def _shard_name(names: Iterable[str], sizes: Iterable[int]) -> str:
+    # The sizes keep apart folders of equal names, such as a cropped copy, which would else take turns.
+    lines = "".join(f"{name}\0{size}\0" for name, size in zip(names, sizes, strict=True))
+    return hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
 def _stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & (2**63 - 1)
 
@@ -68,7 +107,7 @@ def _stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
 class FeatureCache:
     """The shards of one encoder below `folder`; what cannot be read or written is a warning, never an error."""
 
-    def __init__(self, folder: str | Path, encoder: Encoder):
+    def __init__(self, folder: str | Path, encoder: "Encoder"):
         facts = asdict(encoder.manifest)
         # Not in the weights, yet decisive: other heads, or another model of timm, can read the same file.
         architecture = {k: facts[k] for k in ("architecture", "timm_name", "width", "depth", "heads")}
@@ -121,9 +160,7 @@ class FeatureCache:
         self._write(self._path(names, identity["size"]), x, identity, computed_by)
 
     def _path(self, names: Iterable[str], sizes: Iterable[int]) -> Path:
-        # The sizes keep apart folders of equal names, such as a cropped copy, which would else take turns.
-        lines = "".join(f"{name}\0{size}\0" for name, size in zip(names, sizes, strict=True))
-        return self.folder / f"{hashlib.sha256(lines.encode(errors='surrogatepass')).hexdigest()[:32]}.shard"
+        return self.folder / f"{_shard_name(names, sizes)}.shard"
 
     def _identify(self, paths: list[str]) -> np.ndarray | None:
         with ThreadPoolExecutor(HASHERS) as pool, contextlib.suppress(ImageError):

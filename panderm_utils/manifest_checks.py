@@ -4,9 +4,10 @@ import dataclasses
 import re
 from pathlib import Path, PurePath
 
-from panderm_utils.manifest_types import SPLITS, DatasetManifest, EncoderManifest
+from panderm_utils.manifest_types import METADATA_KINDS, SPLITS, DatasetManifest, EncoderManifest, PaperItem
 
 HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1"}  # the paper's rule
+ACCESS = ("public", "mixed", "private")
 LAYOUTS = ("encoder_prefix", "plain", "module_prefix", "timm", "none")
 
 
@@ -30,6 +31,8 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
     problems += _size_problems(m)
     if m.external and not m.melanoma:
         problems.append("external: what is only tested on needs `melanoma`; name the classes that are, or remove this")
+    strange = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
+    problems += [f"metadata.{kind}: no such kind; write {', '.join(METADATA_KINDS)}" for kind in strange]
     known = [field.name for field in dataclasses.fields(m)]
     for name in m.unverified or ():
         if name is not None and name not in known:
@@ -54,6 +57,18 @@ def encoder_problems(e: EncoderManifest) -> list[str]:
         problems.append(f"color: {e.color!r} is no colour; write one like '#D55E00', in quotes")
     if e.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", e.sha256):
         problems.append(f"sha256: {e.sha256!r} is no SHA-256; write its 64 digits 0-9 and a-f")
+    return problems
+
+
+def item_problems(item: PaperItem) -> list[str]:
+    """Returns `key: problem; remedy` for each problem of a figure or table of the paper."""
+    problems = []
+    if item.access is not None and item.access not in ACCESS:
+        problems.append(f"access: {item.access!r} is unknown; write one of {', '.join(ACCESS)}")
+    if item.notebooks == () and item.note == "":
+        problems.append("note: missing; without a notebook, say why there is none")
+    if item.access == "private" and item.notebooks:
+        problems.append("notebooks: none can show private data; leave it out, or write access: mixed")
     return problems
 
 

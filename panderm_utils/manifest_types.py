@@ -7,6 +7,7 @@ import typing
 from dataclasses import dataclass
 
 SPLITS = ("train", "val", "test")
+METADATA_KINDS = ("age", "sex", "site", "skin_tone", "institution")
 GREY = "#767676"
 # What a protocol needs of a dataset: the key of its manifest that may not be empty. The others take every dataset.
 NEEDED_KEYS = {"external_validation": "melanoma"}
@@ -40,7 +41,7 @@ class DatasetManifest:
         split_sizes: Images in train, val and test, where known; `class_counts`: the same a class, in label order.
         headline_metric: AUROC for two classes, weighted F1 for more, as in the paper.
         groups: Kind ("lesion", "patient") -> CSV column whose values must not straddle splits.
-        metadata: Kind ("age", "sex", "site", "skin_tone") -> CSV column.
+        metadata: Kind (one of METADATA_KINDS) -> CSV column.
         unverified: Keys of this manifest whose facts could not be verified.
         own: Made by `run_all.py --new-dataset` from a user's own CSV.
         external: Nothing is trained on it: all its images are a test split, whatever its CSV says of splits.
@@ -183,6 +184,24 @@ class PublishedResult:
     settings: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
     split_sizes: dict[str, int] | None = None
     cost: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PaperItem:
+    """A figure or table of the paper, or a part of one, and where this package shows it.
+
+    Attributes:
+        data: What it is drawn from.
+        access: Whether that is "public", "private" or "mixed", by the paper's statement on data availability.
+        notebooks: Of notebooks/paper, those that show it; none: `note` says why.
+    """
+
+    item: str
+    shows: str
+    data: str
+    access: str
+    notebooks: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import yaml
 
-from panderm_utils.manifest_checks import dataset_problems, encoder_problems
+from panderm_utils.manifest_checks import dataset_problems, encoder_problems, item_problems
 from panderm_utils.manifest_types import (
     Access,
     ClassName,
     DatasetManifest,
     EncoderManifest,
+    PaperItem,
     Profile,
     ProtocolChoice,
     PublishedResult,
 )
-from panderm_utils.typed_yaml import ManifestError, build, load_yaml, unknown
+from panderm_utils.typed_yaml import ManifestError, build, build_entries, build_list, load_yaml, unknown
 from panderm_utils.workspace import REPOSITORY
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "DatasetManifest",
     "EncoderManifest",
     "ManifestError",
+    "PaperItem",
     "Profile",
     "ProtocolChoice",
     "PublishedResult",
@@ -41,6 +43,7 @@ __all__ = [
     "list_encoders",
     "load_dataset_manifest",
     "load_encoder_manifest",
+    "load_paper_items",
     "load_profile",
     "load_published_results",
     "published_value",
@@ -115,6 +118,11 @@ def load_published_results(root: Path | None = None) -> tuple[PublishedResult, .
     return _cached(_read_published, (root or MANIFEST_ROOT) / "published_results.yaml")
 
 
+def load_paper_items(root: Path | None = None) -> tuple[PaperItem, ...]:
+    """Returns the paper's figures and tables, in its order; ManifestError if paper_items.yaml is wrong."""
+    return _cached(_read_items, (root or MANIFEST_ROOT) / "paper_items.yaml")
+
+
 def published_value(dataset: str, protocol: str, encoder: str, metric: str) -> float | None:
     """Returns the published value, or None where none is known."""
     for result in load_published_results():
@@ -137,6 +145,7 @@ def check_manifests(root: Path | None = None) -> int:
         ("encoder", _read_encoders, [root / "encoders.yaml"]),
         ("profile", _read_profiles, [root / "profiles.yaml"]),
         ("published result", _read_published, [root / "published_results.yaml"]),
+        ("paper item", _read_items, [root / "paper_items.yaml"]),
     ):
         found[kind] = []
         for path in paths:
@@ -203,7 +212,7 @@ def _build_dataset(entry: dict, path: Path) -> DatasetManifest:
 
 def _read_encoders(path: Path) -> dict[str, EncoderManifest]:
     problems: list[str] = []
-    encoders = _build_entries(EncoderManifest, path, problems)
+    encoders = build_entries(EncoderManifest, path, problems)
     problems += [f"{path}: {name}.{text}" for name, e in encoders.items() for text in encoder_problems(e)]
     problems += _twins([(path, f"{name}.title", e.title) for name, e in encoders.items()])
     if problems:
@@ -213,7 +222,7 @@ def _read_encoders(path: Path) -> dict[str, EncoderManifest]:
 
 def _read_profiles(path: Path) -> dict[str, Profile]:
     problems: list[str] = []
-    profiles = _build_entries(Profile, path, problems)
+    profiles = build_entries(Profile, path, problems)
     for name, profile in profiles.items():
         for key in ("datasets", "encoders", "protocols", "seeds"):
             if getattr(profile, key) in ((), {}):
@@ -234,27 +243,24 @@ def _choices(profile: Profile) -> list[tuple[str, Profile | ProtocolChoice]]:
 
 def _read_published(path: Path) -> tuple[PublishedResult, ...]:
     problems: list[str] = []
-    results = [
-        build(PublishedResult, e, f"{path}: entry {i}", problems) for i, e in enumerate(load_yaml(path, list), 1)
-    ]
-    for i, result in enumerate(results, 1):
-        for metric, value in ((result and result.metrics) or {}).items():
+    results = build_list(PublishedResult, path, problems)
+    for place, result in results:
+        for metric, value in (result.metrics or {}).items():
             if value is not None and not -1 <= value <= 1:
-                problems.append(f"{path}: entry {i}: metrics.{metric}: {value} is no fraction; write 0.92 for 92%")
+                problems.append(f"{place}: metrics.{metric}: {value} is no fraction; write 0.92 for 92%")
     if problems:
         raise ManifestError("\n".join(problems))
-    return tuple(results)
+    return tuple(result for _, result in results)
 
 
-def _build_entries(cls, path: Path, problems: list[str]) -> dict:
-    """Returns name -> entry of a file whose keys are names, as far as each could be built."""
-    entries = {}
-    for name, entry in load_yaml(path).items():
-        if isinstance(entry, dict) and "name" in entry:
-            problems.append(f"{path}: {name}.name: an entry is called what its key says; remove this line")
-        named = {**entry, "name": name} if isinstance(entry, dict) else entry
-        entries[name] = build(cls, named, f"{path}: {name}", problems)
-    return {name: entry for name, entry in entries.items() if entry is not None}
+def _read_items(path: Path) -> tuple[PaperItem, ...]:
+    problems: list[str] = []
+    items = build_list(PaperItem, path, problems)
+    problems += [f"{place}: {text}" for place, item in items for text in item_problems(item)]
+    problems += _twins([(path, "item", item.item) for _, item in items])
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return tuple(item for _, item in items)
 
 
 def _twins(named: list[tuple[Path, str, str]]) -> list[str]:

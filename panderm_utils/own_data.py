@@ -40,6 +40,7 @@ METADATA_COLUMNS = {
     "sex": ("sex", "gender"),
     "site": ("localization", "site", "anatom_site_general", "anatomical_site", "region"),
     "skin_tone": ("skin_tone", "fitzpatrick", "fitspatrick", "fitzpatrick_skin_type", "monk"),
+    "institution": ("institution", "hospital", "centre", "center", "clinic"),
 }
 MELANOMA = ("mel", "melanoma")  # names of a class, in whatever case
 SPLIT_NAMES = {

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from panderm_utils.typed_yaml import read_numbers
 from panderm_utils.workspace import DEFAULT_SETTINGS
 
 # Parameters that the batch settles itself, and the flag that does it.
@@ -78,18 +79,16 @@ def split_given(given: Iterable[str], encoders: Sequence[str], problems: list[st
 
 def read_shares(text: str | None, problems: list[str]) -> list[str]:
     """Returns the fractions of `finetune_fractions`, "0.1, 0.5", each as text; notes what is wrong in `problems`."""
-    shares = [part.strip() for part in (text or "None").strip("[]() ").split(",")]
-    if shares == ["None"]:
+    if text in (None, "None"):
         return []
     try:
-        wrong = [share for share in shares if not 0 < float(share) <= 1]
+        shares = read_numbers(text)
     except ValueError:
-        wrong = shares
-    if wrong:
-        problems.append(
-            f"-p finetune_fractions={text}: write numbers above 0, up to 1, as in finetune_fractions=0.1,0.5"
-        )
-    return [str(float(share)) for share in shares] if not wrong else []
+        shares = [0.0]
+    if all(0 < share <= 1 for share in shares):
+        return list(map(str, shares))
+    problems.append(f"-p finetune_fractions={text}: write numbers above 0, up to 1, as in finetune_fractions=0.1,0.5")
+    return []
 
 
 def settle_parameters(path: Path, given: dict[str, str], problems: list[str]) -> tuple[dict, dict]:

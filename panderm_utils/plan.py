@@ -197,23 +197,6 @@ def is_done(record: Path) -> bool:
     return whole and (record / "predictions.csv").is_file()
 
 
-def describe_plan(plan: Plan) -> str:
-    """Returns the runs and their state, then what they need, where it is or is to be had, and under which licence."""
-    states = ["done" if is_done(r.record) else "missing" if r.missing else "to run" for r in plan.runs]
-    lines = [f"{len(plan.runs)} runs (profile {plan.space.profile}):"]
-    lines += [f"  {state:8} {run.name}" for state, run in zip(states, plan.runs, strict=True)]
-    lines += ["", "They need:"]
-    for need in sorted(plan.needs, key=lambda need: (need.kind, need.state == "missing")):
-        lines.append(f"  {need.kind:8} {need.name}: {need.state}")
-        lines += [f"           at      {path}" for path in need.paths]
-        lines += [f"           from    {need.source}", f"           licence {need.licence}"]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "to run", "missing"))
-    lines += ["", f"{counts}; then {len(plan.paper)} tables and figures. Outputs: {plan.space.root}"]
-    if "missing" in states:
-        lines.append("A run whose data or weights are missing is reported and left out; the others run.")
-    return "\n".join(lines)
-
-
 def _load(load, name: str, problems: list[str]):
     try:
         return load(name)
@@ -222,7 +205,8 @@ def _load(load, name: str, problems: list[str]):
 
 
 def _plan_paper(space: Workspace, seed: int, notebooks: Path) -> tuple[Job, ...]:
-    settled = {"profile": space.profile, "output_root": str(space.root.parent), "seed": seed}
+    folders = {name: str(getattr(space, name)) for name in ("data_root", "weights_root")}
+    settled = {"profile": space.profile, **folders, "output_root": str(space.root.parent), "seed": seed}
     jobs = []
     for path in sorted((notebooks / PAPER).glob("*.ipynb")):
         wanted = {name: value for name, value in settled.items() if name in read_parameters(path)}

@@ -14,6 +14,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from panderm_utils.embedding import principal_plane
+
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -85,9 +87,7 @@ def class_counts(table: pd.DataFrame, synthetic: bool = False) -> Figure:
 
 def feature_map(x: np.ndarray, y: np.ndarray, names: list[str], synthetic: bool = False) -> Figure:
     """The first two principal components of features [N, D], coloured by class: what the encoder sees by itself."""
-    centred = x - x.mean(axis=0)
-    _, _, components = np.linalg.svd(centred, full_matrices=False)
-    plane = centred @ components[:2].T
+    plane = principal_plane(x)
     with style():
         figure, axis = plt.subplots(figsize=(6.2, 4.2))
         palette = sns.color_palette("husl" if len(names) > 10 else "colorblind", len(names))
@@ -209,7 +209,8 @@ def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[
         path = folder / f"{name}.{kind}"
         temporary = folder / f".{name}.{os.getpid()}.{kind}"
         metadata = {"Title": name, records: ids, description: alt}
-        figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight")
+        with style():  # resolution and fonts are settled when a figure is written
+            figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight")
         temporary.replace(path)
         paths.append(path)
     return paths

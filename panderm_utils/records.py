@@ -2,6 +2,7 @@
 
     records/<run id>/record.json      identity, settings, metrics with intervals, timings, environment, warnings
     records/<run id>/predictions.csv  one row a test image, in upstream's layout
+    records/<run id>/metadata.csv     age, sex, site, ... of the test images, where the CSV has them
 
 Tables and figures are drawn from records alone; every metric can be computed anew from the predictions.
 """
@@ -242,8 +243,8 @@ def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
     """Reads all records below `root` (a workspace's `records` folder) into one tidy table: a row a run and metric.
 
     Columns: run_id, dataset, protocol, encoder, seed, profile, synthetic, the settings, headline (whether the metric
-    is the run's headline metric), metric, value, low, high and whatever else the metrics hold, folder. A damaged
-    record is left out with a RecordWarning.
+    is the run's headline metric), metric, value, low, high and whatever else the metrics hold, test_images (how many,
+    where the record says so), folder. A damaged record is left out with a RecordWarning.
     """
     rows = []
     for path in sorted(Path(root).glob("[!.]*/record.json")):
@@ -254,6 +255,7 @@ def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
             continue
         keys = ("run_id", "dataset", "protocol", "encoder", "seed", "profile", "synthetic")
         shared = {**{k: record[k] for k in keys}, **record["settings"], "folder": str(path.parent)}
+        shared["test_images"] = record.get("data", {}).get("split_sizes", {}).get("test")
         for metric, numbers in record["metrics"].items():
             rows.append({**shared, "metric": metric, "headline": metric == record["headline_metric"], **numbers})
     columns = ["run_id", "dataset", "protocol", "encoder", "seed", "metric", "headline", "value", "low", "high"]

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from panderm_utils.splits import connected_groups, fine_tune_fraction, label_fraction
+from panderm_utils.typed_yaml import read_numbers
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 DRAWINGS = ("honest", "published")
@@ -116,7 +117,7 @@ def settle_fractions(
     """Returns the fractions of `draw_subsets` as rising numbers that end with 1.0."""
     if isinstance(given, str):
         try:
-            given = [float(part) for part in given.strip("[]() ").split(",")]
+            given = read_numbers(given)
         except ValueError:
             raise SubsetError(f'fractions {given!r} are no numbers; write them as "0.05, 0.2, 1"') from None
     if given is not None:

@@ -16,10 +16,11 @@ from panderm_utils.manifests import (
     load_encoder_manifest,
     load_profile,
     load_published_results,
-    published_value,
 )
 from panderm_utils.plots import METRIC_TITLES
 from panderm_utils.workspace import DEFAULT_SETTINGS
+
+PROTOCOL_TITLES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
 
 # Upstream's results table: its column -> our metric.
 UPSTREAM_COLUMNS = {
@@ -32,9 +33,6 @@ UPSTREAM_COLUMNS = {
 
 INTERVAL = re.compile(r"\[(\S+), (\S+)\]")  # an interval in a narrow column stays on one line
 ANY = object()  # of a setting: whatever it is
-PROTOCOL_TITLES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
-# Heading -> column of `comparison.compare_protocols`.
-PROTOCOL_COLUMNS = {"Linear probing": "linear_probe", "Fine-tuning": "fine_tune", "Fine-tuning, 5 views": "views"}
 
 
 def paper_scores(
@@ -86,12 +84,20 @@ def encoder_colors(scores: pd.DataFrame) -> dict[str, str]:
     return {encoder.title: encoder.color for encoder in present}
 
 
-def missing_runs(scores: pd.DataFrame, profile: str, protocol: str = "linear_probe") -> pd.DataFrame:
-    """Lists the protocol's runs of the profile that have no record, each with the command that makes it."""
+def missing_runs(
+    scores: pd.DataFrame, profile: str, protocol: str = "linear_probe", seed: int | None = None, **settings
+) -> pd.DataFrame:
+    """Lists the protocol's runs of the profile that have no record, each with the command that makes it.
+
+    Args:
+        scores: The rows of `paper_scores`, which was given the same seed and settings.
+    """
     known, there = load_profile(profile), set(zip(scores["dataset"], scores["encoder"], strict=True))
     command = f"python run_all.py --profile {profile} --protocols {protocol}"
+    more = "" if seed in (None, known.seeds[0]) else f" --seeds {seed}"
+    more += "".join(f" -p {n}={v}" for n, v in settings.items() if v != DEFAULT_SETTINGS[protocol].get(n))
     rows = [
-        {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}"}
+        {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}{more}"}
         for d in fitting(known.datasets, protocol)
         for e in known.choice(protocol).encoders
         if (d, e) not in there
@@ -102,7 +108,15 @@ def missing_runs(scores: pd.DataFrame, profile: str, protocol: str = "linear_pro
 def linear_probe_table(scores: pd.DataFrame) -> pd.DataFrame:
     """A row a dataset and encoder, a column a metric, each cell `value [low, high]`."""
     cells = scores[["value", "low", "high"]].itertuples(index=False)
-    return _wide(scores, [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells])
+    return wide(scores, [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells])
+
+
+def wide(rows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+    """A row a dataset and encoder, a column a metric, each cell the text of its row."""
+    cells = rows.assign(text=texts).pivot(index=["dataset_label", "encoder_label"], columns="metric", values="text")
+    order = rows[["dataset_label", "encoder_label"]].drop_duplicates()
+    cells = cells.reindex(index=pd.MultiIndex.from_frame(order), columns=[m for m in METRIC_TITLES if m in cells])
+    return cells.rename(columns=METRIC_TITLES).rename_axis(index=["Dataset", "Encoder"], columns=None).reset_index()
 
 
 def in_words(scores: pd.DataFrame, column: str = "value") -> str:
@@ -127,51 +141,6 @@ def upstream_results(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return results
 
 
-def fine_tuning_table(comparison: pd.DataFrame, synthetic: bool) -> pd.DataFrame:
-    """The question of Supplementary Table 2: a row a dataset and encoder, its headline metric by both protocols.
-
-    Args:
-        comparison: Rows of `comparison.compare_protocols`, of one seed.
-        synthetic: Drawn images have no published numbers: those two columns are left out.
-    """
-    rows = comparison[comparison["headline"]]
-    table = pd.DataFrame({"Dataset": rows["dataset_label"], "Encoder": rows["encoder_label"]})
-    table["Metric"] = rows["metric"].map(METRIC_TITLES)
-    for title, name in PROTOCOL_COLUMNS.items():
-        cells = rows[[name, f"{name}_low", f"{name}_high"]].itertuples(index=False)
-        table[title] = ["" if pd.isna(v) else f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells]
-    table["Difference"] = _differences(rows)
-    table["p"] = [f"{p:.3f}" for p in rows["p_value"]]
-    table["Verdict"], table["Test images"] = rows["verdict"], rows["images"]
-    for protocol in () if synthetic else ("linear_probe", "fine_tune"):
-        keys = zip(rows["dataset"], rows["encoder"], rows["metric"], strict=True)
-        values = [published_value(dataset, protocol, encoder, metric) for dataset, encoder, metric in keys]
-        table[f"Published {PROTOCOL_TITLES[protocol]}"] = ["" if v is None else f"{v:.3f}" for v in values]
-    return table.reset_index(drop=True)
-
-
-def differences_table(comparison: pd.DataFrame) -> pd.DataFrame:
-    """A row a dataset and encoder, a column a metric: fine-tuning minus linear probing with its interval."""
-    return _wide(comparison, _differences(comparison))
-
-
-def seeds_table(comparison: pd.DataFrame) -> pd.DataFrame:
-    """The headline metric over seeds, where there are several: mean (lowest to highest) by protocol, and the gain."""
-    rows = comparison[comparison["headline"]]
-    groups = [(key, g) for key, g in rows.groupby(["dataset_label", "encoder_label"], sort=False) if len(g) > 1]
-    found = []
-    for (dataset, encoder), group in groups:
-        row = {"Dataset": dataset, "Encoder": encoder, "Metric": METRIC_TITLES[group["metric"].iloc[0]]}
-        row["Seeds"] = " ".join(map(str, group["seed"]))
-        for title, name in {**PROTOCOL_COLUMNS, "Difference": "difference"}.items():
-            mean, low, high = group[name].mean(), group[name].min(), group[name].max()
-            sign = "+" if name == "difference" else ""
-            row[title] = "" if pd.isna(mean) else f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-        found.append(row)
-    columns = ["Dataset", "Encoder", "Metric", "Seeds", *PROTOCOL_COLUMNS, "Difference"]
-    return pd.DataFrame(found, columns=columns)
-
-
 def published_verdicts(scores: pd.DataFrame, protocol: str, synthetic: bool) -> pd.DataFrame:
     """Holds every published number of a protocol against ours.
 
@@ -192,8 +161,8 @@ def published_verdicts(scores: pd.DataFrame, protocol: str, synthetic: bool) -> 
             continue
         told = ", ".join(f"{name} {value}" for name, value in result.settings.items())
         runs = ours[(ours["dataset"] == result.dataset) & (ours["encoder"] == result.encoder)]
-        others = [_otherwise(run, result) for run in runs.drop_duplicates("run_id").to_dict(orient="records")]
-        run, differs = min(others, key=lambda other: len(other[1]), default=(None, []))
+        others = [(run["run_id"], otherwise(run, result)) for run in runs.drop_duplicates("run_id").to_dict("records")]
+        run, differs = min(others, key=lambda other: len(other[1]), default=(None, {}))
         cells = runs[runs["run_id"] == run].set_index("metric")
         for metric, published in result.metrics.items():
             row = {"dataset": result.dataset, "encoder": result.encoder, "metric": metric, "published": published}
@@ -203,19 +172,37 @@ def published_verdicts(scores: pd.DataFrame, protocol: str, synthetic: bool) -> 
                 row |= {"ours": cell["value"], "low": cell["low"], "high": cell["high"], "run_id": run}
                 row |= {
                     "verdict": "reproduced" if inside else "outside the interval",
-                    "differs": "; ".join(differs) or "nothing",
+                    "differs": "; ".join(f"{n} {a}, not {b}" for n, (a, b) in differs.items()) or "nothing",
                 }
             rows.append({"verdict": "not run", **row, "settings": told, "source": result.source})
     columns = ["dataset", "encoder", "metric", "published", "ours", "low", "high", "verdict"]
     return pd.DataFrame(rows).reindex(columns=[*columns, "settings", "differs", "run_id", "source"])
 
 
+def otherwise(run: dict, result: PublishedResult) -> dict[str, tuple]:
+    """Returns what a run did otherwise than the published one: setting -> (the run's, the published).
+
+    What a published result does not name was as the protocol has it, and so was what a run left at None.
+    """
+    usual = dict(DEFAULT_SETTINGS[result.protocol])
+    if result.protocol == "fine_tune":
+        from panderm_utils.recipe import FineTuneRecipe  # loads torch, which no other table needs
+
+        usual |= asdict(FineTuneRecipe())
+    wanted = {**usual, **result.settings}
+    for name in ("tta", "replicates"):  # scores with views are other metrics; the interval is ours alone
+        wanted.pop(name, None)
+    mine = {name: usual.get(name) if pd.isna(run.get(name)) else run[name] for name in wanted}
+    return {name: (mine[name], wanted[name]) for name in wanted if mine[name] != wanted[name]}
+
+
 def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "tex", "md")) -> list[Path]:
     """Writes a table as name.csv, name.tex and name.md (to temporary names, renamed) and returns the paths."""
+    plain = {"index": False, "missingval": "", "disable_numparse": True}  # a text "1.000" stays as it is
     writers = {
         "csv": lambda: table.to_csv(index=False),
         "tex": lambda: table.to_latex(index=False, escape=True, na_rep=""),
-        "md": lambda: table.to_markdown(index=False) + "\n",
+        "md": lambda: table.astype(object).where(table.notna(), None).to_markdown(**plain) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -247,6 +234,7 @@ def readable(table: pd.DataFrame, rows: int = 20):
     formats |= dict.fromkeys(texts, lambda text: INTERVAL.sub("[\\1,\u00a0\\2]", str(text)))
     style = shown.style.format(formats, na_rep="–", escape="html").format_index(escape="html")
     style = style.set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap"})
+    style = style.set_table_styles({name: [{"selector": "th", "props": "text-align: left"}] for name in texts})
     if len(shown.columns) >= 10:
         style = style.set_table_attributes('style="font-size: 11px"')  # so that a page holds it
     if shown.index.equals(pd.RangeIndex(len(shown))):
@@ -254,36 +242,6 @@ def readable(table: pd.DataFrame, rows: int = 20):
     if table.empty:
         return style.set_caption("nothing")
     return style if len(shown) == len(table) else style.set_caption(f"the first {rows} of {len(table):,} rows")
-
-
-def _wide(rows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
-    """A row a dataset and encoder, a column a metric, each cell the text of its row."""
-    cells = rows.assign(text=texts).pivot(index=["dataset_label", "encoder_label"], columns="metric", values="text")
-    order = rows[["dataset_label", "encoder_label"]].drop_duplicates()
-    cells = cells.reindex(index=pd.MultiIndex.from_frame(order), columns=[m for m in METRIC_TITLES if m in cells])
-    return cells.rename(columns=METRIC_TITLES).rename_axis(index=["Dataset", "Encoder"], columns=None).reset_index()
-
-
-def _differences(rows: pd.DataFrame) -> list[str]:
-    cells = rows[["difference", "low", "high"]].itertuples(index=False)
-    return ["" if pd.isna(d) else f"{d:+.3f} [{low:+.3f}, {high:+.3f}]" for d, low, high in cells]
-
-
-def _otherwise(run: dict, result: PublishedResult) -> tuple[str, list[str]]:
-    """Returns a run's id and what it did otherwise than the published one.
-
-    What a published result does not name was as the protocol has it, and so was what a run left at None.
-    """
-    usual = dict(DEFAULT_SETTINGS[result.protocol])
-    if result.protocol == "fine_tune":
-        from panderm_utils.recipe import FineTuneRecipe  # loads torch, which no other table needs
-
-        usual |= asdict(FineTuneRecipe())
-    wanted = {**usual, **result.settings}
-    for name in ("tta", "replicates"):  # scores with views are other metrics; the interval is ours alone
-        wanted.pop(name, None)
-    mine = {name: usual.get(name) if pd.isna(run.get(name)) else run[name] for name in wanted}
-    return run["run_id"], [f"{n} {mine[n]}, not {wanted[n]}" for n in wanted if mine[n] != wanted[n]]
 
 
 def _encoder_order(names) -> list[str]:

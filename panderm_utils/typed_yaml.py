@@ -80,6 +80,29 @@ def build(cls, entry, place: str, problems: list[str]):
     return cls(**values)
 
 
+def read_numbers(text: str) -> list[float]:
+    """Returns the numbers of a notebook's parameter such as "0.05, 0.2" or "[0.05, 0.2]"; else a ValueError."""
+    return [float(part) for part in text.strip("[]() ").split(",")]
+
+
+def build_list(cls, path: Path, problems: list[str]) -> list[tuple[str, typing.Any]]:
+    """Returns place and entry, of a file that is a list, as far as each could be built."""
+    entries = [(f"{path}: entry {i}", entry) for i, entry in enumerate(load_yaml(path, list), 1)]
+    built = [(place, build(cls, entry, place, problems)) for place, entry in entries]
+    return [(place, entry) for place, entry in built if entry is not None]
+
+
+def build_entries(cls, path: Path, problems: list[str]) -> dict[str, typing.Any]:
+    """Returns name -> entry, of a file whose keys are names, as far as each could be built."""
+    entries = {}
+    for name, entry in load_yaml(path).items():
+        if isinstance(entry, dict) and "name" in entry:
+            problems.append(f"{path}: {name}.name: an entry is called what its key says; remove this line")
+        named = {**entry, "name": name} if isinstance(entry, dict) else entry
+        entries[name] = build(cls, named, f"{path}: {name}", problems)
+    return {name: entry for name, entry in entries.items() if entry is not None}
+
+
 def unknown(kind: str, name, valid: list[str], remedy: str) -> str:
     """Says that a name is unknown, which one was meant perhaps, and which there are."""
     near = difflib.get_close_matches(str(name), valid, n=1)

@@ -16,6 +16,7 @@ import pytest
 from panderm_utils import (
     batch,
     encoders,
+    estimates,
     execution,
     external_validation,
     linear_probe,
@@ -129,7 +130,7 @@ def mixed(tmp_path_factory, notebooks):
         for name, value in (("PATH", user), ("DATA_DIR", user), ("PREFER_ENV_PATH", "0")):
             patch.setenv(f"JUPYTER_{name}", str(value))
         patch.delenv("OMP_NUM_THREADS", raising=False)
-        first = batch.run_batch(planned, jobs=2, say=said.append)
+        first = batch.run_batch(planned, batch.How(jobs=2), say=said.append)
     return space, planned, first, said
 
 
@@ -173,7 +174,7 @@ def test_what_is_done_is_skipped_and_drawings_follow_their_inputs(mixed, noteboo
     assert figure.read_text() == "demo-linear_probe-random_tiny-seed0"
 
     def statuses(**options):
-        return [o.status for o in batch.run_batch(again, say=lambda line: None, **options)]
+        return [o.status for o in batch.run_batch(again, batch.How(**options), say=lambda line: None)]
 
     assert statuses() == ["skipped", "skipped"]
     fake_record(space.records / "another-run")
@@ -210,7 +211,7 @@ def test_a_record_of_a_run_under_way_does_not_count(tmp_path):
 def test_an_old_record_does_not_vouch_for_a_forced_run(space, notebooks):
     planned = make(space, notebooks, seeds=[3])
     fake_record(planned.runs[0].record)
-    assert batch.run_batch(planned, force=True, say=lambda line: None)[0].status == "failed"
+    assert batch.run_batch(planned, batch.How(force=True), say=lambda line: None)[0].status == "failed"
 
 
 def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, monkeypatch):
@@ -222,7 +223,7 @@ def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, mon
         return time.monotonic() + (20 if mark.is_file() and mark.read_text() else 0)
 
     monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=clock))
-    outcomes = batch.run_batch(planned, timeout=20, say=lambda line: None)
+    outcomes = batch.run_batch(planned, batch.How(timeout=20), say=lambda line: None)
     assert outcomes[0].status == "failed"
     assert "longer than 20 s" in outcomes[0].error
     assert not alive(int((space.root / "kernel-4").read_text()))
@@ -278,7 +279,7 @@ def test_missing_data_and_weights_are_reported_and_start_nothing(tmp_path, noteb
     assert str(tmp_path / "weights/panderm_ll_data6_checkpoint-499.pth") in outcomes[0].error
     assert batch.exit_status(outcomes) == 1
     assert not space.root.exists()
-    text = plan.describe_plan(planned)
+    text = estimates.describe_plan(planned)
     assert "CC BY-NC-ND 4.0" in text
     assert "0 done, 0 to run, 2 missing" in text
 

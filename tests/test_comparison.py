@@ -1,9 +1,7 @@
-"""Paired comparisons: against scikit-learn in a loop, exact enumeration, and records that do not go together."""
+"""Two records side by side: which go together, what is said of them, and the notebooks that show it."""
 
 import ast
 import dataclasses
-import itertools
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,107 +9,26 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from sklearn import metrics as sk
 
-from panderm_utils import comparison, comparison_plots, manifests, metrics, records, tables, workspace
-from panderm_utils.bootstrap import MetricError, resampled_rows
+from panderm_utils import (
+    comparison,
+    comparison_plots,
+    comparison_tables,
+    manifests,
+    metrics,
+    records,
+    significance,
+    tables,
+    workspace,
+)
 from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
 from panderm_utils.workspace import DEFAULT_SETTINGS
+from tests.test_significance import predictions
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks/paper/table_fine_tuning.ipynb"
-
-
-def predictions(images=60, classes=3, gain=1.5, seed=0):
-    """Labels and probabilities that are right more often the larger `gain` is; the same labels for every seed."""
-    y = np.random.default_rng(99).permutation(np.arange(images) % classes)
-    z = gain * np.eye(classes)[y] + np.random.default_rng(seed).normal(size=(images, classes))
-    return y, np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
-
-
-def by_scikit_learn(y, proba):
-    said, classes = proba.argmax(axis=1), proba.shape[1]
-    several = {} if classes == 2 else {"multi_class": "ovo"}
-    score, truth = (proba[:, 1], y) if classes == 2 else (proba, np.eye(classes)[y])
-    return [
-        sk.accuracy_score(y, said),
-        sk.balanced_accuracy_score(y, said),
-        sk.cohen_kappa_score(y, said, weights="quadratic"),
-        sk.f1_score(y, said, average="weighted"),
-        sk.roc_auc_score(y, score, **several),
-        sk.average_precision_score(truth, score),
-    ]
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_the_interval_is_that_of_a_loop_over_the_same_images_for_both(classes):
-    (y, a), (_, b) = predictions(classes=classes), predictions(classes=classes, gain=2.5, seed=1)
-    table = comparison.paired_difference(y, a, b, replicates=50, seed=3)
-    rows = np.concatenate(list(resampled_rows(y, 50, 3)))
-    in_a, in_b = (np.array([by_scikit_learn(y[r], p[r]) for r in rows]) for p in (a, b))
-    low, high = np.quantile(in_b - in_a, [0.025, 0.975], axis=0)
-    np.testing.assert_allclose(table["a"], by_scikit_learn(y, a), atol=1e-12)
-    np.testing.assert_allclose(table["b"], by_scikit_learn(y, b), atol=1e-12)
-    np.testing.assert_allclose(table["difference"], np.subtract(by_scikit_learn(y, b), by_scikit_learn(y, a)))
-    np.testing.assert_allclose(table["low"], low, atol=1e-12)
-    np.testing.assert_allclose(table["high"], high, atol=1e-12)
-    np.testing.assert_allclose(table["a_low"], np.quantile(in_a, 0.025, axis=0), atol=1e-12)
-    np.testing.assert_allclose(table["b_high"], np.quantile(in_b, 0.975, axis=0), atol=1e-12)
-    assert table.index.tolist() == list(metrics.METRICS)
-
-
-def test_a_paired_interval_is_narrower_than_that_of_two_separate_draws():
-    y, a = predictions(images=300)
-    b = a.copy()
-    b[:10] = np.eye(3)[y[:10]]  # two models that differ in ten images only
-    table = comparison.paired_difference(y, a, b, 400).loc["accuracy"]
-    assert table["low"] >= 0
-    assert table["high"] - table["low"] < 0.5 * (table["a_high"] - table["a_low"])
-
-
-def test_a_model_against_itself_differs_by_exactly_nothing():
-    y, a = predictions()
-    table = comparison.paired_difference(y, a, a, replicates=30)
-    assert (table[["difference", "low", "high"]] == 0).all(axis=None)
-    assert (comparison.permutation_test(y, a, a, 30) == 1).all()
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_p_values_are_the_share_of_all_swaps(classes):
-    (y, a), (_, b) = predictions(10, classes, gain=0.3), predictions(10, classes, gain=2.5, seed=1)
-    observed = np.abs(np.subtract(by_scikit_learn(y, b), by_scikit_learn(y, a)))
-    as_large = []
-    for swap in itertools.product([False, True], repeat=len(y)):
-        swapped_a, swapped_b = (np.where(np.array(swap)[:, None], *pair) for pair in ((b, a), (a, b)))
-        difference = np.abs(np.subtract(by_scikit_learn(y, swapped_b), by_scikit_learn(y, swapped_a)))
-        as_large.append(difference >= observed - 1e-12)
-    found = comparison.permutation_test(y, a, b, permutations=20_000)
-    np.testing.assert_allclose(found, np.mean(as_large, axis=0), atol=0.015)
-    assert found.min() < 0.7
-
-
-def test_p_values_are_small_for_models_far_apart_and_never_0():
-    (y, a), (_, b) = predictions(300, gain=0.5), predictions(300, gain=4, seed=1)
-    assert (comparison.permutation_test(y, a, b, 99) == 0.01).all()
-
-
-def test_a_class_without_an_image_is_said_once_and_one_class_alone_is_not_defined():
-    (y, a), (_, b) = predictions(), predictions(seed=1)
-    keep = y != 2
-    with pytest.warns(metrics.MetricWarning, match="class 2") as heard:
-        table = comparison.paired_difference(y[keep], a[keep], b[keep], 20)
-    assert len(heard) == 1
-    assert table.notna().all(axis=None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        alone = comparison.permutation_test(y[y == 0], a[y == 0], b[y == 0], 20)
-    assert alone[["quadratic_kappa", "auroc", "aupr"]].isna().all()
-    assert alone["accuracy"] > 0
-
-
-def test_predictions_of_other_shapes_are_refused():
-    y, a = predictions()
-    with pytest.raises(MetricError, match=r"\[60, 3\] and \[60, 4\]"):
-        comparison.paired_difference(y, a, np.pad(a, ((0, 0), (0, 1))))
+ENCODERS = NOTEBOOK.with_name("table_comparisons.ipynb")
 
 
 def folder_of(root, name, names, y, proba):
@@ -253,14 +170,14 @@ def test_a_record_without_views_leaves_their_cells_empty(space):
     save(space, "ddi")
     (space.records / "ddi-fine_tune-panderm_large-seed0/predictions_tta.csv").unlink()
     table = comparison.compare_protocols(*scores_of(space), replicates=20)
-    assert tables.fine_tuning_table(table, False).loc[0, "Fine-tuning, 5 views"] == ""
+    assert comparison_tables.fine_tuning_table(table, False).loc[0, "Fine-tuning, 5 views"] == ""
 
 
 def test_the_table_shows_both_scores_their_difference_and_what_was_published(space):
     save(space, "ham10000")
     save(space, "ddi")
     table = comparison.compare_protocols(*scores_of(space), replicates=20)
-    shown = tables.fine_tuning_table(table, synthetic=False)
+    shown = comparison_tables.fine_tuning_table(table, synthetic=False)
     assert shown["Dataset"].tolist() == ["HAM10000", "DDI"]
     assert shown["Metric"].tolist() == ["Weighted F1", "AUROC"]
     assert shown["Published linear probing"].tolist() == ["0.922", ""]
@@ -268,8 +185,8 @@ def test_the_table_shows_both_scores_their_difference_and_what_was_published(spa
     row = table[table["headline"]].iloc[0]
     assert shown.loc[0, "Difference"] == f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
     assert shown.loc[0, "Fine-tuning"].startswith(f"{row['fine_tune']:.3f} [")
-    assert not [name for name in tables.fine_tuning_table(table, synthetic=True) if "Published" in name]
-    every = tables.differences_table(table)
+    assert not [name for name in comparison_tables.fine_tuning_table(table, synthetic=True) if "Published" in name]
+    every = comparison_tables.differences_table(table)
     assert every.loc[0, "Weighted F1"] == shown.loc[0, "Difference"]
     assert every.shape == (2, 2 + len(metrics.METRICS))
 
@@ -279,12 +196,12 @@ def test_several_seeds_have_a_mean_and_a_range(space):
         save(space, "ddi", seed=seed)
     save(space, "hiba")
     table = comparison.compare_protocols(*scores_of(space), replicates=20)
-    shown = tables.seeds_table(table)
+    shown = comparison_tables.seeds_table(table)
     assert shown[["Dataset", "Seeds"]].to_numpy().tolist() == [["DDI", "0 1 2"]]
     values = table[table["headline"] & (table["dataset"] == "ddi")]["fine_tune"]
     assert len(values) == 3
     assert shown.loc[0, "Fine-tuning"] == f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
-    assert len(tables.fine_tuning_table(table[table["seed"] == 1], False)) == 1
+    assert len(comparison_tables.fine_tuning_table(table[table["seed"] == 1], False)) == 1
 
 
 def test_the_figure_stands_at_the_numbers(space):
@@ -307,24 +224,164 @@ def test_the_figure_stands_at_the_numbers(space):
     texts = [text.get_text() for text in left.texts + right.texts]
     assert {"linear probing", "fine-tuning"} <= set(texts)
     assert f"{ddi['difference'].mean():+.3f}: mean of 2 seeds" in texts
-    assert any(text.startswith(f"{ham['difference'].iloc[0]:+.3f} [") for text in texts)
+    assert any(text.startswith(f"{comparison_plots.MINUS}{-ham['difference'].iloc[0]:.3f} [") for text in texts)
     # Down the page in the order of the table, the seeds below their mean.
     labels = [text.get_text().split("\n")[0] for text in left.get_yticklabels()]
     assert labels == ["HAM10000", "DDI", "seed 0", "seed 1"]
     assert left.yaxis_inverted()
 
 
-def run_notebook(output, profile="paper"):
-    """Executes the notebook's cells one after another in this process and returns its names and what each cell shows.
+def save_probes(space, dataset, *encoders, seed=0, shift=0, images=30):
+    """Leaves a linear probe of each encoder, given as (name, how far from chance); images are named from `shift` on."""
+    card = tables.load_dataset_manifest(dataset)  # which may have been told of one that is mine
+    for i, (encoder, gain) in enumerate(encoders):
+        y, proba = predictions(images * card.num_classes, card.num_classes, gain, 10 * seed + i)
+        run = records.begin_run("linear_probe", dataset, encoder, seed, space, **DEFAULT_SETTINGS["linear_probe"])
+        names = [f"{n + shift}.jpg" for n in range(len(y))]
+        table = records.prediction_table(names, y, proba)
+        records.save_record(run, metrics.evaluate(y, proba, 20, seed), table, card.headline_metric)
+
+
+THREE = (("panderm_large", 2.5), ("panderm_base", 2.2), ("dinov2_large", 1.0))
+
+
+def encoders_of(space, reference="panderm_large", replicates=99):
+    runs = records.read_records(space.records)
+    scores = tables.paper_scores(runs, space.profile, "linear_probe", None, own=True)
+    return comparison.compare_encoders(scores, reference, replicates)
+
+
+def test_an_encoder_is_held_against_each_other_one_where_both_were_run(space):
+    save_probes(space, "ham10000", *THREE)
+    save_probes(space, "ddi", *THREE[:2])
+    save_probes(space, "ddi", *THREE[:2], seed=1)
+    save_probes(space, "hiba", *THREE[1:])  # without the reference
+    save_probes(space, "pad_ufes", THREE[0])  # with nothing beside it
+    table = encoders_of(space)
+    assert len(table) == 4 * len(metrics.METRICS)
+    main = table[table["headline"]].set_index(["dataset", "encoder", "seed"])
+    assert main["metric"].to_dict() == {
+        ("ham10000", "panderm_base", 0): "weighted_f1",
+        ("ham10000", "dinov2_large", 0): "weighted_f1",
+        ("ddi", "panderm_base", 0): "auroc",
+        ("ddi", "panderm_base", 1): "auroc",
+    }
+    assert main.loc[("ham10000", "dinov2_large", 0), "verdict"] == "PanDerm (large) is better"
+    assert set(table["reference_label"]) == {"PanDerm (large)"}
+    # The numbers are those of the predictions themselves, the reference minus the other.
+    for row in table.itertuples():
+        folders = [space.records / run for run in (row.other_run, row.reference_run)]
+        assert [f.name for f in folders] == [
+            f"{row.dataset}-linear_probe-{encoder}-seed{row.seed}" for encoder in (row.encoder, "panderm_large")
+        ]
+        (y, other, _), (_, mine, _) = map(records.read_predictions, folders)
+        told = significance.paired_difference(y, other, mine, 99, row.seed).loc[row.metric]
+        found = [row.other, row.reference, row.reference_low, row.difference, row.low, row.high, row.p_t]
+        wanted = told[["a", "b", "b_low", "difference", "low", "high", "p_t"]]
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+        assert row.p_value == significance.permutation_test(y, other, mine, 99, row.seed)[row.metric]
+        assert row.images == len(y)
+
+
+def test_the_worse_encoder_as_reference_turns_the_difference_round(space):
+    save_probes(space, "ddi", *THREE)
+    table = encoders_of(space, "dinov2_large").query("headline").set_index("encoder")
+    assert (table["difference"] < 0).all()
+    assert table.loc["panderm_large", "verdict"] == "PanDerm (large) is better"
+    shown = comparison_tables.comparisons_table(table)
+    assert [cell[:5] for cell in shown["DINOv2 (large)"]] == [f"{value:.3f}" for value in table["reference"]]
+
+
+def test_p_values_are_corrected_over_the_datasets_of_one_encoder(space):
+    for dataset, gain in (("ham10000", 2.2), ("ddi", 1.5), ("hiba", 1.7), ("pad_ufes", 2.3)):
+        save_probes(space, dataset, ("panderm_large", 2.5), ("panderm_base", gain), ("dinov2_large", gain - 0.3))
+    table = encoders_of(space)
+    changed = []
+    for _, rows in table.groupby("encoder"):
+        families = [rows[rows["headline"]], *(g for _, g in rows.groupby("metric"))]
+        for i, family in enumerate(families):
+            wanted = significance.holm(family["p_value"])
+            mine = slice(None) if i == 0 else ~family["headline"].to_numpy()
+            np.testing.assert_allclose(family["p_holm"].to_numpy()[mine], wanted[mine])
+            changed.append((wanted > family["p_value"]).any())
+            assert len(family) == 4
+    assert any(changed)
+    decided = table["verdict"] == "PanDerm (large) is better"
+    assert (decided == ((table["p_holm"] < 0.05) & (table["difference"] > 0))).all()
+    assert 0 < decided.mean() < 1
+    assert ((table["p_value"] < 0.05) & ~decided).any()  # what alone would have been called significant
+
+
+def test_encoders_tested_on_other_images_are_left_out_and_named(space):
+    save_probes(space, "ddi", THREE[0])
+    save_probes(space, "ddi", THREE[2], shift=1)
+    save_probes(space, "hiba", *THREE[:2])
+    with pytest.warns(comparison.ComparisonWarning, match=r"ddi-linear_probe-dinov2_large-seed0 .*has 60.jpg") as heard:
+        table = encoders_of(space)
+    assert "only the second has 0.jpg" in str(heard[0].message)
+    assert set(table["dataset"]) == {"hiba"}
+
+
+def test_a_metric_that_is_not_defined_has_neither_p_value_nor_verdict(space):
+    save_probes(space, "ddi", *THREE[:2])
+    for encoder in ("panderm_large", "panderm_base"):  # a test split of one class only
+        path = space.records / f"ddi-linear_probe-{encoder}-seed0/predictions.csv"
+        pd.read_csv(path).query("true_label == 0").to_csv(path, index=False)
+    with pytest.warns(metrics.MetricWarning, match="are of class 0"):
+        table = encoders_of(space).set_index("metric")
+    assert table["p_holm"].isna().to_dict() == {m: m in ("quadratic_kappa", "auroc", "aupr") for m in metrics.METRICS}
+    assert table.loc["auroc", "verdict"] == "not defined"
+    assert comparison_tables.comparisons_table(table.reset_index()).loc[0, ["Difference", "p (Holm)"]].tolist() == [
+        "",
+        "",
+    ]
+
+
+def test_the_table_of_encoders_shows_every_number(space):
+    save_probes(space, "ham10000", *THREE)
+    table = encoders_of(space)
+    shown, row = comparison_tables.comparisons_table(table), table[table["headline"]].iloc[1]
+    assert shown["Compared with"].tolist() == ["PanDerm (base)", "DINOv2 (large)"]
+    assert shown.loc[1, "Difference"] == f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    assert shown.loc[1, "The other"] == f"{row['other']:.3f} [{row['other_low']:.3f}, {row['other_high']:.3f}]"
+    assert shown.loc[1, ["p", "p (Holm)"]].tolist() == ["0.010", "0.010"]
+    assert row["p_t"] < 1e-16
+    assert shown.loc[1, "p (t)"] == "<0.001"
+    assert shown.loc[1, "Test images"] == 210
+
+
+def test_the_forest_stands_at_the_numbers(space):
+    for dataset in ("ham10000", "ddi"):
+        save_probes(space, dataset, *THREE)
+    main = encoders_of(space).query("headline").assign(p_value=0.01, p_holm=[0.012, 0.03, 0.06, 0.049])
+    colors = tables.encoder_colors(main)
+    (axis,) = comparison_plots.encoder_differences(main, colors).axes
+    diamonds = [line for line in axis.lines if line.get_marker() == "D"]
+    np.testing.assert_allclose([d.get_xdata()[0] for d in diamonds], main["difference"])
+    np.testing.assert_allclose([c.get_segments()[0][:, 0] for c in axis.collections], main[["low", "high"]])
+    assert [d.get_markeredgecolor() for d in diamonds] == [colors[label] for label in main["encoder_label"]]
+    full = [d.get_markerfacecolor() != "white" for d in diamonds]
+    assert full == [True, True, False, True]
+    assert axis.get_xlim()[0] < 0 < axis.get_xlim()[1]
+    assert axis.yaxis_inverted()  # in the order of the table
+    assert [label.get_text() for label in axis.get_yticklabels()] == main["encoder_label"].tolist()
+    texts = [text.get_text() for text in axis.texts]
+    assert {"HAM10000, Weighted F1, n = 210", "DDI, AUROC, n = 60"} <= set(texts)
+    assert sum(text.endswith(f"   {p:.3f}") for text in texts for p in main["p_holm"].unique()) == 4
+
+
+def run_notebook(output, profile="paper", notebook=NOTEBOOK, **given):
+    """Executes a notebook's cells one after another in this process and returns its names and what each cell shows.
 
     Here, not in a kernel, so that a test can pretend that there is a dataset of one's own.
     """
     names, shown = {}, {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+    for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type != "code":
             continue
         if cell.id == "parameters":
-            names |= {"profile": profile, "output_root": str(output), "seed": 0, "replicates": 20}
+            exec(cell.source, names)
+            names |= {"profile": profile, "output_root": str(output), "seed": 0, "replicates": 20, **given}
             continue
         *steps, last = ast.parse(cell.source).body
         assert isinstance(last, ast.Expr), f"{cell.id} ends with nothing to see"
@@ -378,3 +435,34 @@ def test_the_demo_s_figure_and_tables_say_that_they_are_drawn(tmp_path):
     assert "synthetic demo data" in [text.get_text() for text in shown["figure"].findobj(plt.Text)]
     assert "Published" not in shown["table"]
     assert set(names["verdicts"]["verdict"]) == {"not run"}
+
+
+@pytest.mark.parametrize("there", ["nothing", "one encoder", "own", "all"])
+def test_the_encoders_notebook_runs_on_whatever_is_there_and_says_what_is_missing(space, own_dataset, there):
+    for dataset in ("mine",) if there == "own" else ("ham10000", "ddi"):
+        save_probes(space, dataset, *THREE[: {"nothing": 0, "one encoder": 1}.get(there, 3)])
+    names, shown = run_notebook(space.root.parent, notebook=ENCODERS, reference=None)
+    compared = there in ("own", "all")
+    assert ("no dataset has two encoders yet" in [t.get_text() for t in shown["figure"].axes[0].texts]) != compared
+    assert ("nothing" in shown["table"]) != compared
+    assert ("Mine" in shown["table"]) == (there == "own")
+    assert "--protocols linear_probe --datasets hiba --encoders panderm_large" in shown["missing"]
+    assert ("--datasets ddi --encoders dinov2_large" in shown["missing"]) == (there != "all")
+    for name in ("table_comparisons", "comparison_differences"):
+        assert all((space.tables / f"{name}.{kind}").is_file() for kind in ("csv", "tex", "md"))
+    assert len(pd.read_csv(space.tables / "table_comparisons.csv")) == {"own": 2, "all": 4}.get(there, 0)
+    assert {p.suffix for p in shown["save"]} == {".pdf", ".png"}
+    assert (space.figures / "table_comparisons.csv").is_file()
+    if there == "all":
+        picture = Image.open(space.figures / "table_comparisons.png").text
+        assert set(picture["Records"].split()) == {path.name for path in space.records.iterdir()}
+        assert f"DINOv2 (large) {names['main']['difference'].iloc[1]:.3f}" in picture["Description"]
+        assert f"below 0.05 in {(names['main']['p_holm'] < 0.05).sum()} of 4" in picture["Description"]
+
+
+def test_the_encoders_notebook_takes_another_reference_and_names_those_that_there_are(space):
+    save_probes(space, "ddi", *THREE)
+    _, shown = run_notebook(space.root.parent, notebook=ENCODERS, reference="dinov2_large")
+    assert "PanDerm (large) is better" in shown["table"]
+    with pytest.raises(manifests.ManifestError, match="dinov2_large"):
+        run_notebook(space.root.parent, notebook=ENCODERS, reference="dinov2_lrage")

@@ -375,6 +375,11 @@ FAULTS = {
     "melanoma twice": ("label_column:", "melanoma: [malignant, malignant]\nlabel_column:", "names a class twice"),
     "external for nothing": ("label_column:", "external: true\nlabel_column:", "external: .* needs `melanoma`"),
     "external and trained on": ("label_column:", "external: true\nlabel_column:", "write split_sizes .* of test only"),
+    "unknown metadata": (
+        "metadata: {skin_tone:",
+        "metadata: {tone:",
+        "metadata.tone: no such kind; write age, sex",
+    ),
     "unknown key": ("modality: clinical", "modality: clinical\nlabels: 2", r"key 'labels' is unknown; .*; remove it"),
     "misspelt key": ("modality: clinical", "modalty: clinical", "did you mean 'modality'"),
     "missing key": ("licence: ", "unverified_licence: ", "licence: missing; write licence: a text"),

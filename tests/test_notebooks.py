@@ -63,6 +63,9 @@ def test_a_study_runs_and_leaves_its_record(demo, dataset):
     assert record["headline_metric"] == card.headline_metric
     y, proba, names = records.read_predictions(demo.records / record["run_id"])
     assert proba.shape == (len(names), card.num_classes)
+    metadata = pd.read_csv(demo.records / record["run_id"] / "metadata.csv", dtype=str)
+    assert metadata["filename"].tolist() == names
+    assert metadata.columns.tolist() == ["filename", *card.metadata]
     again = metrics.evaluate(y, proba, replicates=record["settings"]["replicates"], seed=0)
     for metric, numbers in record["metrics"].items():
         assert numbers["value"] == pytest.approx(again.loc[metric, "value"], abs=1e-12)

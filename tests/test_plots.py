@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from panderm_utils import comparison_plots, paper_plots, plots
+from panderm_utils import comparison_plots, embedding_plots, paper_plots, plots
 
 COLORS = {"PanDerm": "#D55E00", "DINOv2": "#0072B2"}
 
@@ -48,6 +48,18 @@ def names(k):
     return [f"class with a rather long name {i}" for i in range(k)]
 
 
+def umap(encoders, classes, picture, synthetic):
+    rng = np.random.default_rng(0)
+    columns = {"image": [str(i) for i in range(70)], "label": np.arange(70) % classes, "x": 0.0, "y": 0.0}
+    parts = [pd.DataFrame({"encoder_label": f"An encoder with a long name {e}", **columns}) for e in range(encoders)]
+    points = pd.concat(parts) if parts else pd.DataFrame(columns=["encoder_label", *columns])
+    points[["x", "y"]] = rng.normal(size=(len(points), 2))
+    points["example"] = pd.array([*range(1, 25), *[None] * 46] * encoders, dtype="Int64")
+    shown = dict.fromkeys(range(1, 25), picture) if picture else {}
+    classes = [(f"class_{i}", name) for i, name in enumerate(names(classes))]
+    return embedding_plots.figure_umap(points, classes, "UMAP", {}, shown, synthetic)
+
+
 def figures():
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)) for _ in range(7)]
@@ -74,7 +86,19 @@ def figures():
     yield from ((f"figure 2c, {n}", lambda s, p=p: paper_plots.figure_2c(p, COLORS, s)) for n, p in panels.items())
     long = panel(targets=(*(f"A dataset with a long name, {i}" for i in range(8)),))
     yield "figure 2c, many targets", lambda s: paper_plots.figure_2c(long, COLORS, s)
+    ahead = pairs((0,)).assign(reference_label="PanDerm", images=1232, p_holm=[0.01, 0.2, np.nan, 0.04])
+    ahead.loc[ahead["p_holm"].isna(), ["difference", "low", "high"]] = np.nan
+    yield "encoders", lambda s: comparison_plots.encoder_differences(ahead, COLORS, s)
+    yield "one encoder", lambda s: comparison_plots.encoder_differences(ahead.iloc[:1], COLORS, s)
+    yield "no encoders", lambda s: comparison_plots.encoder_differences(ahead.iloc[:0], COLORS, s)
     yield "extended data 1", lambda s: paper_plots.extended_data_figure_1(pd.concat(four), COLORS, s)
+    yield "figure 2d", lambda s: paper_plots.figure_2d(pd.concat(four).query("dataset_label == 'DDI'"), COLORS, s)
+    yield "figure 2d of nothing", lambda s: paper_plots.figure_2d(bars().head(0), COLORS, s)
+    many = bars([f"A dataset with a long name {i}" for i in range(10)]).assign(test_images=123456)
+    yield "figure 2a of ten", lambda s: paper_plots.figure_2a(many, COLORS, s)
+    for encoders, classes in ((0, 2), (1, 2), (2, 7), (5, 23)):
+        yield f"umap {encoders}, {classes}", lambda s, e=encoders, k=classes: umap(e, k, pictures[0], s)
+    yield "umap without images", lambda s: umap(2, 23, None, s)
 
 
 @pytest.mark.parametrize(("name", "draw"), list(figures()), ids=[name for name, _ in figures()])
@@ -119,11 +143,33 @@ def test_figure_2c_sets_the_source_apart_and_averages_over_the_others():
         bars_of = [patch.get_height() for patch in axis.patches]
         np.testing.assert_allclose(sorted(bars_of), sorted(rows["value"]))
         labels = [text.get_text() for text in axis.get_xticklabels()]
-        assert labels == [f"{name}\nn = 1,232\n70 melanomas" for name in dict.fromkeys(rows["dataset_label"])]
+        assert labels == [f"{name}\nn = 1,232\n(70 mel.)" for name in dict.fromkeys(rows["dataset_label"])]
     assert not [line for line in left.lines if line.get_linestyle() == "--"]
     dashed = [line.get_ydata()[0] for line in right.lines if line.get_linestyle() == "--"]
     means = scores[~scores["internal"]].groupby("encoder_label", sort=False)["value"].mean()
     np.testing.assert_allclose(dashed, means[list(COLORS)])
+
+
+def test_the_number_of_test_images_stands_below_a_dataset_s_name():
+    scores = bars(("HAM10000", "DDI", "HIBA")).assign(test_images=[1232, 1232, 137, 130, None, None])
+    for figure in (paper_plots.figure_2a(scores, COLORS), paper_plots.extended_data_figure_1(scores, COLORS)):
+        labels = [text.get_text().split("\n") for text in figure.axes[0].get_xticklabels()]
+        assert [(lines[0], lines[-1]) for lines in labels[:2]] == [("HAM10000", "n = 1,232"), ("DDI", "n = 130 to 137")]
+        assert "n =" not in str(labels[2])
+
+
+def test_figure_2d_has_its_four_metrics_in_order_and_no_mean_over_them():
+    every = pd.concat([bars(("DermNet",), metric=m) for m in ("aupr", "accuracy", *paper_plots.FOUR[:2], "auroc")[:4]])
+    figure = paper_plots.figure_2d(every.assign(test_images=4002), COLORS)
+    (axis,) = figure.axes
+    labels = [text.get_text() for text in axis.get_xticklabels()]
+    assert labels == ["Weighted F1", "AUROC", "AUPR"]
+    for bars_of, (name, rows) in zip(axis.containers[::2], every.groupby("encoder_label", sort=False), strict=True):
+        wanted = rows.set_index("metric").loc[["weighted_f1", "auroc", "aupr"], "value"]
+        np.testing.assert_allclose([patch.get_height() for patch in bars_of], wanted)
+        assert bars_of.get_label() == name
+    assert not [line for line in axis.lines if line.get_linestyle() == "--"]
+    assert figure.legends[0].get_title().get_text().startswith("DermNet, n = 4,002")
 
 
 def test_saved_figures_name_their_records(tmp_path):
@@ -133,4 +179,6 @@ def test_saved_figures_name_their_records(tmp_path):
     assert Image.open(png).text["Records"] == "run-a run-b"
     assert Image.open(png).text["Description"] == "bars of two"
     assert b"run-a run-b" in pdf.read_bytes()
+    assert b"/Type3" not in pdf.read_bytes()  # text that stays text, as journals ask
+    assert Image.open(png).width > 4.5 * 300  # of a figure 5 inches wide
     assert sorted(p.name for p in pdf.parent.iterdir()) == ["figure_2a.pdf", "figure_2a.png"]

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from panderm_utils import manifests
+from panderm_utils.notebooks import METADATA
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,6 +61,7 @@ def test_conda_environment_installs_the_same_package_with_the_same_pins(project)
 def test_the_packages_that_the_package_imports_are_its_dependencies(project):
     declared = {canonicalize_name(Requirement(r).name) for r in project["dependencies"]}
     distribution = {"PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    distribution["umap"] = "umap-learn"
     imported = set()
     for path in (ROOT / "panderm_utils").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -86,6 +88,7 @@ def test_notebooks_are_stripped_short_and_plain(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert notebook.metadata == METADATA  # papermill asks for the language
     assert notebook.cells[0].cell_type == "markdown"
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     assert not any(cell.outputs or cell.execution_count for cell in code)

@@ -1,0 +1,27 @@
+"""Says in a run's log how its kernel ended, where papermill says only that it died.
+
+jupyter_client starts kernels through the provisioner that JUPYTER_DEFAULT_PROVISIONER_NAME names; pyproject.toml makes
+this one known as "panderm", and `execution.child_environment` asks for it.
+"""
+
+import resource
+import sys
+
+from jupyter_client.provisioning import LocalProvisioner
+
+SAYS = "the kernel ended with exit code {code}; its peak memory was {megabytes:,} MB"  # read by `execution`
+
+
+class TellingProvisioner(LocalProvisioner):
+    """Starts and ends a kernel as ever; tells its exit code, as a shell counts (137: killed), and its peak memory."""
+
+    told = False
+
+    async def poll(self) -> int | None:
+        code = await super().poll()
+        if self.process and code is not None and not self.told:
+            self.told = True
+            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # bytes on macOS, kilobytes elsewhere
+            megabytes = round(peak / (1e6 if sys.platform == "darwin" else 1e3))
+            print(SAYS.format(code=code if code >= 0 else 128 - code, megabytes=megabytes), file=sys.stderr, flush=True)
+        return code
