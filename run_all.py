@@ -1,15 +1,18 @@
-"""The front door: plans runs, executes their notebooks with papermill, then draws the paper's tables and figures.
+"""The front door: plans runs, executes their notebooks with papermill, draws the paper's tables and figures, and writes
+the report.
 
   python run_all.py                                    the demo: synthetic images, tiny encoders
   python run_all.py --profile paper --plan             what the paper's runs need, and where to get it
   python run_all.py --profile paper --data-root D --weights-root W --output-root O
   python run_all.py --new-dataset my.csv --images DIR --name mine
+  python run_all.py --verify                           recompute every number from the stored predictions
 
 What has a record is skipped, one failure does not stop the rest, and Ctrl-C leaves only whole records.
 Exit status: 0 all done, 1 something failed or is missing, 2 not understood, 130 Ctrl-C.
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -18,6 +21,8 @@ import sys
 from pathlib import Path
 
 from panderm_utils import devices, estimates, manifests, plan, workspace
+
+INTERRUPTED = 130  # the exit status after Ctrl-C
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,6 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
     other = parser.add_argument_group("instead of running")
     other.add_argument("--list", action="store_true", help="datasets, encoders, protocols, profiles")
     other.add_argument("--plan", action="store_true", help="the runs, what they need, what is missing, where to get it")
+    other.add_argument("--report", action="store_true", help="write the report of what there is (a batch ends with it)")
+    other.add_argument(
+        "--verify", action="store_true", help="recompute every metric of every record from its predictions"
+    )
     other.add_argument("--sync", action="store_true", help="rewrite the sibling notebooks from the canonical ones")
     other.add_argument(
         "--check", action="store_true", help="check manifests and notebooks; with --sync: notebooks only"
@@ -86,7 +95,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
         return status
     except KeyboardInterrupt:
         print("run_all.py: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has had enough; the flush at exit must not complain either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -109,14 +118,18 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
     except ValueError as error:  # what the package raises where the user can mend it
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
+    if options.verify:
+        return verify(space, options.jobs or 2)
     if options.plan:
         print(estimates.describe_plan(planned))
         return 0
-    return run(options, planned, gpus)
+    if options.report:
+        return 0 if report(options, planned, notebooks) else 1
+    return run(options, planned, gpus, notebooks)
 
 
-def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...]) -> int:
-    """Executes a plan, a line a run, and prints the closing table."""
+def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...], notebooks: Path) -> int:
+    """Executes a plan, a line a run, prints the closing table and writes the report."""
     from panderm_utils import batch
 
     def say(line: str) -> None:
@@ -126,8 +139,45 @@ def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...]) 
     how = batch.How(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
     outcomes = batch.run_batch(planned, how, say)
     print(batch.describe_outcomes(outcomes))
-    print(f"outputs: {planned.space.root}")
-    return batch.exit_status(outcomes)
+    print(f"outputs: {planned.space.root}", flush=True)
+    status = batch.exit_status(outcomes)
+    if status != INTERRUPTED:
+        report(options, planned, notebooks)
+    return status
+
+
+def report(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> bool:
+    """Writes the report of all that the profile has, whatever was selected now; returns whether there is one."""
+    from panderm_utils.report import write_report
+
+    usual, there = manifests.load_profile(options.profile).protocols, plan.list_protocols(notebooks)
+    jobs = list(planned.runs)
+    # A notebook or manifest that nobody asked for may be wrong; --check says so, the report is written all the same.
+    with contextlib.suppress(plan.PlanError):
+        known = [name for name in usual if name in there]
+        jobs += plan.make_plan(planned.space, ["all"], protocols=known, notebooks=notebooks).runs
+    try:
+        written = write_report(planned.space, {job.name: job for job in jobs}.values())
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"run_all.py: the report could not be written: {error}", file=sys.stderr)
+        return False
+    if written is None:
+        print(f"run_all.py: no report: there is no record below {planned.space.root} yet", file=sys.stderr)
+    else:
+        print(f"report: {written}")
+    return written is not None
+
+
+def verify(space: workspace.Workspace, jobs: int) -> int:
+    """Recomputes every metric of every record and says which differ."""
+    from panderm_utils.verify import describe_verification, verify_records
+
+    found = verify_records(space.records, jobs)
+    if found.empty:
+        print(f"run_all.py: there is no record below {space.root} yet", file=sys.stderr)
+        return 1
+    print(describe_verification(found))
+    return int((found["problem"] != "").any())
 
 
 def show_list(notebooks: Path) -> int:

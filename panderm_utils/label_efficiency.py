@@ -168,7 +168,7 @@ def _places(sweep: Sweep, images: np.ndarray) -> pd.DataFrame:
 def read_subsets(folder: str | Path) -> dict[tuple[float, int], list[str]]:
     """Returns (fraction, draw) -> the names of the training images of each fit of a record, in the order of the fit."""
     table = pd.read_csv(Path(folder) / "subsets.csv", dtype={"image": str})
-    draws = _read_numbers(Path(folder) / "draws.csv")
+    draws = read_numbers(Path(folder) / "draws.csv")
     subsets = {}
     for fraction, draw, images in draws[["fraction", "draw", "images"]].drop_duplicates().itertuples(index=False):
         place = table[f"draw_{draw}"].to_numpy()
@@ -187,6 +187,24 @@ def read_draw_predictions(folder: str | Path) -> dict[tuple[float, int], tuple[n
     return {**read, (1.0, 0): read_predictions(folder)}
 
 
+def read_sweep(folder: str | Path) -> tuple[Sweep, np.ndarray]:
+    """Returns the sweep of a record, whose subsets know their size but not their rows, and the true labels [N].
+
+    Raises:
+        ValueError: The fits were not scored on the same test images.
+    """
+    sizes = read_numbers(Path(folder) / "draws.csv").drop_duplicates(["fraction", "draw"])
+    predictions = read_draw_predictions(folder)
+    subsets, proba = [], []
+    y, _, names = predictions[1.0, 0]
+    for fraction, draw, images in sizes[["fraction", "draw", "images"]].itertuples(index=False):
+        if predictions[fraction, draw][2] != names or (predictions[fraction, draw][0] != y).any():
+            raise ValueError(f"test images of fraction {fraction}, draw {draw} are not those of predictions.csv")
+        subsets.append(Subset(fraction, draw, np.arange(int(images))))
+        proba.append(predictions[fraction, draw][1])
+    return Sweep(tuple(subsets), tuple(proba), pd.DataFrame()), y
+
+
 def read_curves(scores: pd.DataFrame, file: str = "curve.csv") -> pd.DataFrame:
     """Returns a table of every record chosen (`tables.paper_scores`), with the columns that say whose it is.
 
@@ -197,7 +215,7 @@ def read_curves(scores: pd.DataFrame, file: str = "curve.csv") -> pd.DataFrame:
     about = [c for c in ("run_id", "dataset", "encoder", "dataset_label", "encoder_label") if c in scores]
     runs = scores[scores["headline"]] if len(scores) else scores
     parts = [
-        _read_numbers(Path(run["folder"]) / file).assign(
+        read_numbers(Path(run["folder"]) / file).assign(
             **run[about], headline=lambda table, metric=run["metric"]: table["metric"] == metric
         )
         for _, run in runs.iterrows()
@@ -223,7 +241,7 @@ def label_efficiency_table(curves: pd.DataFrame) -> pd.DataFrame:
     return cells.fillna("").rename_axis(index=["Dataset", "Encoder", "metric"]).reset_index()
 
 
-def _read_numbers(path: Path) -> pd.DataFrame:
+def read_numbers(path: Path) -> pd.DataFrame:
     """The table of a record, every number the very one that was written."""
     table = pd.read_csv(path, dtype=str)  # parsed from text by Python's own rule, as in `records`
     numbers = {column: float for column in table if column != "metric"}

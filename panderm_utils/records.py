@@ -271,6 +271,9 @@ def _problem_of(record, folder: Path) -> str | None:
         return f"record.json lacks {', '.join(missing)}"
     if record["status"] != "done" or record["run_id"] != folder.name:
         return f"record.json is of run {record['run_id']!r}, status {record['status']!r}"
+    metrics = record["metrics"].values() if isinstance(record["metrics"], dict) else [None]
+    if not all(isinstance(part, dict) for part in (record["settings"], *metrics)):
+        return "its settings or metrics are not laid out as a record's"
     return None if (folder / "predictions.csv").is_file() else "predictions.csv is missing"
 
 

@@ -4,9 +4,11 @@
     .venv/bin/python run_all.py --datasets demo --encoders panderm_tiny --seeds 0 1 2
     .venv/bin/python scripts/readme_pictures.py
 
-The page of a notebook needs Chromium (Debian: apt-get install chromium); without it, that picture stays as it is.
+The pages of a notebook and of the report need Chromium (Debian: apt-get install chromium); without it, these two
+pictures stay as they are.
 """
 
+import io
 import shutil
 import subprocess
 import tempfile
@@ -63,6 +65,28 @@ def notebook_page(notebook: Path, first: str, last: str) -> Image.Image:
             return image.convert("RGB").crop((0, 0, image.width, int(written.max()) + 20))
 
 
+def report_page(index: Path, height: int = 1160) -> Image.Image:
+    """Photographs the top of the report in a wide window and, beside it, in a telephone's."""
+    from playwright.sync_api import sync_playwright
+
+    shots = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for width in (1200, 390):
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+            page.goto(index.as_uri())
+            shots.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+        browser.close()
+    gap, edge = 24, "#c8ced6"
+    both = Image.new("RGB", (sum(shot.width for shot in shots) + gap + 4, height + 2), "white")
+    pen, left = ImageDraw.Draw(both), 0
+    for shot in shots:
+        pen.rectangle((left, 0, left + shot.width + 1, height + 1), outline=edge)
+        both.paste(shot, (left + 1, 1))
+        left += shot.width + 2 + gap
+    return both
+
+
 def fine_tuning(records_folder: Path) -> Figure:
     """Draws fine-tuning against linear probing on the demo dataset, all seeds that there are."""
     runs = records.read_records(records_folder).query("dataset == 'demo'")
@@ -90,6 +114,7 @@ def main() -> None:
     if shutil.which("chromium"):
         page = notebook_page(notebook, "## The answer", "predictions = ")
         page.quantize(128).save(DOCS / "notebook.png", optimize=True)
+        report_page(space.root / "report/index.html").quantize(128).save(DOCS / "report_demo.png", optimize=True)
     for path in sorted(DOCS.iterdir()):
         print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
 

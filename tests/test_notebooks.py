@@ -104,6 +104,18 @@ def test_a_figure_carries_the_ids_of_its_records(demo):
     assert b"demo-linear_probe-panderm_tiny-seed0" in (demo.figures / "figure_2a.pdf").read_bytes()
 
 
+def test_the_batch_leaves_a_report_and_every_number_is_verified(demo):
+    index = (demo.root / "report/index.html").read_text()
+    for folder in demo.records.iterdir():
+        assert f'href="runs/{folder.name}.html"' in index
+        protocol = records.read_record(folder)["protocol"]
+        notebook = demo.root / "report/notebooks" / protocol / f"{folder.name}.html"
+        assert notebook.read_text().count('src="data:image/png') >= 3
+    done = run_all("--verify", output=demo.root.parent)
+    assert done.returncode == 0, done.stdout
+    assert "all equal" in done.stdout
+
+
 def test_pretraining_helps_and_nothing_saturates(demo):
     table = records.read_records(demo.records, "linear_probe")
     headline = table.query("headline and dataset == 'demo' and seed == 0").set_index("encoder")["value"]

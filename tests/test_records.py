@@ -97,7 +97,7 @@ def test_a_newer_record_replaces_the_older(space):
     assert [p.name for p in space.records.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other run", "no predictions", "a list"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "other run", "no predictions", "a list", "no metrics"])
 def test_a_damaged_record_is_reported_and_skipped(space, damage):
     save(space)
     folder, _ = save(space, dataset="ham10000")
@@ -111,6 +111,8 @@ def test_a_damaged_record_is_reported_and_skipped(space, damage):
         path.write_text(text.replace(folder.name, "x"))
     elif damage == "a list":
         path.write_text("[1]")
+    elif damage == "no metrics":
+        path.write_text(json.dumps({**json.loads(text), "metrics": {"accuracy": 0.5}}))
     else:
         (folder / "predictions.csv").unlink()
     with pytest.warns(records.RecordWarning, match="ham10000.*delete the folder"):

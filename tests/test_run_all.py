@@ -16,6 +16,7 @@ from panderm_utils import manifests, plan
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "timm", "pandas", "numpy", "matplotlib", "papermill", "sklearn", "scipy", "nbformat")
+HEAVY += ("nbconvert", "jinja2")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["--plan", "--datasets", "ham10000"]])
@@ -37,6 +38,7 @@ def test_help_names_every_flag_of_the_readme(capsys):
     flags = (
         "profile data-root weights-root output-root datasets protocols encoders seeds list plan jobs force sync check"
     )
+    flags += " report verify"
     assert [f for f in [*flags.split(), "new-dataset", "images", "name"] if f"--{f}" not in text] == []
 
 
@@ -85,6 +87,34 @@ def test_flags_that_do_not_go_together_are_refused(arguments):
     with pytest.raises(SystemExit) as told:
         run_all.main(arguments)
     assert told.value.code == 2
+
+
+def test_a_batch_ends_with_a_report_also_when_data_are_missing(capsys, tmp_path):
+    folders = [f"--{name}={tmp_path}" for name in ("data-root", "weights-root", "output-root")]
+    selection = ["--profile", "paper", "--protocols", "linear_probe", "--datasets", "ham10000", *folders]
+    for arguments, told in ((["--report"], "no report"), (["--verify"], "no record"), ([], "no report")):
+        assert run_all.main([*selection, *arguments]) == 1  # nothing to show yet
+        assert told in capsys.readouterr().err
+    failed = tmp_path / "paper/executed/linear_probe/ddi-linear_probe-panderm_base-seed0.failed.ipynb"
+    failed.parent.mkdir(parents=True)
+    failed.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    assert run_all.main(selection) == 1
+    index = tmp_path / "paper/report/index.html"
+    assert f"report: {index}" in capsys.readouterr().out
+    for text in (failed.name.removesuffix(".failed.ipynb"), manifests.load_dataset_manifest("bcn20000").access[0].url):
+        assert text in index.read_text()  # what failed before, and what other runs of the profile lack
+    assert run_all.main([*selection, "--report"]) == 0
+
+
+def test_a_report_needs_no_notebook_that_nobody_asked_for(house, capsys, tmp_path):
+    (house / "notebooks/linear_probe/dermnet.ipynb").unlink()
+    failed = tmp_path / "demo/executed/linear_probe/x.failed.ipynb"
+    failed.parent.mkdir(parents=True)
+    failed.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    selection = ["--datasets", "ddi", "--encoders", "random_tiny", "--protocols", "linear_probe"]
+    assert run_all.main([*selection, "--output-root", str(tmp_path), "--report"], house / "notebooks") == 0
+    page = (tmp_path / "demo/report/index.html").read_text()
+    assert "--protocols linear_probe --datasets ddi --encoders random_tiny" in page
 
 
 @pytest.fixture
