@@ -26,6 +26,7 @@ CHOICES = {
     "solver": ("published", "converged", "sklearn"),
     "precision": ("fp32", "bf16", "fp16"),
     "drawing": ("honest", "published"),
+    "target_images": ("all", "test"),
 }
 
 
