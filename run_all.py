@@ -188,7 +188,8 @@ def show_list(notebooks: Path) -> int:
     print("datasets:")
     for name in manifests.list_datasets():
         card = manifests.load_dataset_manifest(name)
-        print(f"  {name:22} {card.title} ({card.modality}, {card.num_classes} classes{', own' if card.own else ''})")
+        remark = f"{', own' if card.own else ''}{', external' if card.external else ''}"
+        print(f"  {name:22} {card.title} ({card.modality}, {card.num_classes} classes{remark})")
     print("encoders (also timm:<model>):")
     for name in manifests.list_encoders():
         print(f"  {name:22} {manifests.load_encoder_manifest(name).title}")

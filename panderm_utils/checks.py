@@ -19,6 +19,9 @@ from panderm_utils.splits import SPLITS
 
 def check_table(table: pd.DataFrame, manifest: DatasetManifest, problems: Problems) -> pd.DataFrame:
     """Checks columns, splits and labels; returns the rows of known splits with `image`, `split` and `label` first."""
+    splits = ("test",) if manifest.external else ("train", "test")
+    if manifest.external:
+        table = table.assign(split="test")
     needed = ("image", "split", manifest.label_column)
     present = [name for name in table.columns if name != "row"]
     for name in needed:
@@ -36,7 +39,7 @@ def check_table(table: pd.DataFrame, manifest: DatasetManifest, problems: Proble
             )
             problems.add("warning", "unknown split", message, table["row"][at], image_at(table, at))
         table = table[known]
-        for name in ("train", "test"):
+        for name in splits:
             if not (table["split"] == name).any():
                 problems.add("error", "empty split", f"no row has the split `{name}`; name splits {', '.join(SPLITS)}")
     if "image" in table:
@@ -48,7 +51,7 @@ def check_table(table: pd.DataFrame, manifest: DatasetManifest, problems: Proble
             table = table.rename(columns={"label": "csv_label"})
         table = table.assign(label=label)
         if "split" in table and label.notna().all():
-            check_classes(table, manifest, problems)
+            check_classes(table, splits, manifest, problems)
     first = [name for name in ("row", "image", "split", "label") if name in table]
     ids = set(manifest.groups.values())
     rest = {name: typed(table[name]) for name in table.columns if name not in (*first, *ids)}
@@ -71,11 +74,11 @@ def check_labels(table: pd.DataFrame, manifest: DatasetManifest, problems: Probl
     return label.where(usable)
 
 
-def check_classes(table: pd.DataFrame, manifest: DatasetManifest, problems: Problems) -> None:
-    """Notes classes without train or test rows, and split sizes other than the manifest's."""
+def check_classes(table: pd.DataFrame, splits: tuple, manifest: DatasetManifest, problems: Problems) -> None:
+    """Notes classes without a row in one of the splits, and split sizes other than the manifest's."""
     counts = pd.crosstab(table["label"], table["split"])
     counts = counts.reindex(index=range(manifest.num_classes), columns=SPLITS, fill_value=0)
-    for split in ("train", "test"):
+    for split in splits:
         for k in counts.index[counts[split] == 0]:
             problems.add("warning", "empty class", f"class {k} ({manifest.class_names[k]}) has no {split} row")
         if (counts[split] > 0).sum() == 1:

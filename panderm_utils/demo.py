@@ -35,8 +35,12 @@ NAMES = {  # file names as the released ones look; n counts images from 1
     "derm7pt_clinical": "{class_name}/{class_name}{n:03d}a.JPG",
     "derm7pt_dermoscopic": "{class_name}/{class_name}{n:03d}l.JPG",
     "dermnet": "{class_name}/{class_name}-{n}.jpg",
+    # An id of the ISIC Archive is one image, so no two stand-ins may share one; HAM10000 has the lowest numbers.
+    **{name: f"ISIC_{k}{{n:06d}}.jpg" for k, name in enumerate(("bcn20000", "mskcc", "hiba"), 1)},
     "patch16": "{class_name}/{class_name}_{n:05d}.jpg",
     "demo": "lesion_{n:04d}.jpg",
+    "ph2": "IMD{n:03d}.bmp",
+    "med_node": "{class_name}/{n:05d}.jpg",
 }
 SITES = ("back", "abdomen", "trunk", "lower extremity", "upper extremity", "chest", "face", "foot")
 CLINICS = ("clinic A", "clinic B", "clinic C")
@@ -109,6 +113,7 @@ def plan_rows(card: DatasetManifest) -> pd.DataFrame:
         (split, label)
         for label in range(card.num_classes)
         for split, n in zip(SPLITS, size.of_class(rank[label], card.num_classes), strict=True)
+        if split == "test" or not card.external
         for _ in range(n)
     ]
     table = pd.DataFrame(rows, columns=["split", "label"])
@@ -197,11 +202,11 @@ def _columns(card: DatasetManifest, table: pd.DataFrame, drawn: pd.DataFrame) ->
 
 
 def encode(image: np.ndarray, suffix: str) -> bytes:
-    """Returns an image uint8 [H, W, 3] as the bytes of a PNG or, for any other suffix, a JPEG file."""
+    """Returns an image uint8 [H, W, 3] as the bytes of a PNG, a BMP or, for any other suffix, a JPEG file."""
     if suffix.lower() == ".png":
         return _png(Image.fromarray(image))
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=90)
+    Image.fromarray(image).save(buffer, format="BMP" if suffix.lower() == ".bmp" else "JPEG", quality=90)
     return buffer.getvalue()
 
 

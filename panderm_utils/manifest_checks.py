@@ -31,6 +31,8 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
         if not m.own and (place.is_absolute() or ".." in place.parts):
             problems.append(f"{key}: {str(place)!r} is not below the data root; write it relative to there")
     problems += _size_problems(m)
+    if m.external and not m.melanoma:
+        problems.append("external: what is only tested on needs `melanoma`; name the classes that are, or remove this")
     strange = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
     problems += [f"metadata.{kind}: no such kind; write {', '.join(METADATA_KINDS)}" for kind in strange]
     known = [field.name for field in dataclasses.fields(m)]
@@ -100,6 +102,14 @@ def _class_problems(m: DatasetManifest) -> list[str]:
     names = [c.name for c in m.classes if c is not None and c.name is not None]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         problems.append(f"classes: {name!r} is the name of {names.count(name)} classes; names must differ")
+    melanoma = [name for name in m.melanoma or () if name is not None]
+    problems += [
+        f"melanoma: {name!r} is no class; write names of classes, of {', '.join(names)}"
+        for name in melanoma
+        if name not in names
+    ]
+    if len(set(melanoma)) != len(melanoma) or (names and set(names) <= set(melanoma)):
+        problems.append("melanoma: names a class twice, or all of them; name each that is melanoma once")
     for split, counts in (m.class_counts or {}).items():
         if counts is not None and len(counts) != k:
             problems.append(f"class_counts.{split}: {len(counts)} numbers for {k} classes; write one a class")
@@ -111,6 +121,8 @@ def _size_problems(m: DatasetManifest) -> list[str]:
     for key, splits in (("split_sizes", sizes), ("class_counts", class_counts)):
         strange = [split for split in splits if split not in SPLITS]
         problems += [f"{key}.{split}: no such split; write {', '.join(SPLITS)}" for split in strange]
+    if m.external and {*sizes, *class_counts} - {"test"}:
+        problems.append("external: all its images are a test split; write split_sizes and class_counts of test only")
     for split, size in sizes.items():
         if size is not None and size < (0 if split == "val" else 1):
             problems.append(f"split_sizes.{split}: {size}; write how many images, or leave the split out if unknown")

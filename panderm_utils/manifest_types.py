@@ -9,6 +9,8 @@ from dataclasses import dataclass
 SPLITS = ("train", "val", "test")
 METADATA_KINDS = ("age", "sex", "site", "skin_tone", "institution")
 GREY = "#767676"
+# What a protocol needs of a dataset: the key of its manifest that may not be empty. The others take every dataset.
+NEEDED_KEYS = {"external_validation": "melanoma"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class DatasetManifest:
 
     Attributes:
         classes: In label order; `classes_verified` says whether that order could be verified.
+        melanoma: The names of the classes that are melanoma, where it can be told from all the others.
         csv, image_root: Below the data root, or absolute for own data.
         split_sizes: Images in train, val and test, where known; `class_counts`: the same a class, in label order.
         headline_metric: AUROC for two classes, weighted F1 for more, as in the paper.
@@ -41,6 +44,7 @@ class DatasetManifest:
         metadata: Kind (one of METADATA_KINDS) -> CSV column.
         unverified: Keys of this manifest whose facts could not be verified.
         own: Made by `run_all.py --new-dataset` from a user's own CSV.
+        external: Nothing is trained on it: all its images are a test split, whatever its CSV says of splits.
     """
 
     name: str
@@ -58,6 +62,7 @@ class DatasetManifest:
     licence: str
     citation: str
     short_title: str = ""
+    melanoma: tuple[str, ...] = ()
     split_sizes: dict[str, int] | None = None
     class_counts: dict[str, tuple[int, ...]] | None = None
     groups: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -67,6 +72,7 @@ class DatasetManifest:
     caveats: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
     own: bool = False
+    external: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -83,6 +89,13 @@ class DatasetManifest:
 
     def title_of_label(self, label: int) -> str:
         return self.classes[label].long_name
+
+    def lacks(self, protocol: str) -> str:
+        """Returns what a protocol needs of a dataset and this one has not; "" if the protocol can take it."""
+        if self.external:
+            return "a training split"
+        key = NEEDED_KEYS.get(protocol)
+        return f"`{key}` in its manifest" if key and not getattr(self, key) else ""
 
     def card_markdown(self) -> str:
         """The dataset's card: what it is, its classes, where it comes from, and what is not verified."""
@@ -109,6 +122,11 @@ class DatasetManifest:
         if self.split_sizes:
             sizes = ", ".join(f"{s} {n:,}" for s, n in self.split_sizes.items())
             lines += ["", f"**Images:** {sizes}{mark('split_sizes')}"]
+        if self.melanoma:
+            names = ", ".join(map(_escape, self.melanoma))
+            lines += ["", f"**Melanoma:** {names}{mark('melanoma')}, against all other classes"]
+        if self.external:
+            lines += ["", "**External:** probes trained on other datasets are tested on it; none is trained on it"]
         facts = {"Licence": _escape(self.licence) + mark("licence"), "Cite": _escape(self.citation)}
         if self.doi:
             facts["Cite"] += f" [doi:{_escape(self.doi)}](https://doi.org/{_escape(self.doi)})"

@@ -6,6 +6,7 @@ Imports neither torch nor pandas, so the command line answers at once.
 import dataclasses
 import os
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,6 +38,7 @@ __all__ = [
     "ProtocolChoice",
     "PublishedResult",
     "check_manifests",
+    "fitting",
     "list_datasets",
     "list_encoders",
     "load_dataset_manifest",
@@ -68,6 +70,11 @@ def load_dataset_manifest(name: str, root: Path | None = None) -> DatasetManifes
         remedy = f"rename {unread} to {name}.yaml" if unread else "python run_all.py --new-dataset makes one"
         raise ManifestError(unknown("dataset", name, list_datasets(root), remedy))
     return _cached(_read_dataset, path)
+
+
+def fitting(datasets: Iterable[str], protocol: str) -> list[str]:
+    """Returns those of the datasets that a protocol can take."""
+    return [name for name in datasets if not load_dataset_manifest(name).lacks(protocol)]
 
 
 def list_encoders(root: Path | None = None) -> list[str]:

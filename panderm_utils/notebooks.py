@@ -39,6 +39,8 @@ class Study:
         reproduces: Where the paper shows it.
         seconds_an_image: Of panderm_large on 2 CPU cores.
         teaches: What the reader learns.
+        metric: The paper's headline metric of the protocol; "": the dataset's.
+        besides: What takes time too.
     """
 
     title: str
@@ -46,6 +48,8 @@ class Study:
     reproduces: str
     seconds_an_image: float
     teaches: str
+    metric: str = ""
+    besides: str = ""
 
 
 STUDIES = {
@@ -65,6 +69,16 @@ STUDIES = {
         teaches="how a score grows with the labels, how to draw a fair 5% of a dataset, how the chance of the draw "
         "differs from the chance of the test images, and how to read off how much data is needed",
     ),
+    "external_validation": Study(
+        title="external validation",
+        question="Does a probe that learned to tell melanoma from the rest on one dataset still do so on others?",
+        reproduces="Fig. 2c, whose text names neither the source nor all of its seven external sets",
+        seconds_an_image=0.7,
+        teaches="why a score on a dataset's own test split says little of other hospitals, how images that two "
+        "datasets share are found and taken out, and why AUROC travels better than a threshold",
+        metric="auroc",
+        besides=", and those of the targets that the cache does not hold yet",
+    ),
     "fine_tune": Study(
         title="fine-tuning",
         question="How much better does the whole network become when it, too, learns the dataset?",
@@ -81,11 +95,12 @@ def sync(check: bool = False, datasets: Iterable[str] | None = None, notebooks: 
 
     Args:
         check: Whether to write nothing and only tell. What a user made of own data is then left alone.
-        datasets: Whose notebooks; by default those of all manifests, own data included.
+        datasets: Whose notebooks; by default those of all manifests, own data included. A dataset gets those of the
+            protocols that can take it.
         notebooks: The folder with a folder of notebooks a protocol.
 
     Returns:
-        The notebooks that differed. With `check`, also those that no manifest stands for.
+        The notebooks that differed. With `check`, also those that no manifest stands for, or none that fits.
 
     Raises:
         StampError: A canonical notebook has no title or parameters cell, or its protocol is not in STUDIES.
@@ -96,7 +111,7 @@ def sync(check: bool = False, datasets: Iterable[str] | None = None, notebooks: 
         canonical = notebooks / protocol / f"{CANONICAL}.ipynb"
         for name in known if datasets is None else datasets:
             card = manifests.load_dataset_manifest(name)
-            if check and datasets is None and card.own:
+            if card.lacks(protocol) or (check and datasets is None and card.own):
                 continue
             text = stamp(canonical, card)
             path = canonical.with_name(f"{name}.ipynb")
@@ -108,7 +123,9 @@ def sync(check: bool = False, datasets: Iterable[str] | None = None, notebooks: 
                 temporary.write_text(text, encoding="utf-8")
                 temporary.replace(path)
         if check and datasets is None:
-            drifted += [path for path in sorted(canonical.parent.glob("*.ipynb")) if path.stem not in known]
+            cards = map(manifests.load_dataset_manifest, known)
+            fit = {card.name for card in cards if card.own or not card.lacks(protocol)}
+            drifted += [path for path in sorted(canonical.parent.glob("*.ipynb")) if path.stem not in fit]
     return drifted
 
 
@@ -119,6 +136,8 @@ def describe_drift(drifted: list[Path]) -> str:
     for path in drifted:
         if path.stem == CANONICAL:
             lines.append(f"{path}: its title is not what the manifest says, or it holds outputs")
+        elif path.stem in known and (lack := manifests.load_dataset_manifest(path.stem).lacks(path.parent.name)):
+            lines.append(f"{path}: {path.parent.name} needs {lack}; delete it, or write that there")
         elif path.stem in known:
             lines.append(f"{path}: {'differs from' if path.exists() else 'not yet stamped from'} {CANONICAL}.ipynb")
         else:
@@ -185,7 +204,7 @@ def _reproduces(study: Study, card: DatasetManifest) -> str:
 
 
 def _published(protocol: str, card: DatasetManifest) -> list[str]:
-    metric = card.headline_metric
+    metric = STUDIES[protocol].metric or card.headline_metric
     found = [
         f"{METRICS[metric]} {result.metrics[metric]:.4f} with {manifests.load_encoder_manifest(result.encoder).title} "
         f"(source: {result.source})."
@@ -207,5 +226,6 @@ def _cost(study: Study, card: DatasetManifest) -> str:
     duration = f"{max(1, round(minutes))} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours"
     paper = (
         f"`paper` minutes on a GPU or about {duration} on two CPU cores, for {images:,} images through a large encoder"
+        f"{study.besides}"
     )
     return f"profile {paper}." if card.own else f"profile {demo}; profile {paper}."

@@ -42,6 +42,7 @@ METADATA_COLUMNS = {
     "skin_tone": ("skin_tone", "fitzpatrick", "fitspatrick", "fitzpatrick_skin_type", "monk"),
     "institution": ("institution", "hospital", "centre", "center", "clinic"),
 }
+MELANOMA = ("mel", "melanoma")  # names of a class, in whatever case
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -94,6 +95,8 @@ def make_own_manifest(
     said.append(f"{csv} keeps the contract and is used as it is" if path == csv else f"the new table is {path}")
     counts = pd.crosstab(table["split"], table[label_column].astype(int)).reindex(SPLITS, fill_value=0)
     counts = counts.reindex(columns=range(len(classes)), fill_value=0)
+    melanoma = tuple(str(text) for text in classes if str(text).casefold() in MELANOMA)
+    said += [f"class `{name}` is taken for melanoma, against the rest in external_validation" for name in melanoma]
     manifest = manifests.DatasetManifest(
         name=name,
         title=f"{name} (own data)",
@@ -102,6 +105,7 @@ def make_own_manifest(
         task="binary" if len(classes) == 2 else "multiclass",
         classes=tuple(manifests.ClassName(name=str(text), long_name=str(text)) for text in classes),
         classes_verified=True,
+        melanoma=melanoma,
         label_column=label_column,
         csv=str(path),
         image_root=str(root),

@@ -99,6 +99,33 @@ def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthet
         return finish(figure, synthetic)
 
 
+def figure_2c(panel: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
+    """Fig. 2c: melanoma against the rest, by a probe trained on one dataset: on its own test split, and on others.
+
+    Args:
+        panel: Rows of `external_validation.read_panel`, of one source. Encoders that were tested on other images of a
+            dataset stand apart, since n is part of its label.
+    """
+    if panel.empty:
+        return scores_by_dataset(panel, colors, synthetic=synthetic)
+    sizes = zip(panel["dataset_label"], panel["images"], panel["melanoma"], strict=True)
+    labels = [f"{label}\nn = {images:,}\n({melanoma:,} mel.)" for label, images, melanoma in sizes]
+    labelled = panel.assign(dataset_label=labels)
+    parts = {"Source": labelled[labelled["internal"]], "External datasets": labelled[~labelled["internal"]]}
+    units = [part["dataset_label"].nunique() + 0.2 for part in parts.values()]
+    with style():
+        figure, axes = plt.subplots(1, 2, figsize=(_width(sum(units)), 3.6), width_ratios=units, sharey=True)
+        for axis, (title, part) in zip(axes, parts.items(), strict=True):
+            scores_by_dataset(part, colors, axis=axis)
+            axis.axhline(0.5, color=GREY, lw=0.9, ls=":", zorder=1)
+            axis.set_title(title)
+        axes[0].set_ylabel("AUROC")
+        source = panel["dataset_label"].iloc[0]
+        heading = f"Melanoma (mel.) against the rest, learned on {source}; 95% bootstrap intervals; dotted: chance"
+        _name_encoders(figure, heading)
+        return finish(figure, synthetic)
+
+
 def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
     """Each published number (diamond) on our value (dot) and its interval, a line a number; grey where we have none.
 
@@ -156,7 +183,7 @@ def _width(datasets: int) -> float:
 def _name_encoders(figure: Figure, heading: str) -> None:
     """Names the encoders above the figure, under a heading; a figure without bars has nothing to name."""
     handles = figure.axes[0].get_legend_handles_labels()
-    if any(line.get_linestyle() == "--" for line in figure.axes[0].lines):
+    if any(line.get_linestyle() == "--" for axis in figure.axes for line in axis.lines):
         heading += "; dashed: mean over the datasets"
     options = {"title": wrap(heading, int(12 * figure.get_figwidth())), "alignment": "left", "title_fontsize": 10}
     if handles[0]:

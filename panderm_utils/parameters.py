@@ -27,6 +27,7 @@ CHOICES = {
     "solver": ("published", "converged", "sklearn"),
     "precision": ("fp32", "bf16", "fp16"),
     "drawing": ("honest", "published"),
+    "target_images": ("all", "test"),
     "monitor": ("recall", "acc"),
 }
 KINDS = {  # of what a notebook leaves open, as None or "auto"; what is not here is a text

@@ -3,15 +3,18 @@
 Imports neither torch nor pandas, so `run_all.py --plan` answers at once.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, product
 from pathlib import Path
 
-from panderm_utils import manifests, workspace
+from panderm_utils import manifests, needs, workspace
+from panderm_utils.needs import Need
 from panderm_utils.parameters import PlanError, read_parameters, read_shares, settle_parameters, split_given
+from panderm_utils.targets import PROTOCOL as EXTERNAL
+from panderm_utils.targets import choose_targets
 from panderm_utils.typed_yaml import unknown
 from panderm_utils.workspace import REPOSITORY, Workspace
 
@@ -20,30 +23,6 @@ CANONICAL = "ham10000"  # the notebook of each protocol from which its siblings 
 FINE_TUNE = "fine_tune"  # the protocol that takes PanDerm's architecture only
 EFFICIENCY = "label_efficiency"  # the protocol that may ask for fine-tuning at some fractions, as runs of their own
 PAPER = "paper"  # the folder of the notebooks that draw from records and run nothing
-
-
-@dataclass(frozen=True)
-class Need:
-    """Data or weights that a run needs.
-
-    Attributes:
-        kind: "data" or "weights"; `name` is the dataset's or the encoder's.
-        paths: Where they are, or are expected.
-        state: "there", "missing", or how they come about, such as "drawn on first use".
-        source: Where to get them.
-    """
-
-    kind: str
-    name: str
-    paths: tuple[Path, ...]
-    state: str
-    source: str
-    licence: str
-
-    def complaint(self) -> str:
-        """Says which file is missing and where to get it."""
-        absent = next((path for path in self.paths if not path.exists()), self.paths[0])
-        return f"{self.kind} of {self.name}: {absent} is not there; to be had: {self.source}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +74,8 @@ def make_plan(
     """Plans the runs of datasets x protocols x encoders x seeds; an empty selection means what the profile says.
 
     Args:
-        datasets: Names; ("all",) for every dataset of the profile rather than its quick handful.
+        datasets: Names; ("all",) for every dataset of the profile rather than its quick handful. A protocol takes those
+            that fit it; one that does not is an error where both were named.
         given: Notebook parameters as `name=value`, checked against each notebook's parameters cell.
         notebooks: The folder with a folder of notebooks a protocol.
 
@@ -103,8 +83,9 @@ def make_plan(
         PlanError: A dataset, encoder, protocol or parameter is unknown or does not fit; all problems at once.
     """
     profile = manifests.load_profile(space.profile)
+    named, protocols_named = tuple(dict.fromkeys(datasets)), bool(protocols)
     if list(datasets) == ["all"]:
-        datasets = profile.datasets
+        datasets, named = profile.datasets, ()
     asked = bool(encoders) and FINE_TUNE in protocols
     protocols = tuple(dict.fromkeys(protocols or profile.protocols))
     wanted = {protocol: _choose(profile, protocol, datasets, encoders) for protocol in protocols}
@@ -116,7 +97,15 @@ def make_plan(
         variants[FINE_TUNE] = variants.get(FINE_TUNE, []) + [{"train_fraction": share} for share in shares]
     names, models = (dict.fromkeys(chain(*parts)) for parts in zip(*wanted.values(), strict=True))
     cards = {name: _load(manifests.load_dataset_manifest, name, problems) for name in names}
-    models = {name: _load(_load_encoder, name, problems) for name in models}
+    for protocol, (chosen, its_encoders) in wanted.items():
+        fit = tuple(name for name in chosen if not (cards[name] and cards[name].lacks(protocol)))
+        wanted[protocol] = fit, its_encoders
+    taken = {name for chosen, _ in wanted.values() for name in chosen}
+    for protocol, name in product(wanted, named):
+        if cards[name] and (lack := cards[name].lacks(protocol)) and (protocols_named or name not in taken):
+            having = ", ".join(manifests.fitting(profile.datasets, protocol))
+            problems.append(f"dataset {name}: {protocol} needs {lack}; of the profile's, these have it: {having}")
+    models = {name: _load(needs.find_encoder, name, problems) for name in models}
     unfit = [name for name, model in models.items() if model and model.architecture != "beit"]
     if asked and unfit:
         problems.append(f"encoder {', '.join(unfit)}: fine-tuning takes PanDerm's architecture only; leave it out")
@@ -127,25 +116,30 @@ def make_plan(
     for name, card in cards.items():
         if card and card.own and space.synthetic:
             problems.append(f"dataset {name} is your own, no demo; write --profile paper --datasets {name}")
-    named = {protocol: _parameter_names(notebooks / protocol) for protocol in wanted if protocol in known}
+    offered = {protocol: _parameter_names(notebooks / protocol) for protocol in wanted if protocol in known}
     studies = {}
-    for protocol in named:
+    for protocol in offered:
         # What another of the protocols takes is not unknown, only not for this one.
-        elsewhere = set().union(*named.values()) - named[protocol]
+        elsewhere = set().union(*offered.values()) - offered[protocol]
         mine = {key: value for key, value in given.items() if key not in elsewhere}
         for name in wanted[protocol][0]:
             path = notebooks / protocol / f"{name if cards[name] else CANONICAL}.ipynb"
             settled = [settle_parameters(path, mine | variant, problems) for variant in variants[protocol]]
             studies[protocol, name] = path, settled
     problems += [f"seed {n}: write a whole number from 0 to {2**32 - 1}" for n in seeds if not 0 <= n < 2**32]
+    targets = {
+        name: _load(partial(choose_targets, card, profile), settled[0][0].get("targets"), problems)
+        for (protocol, name), (_, settled) in studies.items()
+        if protocol == EXTERNAL and (card := cards[name])
+    }
     if "rival" in given:
-        _load(_load_encoder, given["rival"], problems)
+        _load(needs.find_encoder, given["rival"], problems)
     if problems:
         raise PlanError("\n".join(dict.fromkeys(problems)))
 
-    data = {name: _data_need(card, space) for name, card in cards.items()}
+    data = {name: needs.data_need(cards[name], space) for name in taken}
     file = given.get("checkpoint", given.get("weights"))
-    weights = {name: _weights_need(model, space, file) for name, model in models.items()}
+    weights = {name: needs.weights_need(model, space, file) for name, model in models.items()}
     folders = {name: str(getattr(space, name)) for name in ("data_root", "weights_root")}
     common = {"profile": space.profile, **folders, "output_root": str(space.root.parent)}
     chosen_seeds, runs = tuple(dict.fromkeys(seeds or profile.seeds)), []
@@ -157,7 +151,9 @@ def make_plan(
             own, settings = settled[variant]
             name = workspace.run_id(dataset, protocol, encoder, seed, **settings)
             rival = own.get("rival") or profile.choice(protocol).rival_of(encoder)
-            beside = _weights_need(_load_encoder(rival), space, None) if rival else None
+            beside = [needs.weights_need(needs.find_encoder(rival), space, None)] if rival else []
+            if protocol == EXTERNAL:
+                beside = [needs.target_need(card, space) for card in targets[dataset] if card.name not in data]
             runs.append(
                 Job(
                     name=name,
@@ -166,7 +162,7 @@ def make_plan(
                     output=space.root / "executed" / protocol / f"{name}.ipynb",
                     log=space.root / "logs" / f"{name}.log",
                     record=space.records / name,
-                    needs=tuple(dict.fromkeys(need for need in (data[dataset], weights[encoder], beside) if need)),
+                    needs=tuple(dict.fromkeys(need for need in (data[dataset], weights[encoder], *beside) if need)),
                 )
             )
     runs = {run.name: run for run in runs}.values()  # all labels as a fraction are the run that may be there anyway
@@ -207,45 +203,6 @@ def _load(load, name: str, problems: list[str]):
         return load(name)
     except ValueError as error:
         problems.append(str(error))
-
-
-def _load_encoder(name: str) -> manifests.EncoderManifest:
-    manifest = manifests.load_encoder_manifest(name)
-    if name.startswith("timm:"):
-        from panderm_utils.weights import timm_settings  # loads torch, so only where only timm can tell
-
-        timm_settings(manifest)
-    return manifest
-
-
-def _data_need(card: manifests.DatasetManifest, space: Workspace) -> Need:
-    paths = (space.data_root / card.csv, space.data_root / card.image_root)
-    if space.synthetic:
-        return Need("data", card.name, paths, "drawn on first use", "this repository", "MIT")
-    there = paths[0].is_file() and paths[1].is_dir()
-    source = "your own files" if card.own else _sources(card)
-    return Need("data", card.name, paths, "there" if there else "missing", source, card.licence)
-
-
-def _weights_need(model: manifests.EncoderManifest, space: Workspace, given: str | None) -> Need | None:
-    if model.layout == "none":
-        return None
-    need = Need("weights", model.name, (), "there", _sources(model), model.licence)
-    file = model.weights_file or f"{model.timm_name}.safetensors"
-    if given is not None:
-        places = [Path(given) / file if Path(given).is_dir() else Path(given)]
-    else:
-        places = [space.weights_root / file, manifests.MANIFEST_ROOT / "weights" / file]
-    for path in places:
-        if path.is_file():
-            return dataclasses.replace(need, paths=(path,))
-    state = "downloaded by timm on first use" if model.layout == "timm" and given is None else "missing"
-    return dataclasses.replace(need, paths=(places[0],), state=state)
-
-
-def _sources(manifest) -> str:
-    places = [f"{a.url} ({a.note})" if a.url and a.note else a.url or a.note for a in manifest.access]
-    return "; or ".join(places) or "ask its authors"
 
 
 def _plan_paper(space: Workspace, seed: int, notebooks: Path) -> tuple[Job, ...]:

@@ -152,10 +152,11 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
         return finish(figure, synthetic)
 
 
-def curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool = False) -> Figure:
+def curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool = False, of: str = "class") -> Figure:
     """ROC and precision-recall curves side by side.
 
     Args:
+        of: What the names are.
         roc: Class name -> (false positive rates, true positive rates, area).
         pr: Class name -> (recalls, precisions, average precision).
     """
@@ -171,7 +172,7 @@ def curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool = False)
         left.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
         left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
         right.set(xlabel="recall", ylabel="precision", title="Precision and recall")
-        heading = {"title": "class: AUROC, average precision", "title_fontsize": 7, "alignment": "left"}
+        heading = {"title": f"{of}: AUROC, average precision", "title_fontsize": 7, "alignment": "left"}
         figure.legend(loc="outside right center", ncols=1 + len(roc) // 20, fontsize=7, handlelength=1, **heading)
         return finish(figure, synthetic)
 

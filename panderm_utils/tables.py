@@ -9,6 +9,7 @@ import pandas as pd
 
 from panderm_utils.manifests import (
     PublishedResult,
+    fitting,
     list_datasets,
     list_encoders,
     load_dataset_manifest,
@@ -97,7 +98,7 @@ def missing_runs(
     more += "".join(f" -p {n}={v}" for n, v in settings.items() if v != DEFAULT_SETTINGS[protocol].get(n))
     rows = [
         {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}{more}"}
-        for d in known.datasets
+        for d in fitting(known.datasets, protocol)
         for e in known.choice(protocol).encoders
         if (d, e) not in there
     ]

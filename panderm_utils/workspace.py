@@ -35,6 +35,14 @@ DEFAULT_SETTINGS = {
         "precision": "fp32",
         "replicates": 1000,
     },
+    "external_validation": {
+        "train_fraction": 1.0,
+        "targets": None,
+        "target_images": "all",
+        "solver": "published",
+        "precision": "fp32",
+        "replicates": 1000,
+    },
     "fine_tune": {
         "train_fraction": 1.0,
         "precision": "auto",

@@ -19,6 +19,7 @@ from panderm_utils import (
     encoders,
     estimates,
     execution,
+    external_validation,
     linear_probe,
     manifests,
     parameters,
@@ -344,6 +345,7 @@ def test_what_is_unknown_is_an_error_before_anything_runs(space, notebooks, sele
 def test_the_choices_are_those_of_the_package():
     known = {"solver": linear_probe.SOLVERS, "precision": encoders.PRECISIONS, "drawing": subsets.DRAWINGS}
     known["monitor"] = recipe.MONITORS
+    known["target_images"] = external_validation.TARGET_IMAGES
     assert {name: tuple(values) for name, values in known.items()} == parameters.CHOICES
     open_ones = {name: value for name, value in workspace.DEFAULT_SETTINGS["fine_tune"].items() if value is None}
     kinds = {name: kind for name, kind in typing.get_type_hints(recipe.FineTuneRecipe).items() if name in open_ones}
@@ -361,7 +363,8 @@ def test_each_protocol_has_its_own_usual_datasets_and_encoders(space):
         assert named == {(d, e) for d in chosen.quick for e in chosen.encoders}
     assert usual.choice("fine_tune").quick != usual.choice("linear_probe").quick == usual.quick
     named = plan.make_plan(space, datasets=["ddi"], encoders=["random_tiny"]).runs
-    assert [run.name.split("-")[:3] for run in named] == [["ddi", p, "random_tiny"] for p in usual.protocols]
+    fitting = [p for p in usual.protocols if p != "external_validation"]  # no class of DDI is melanoma
+    assert [run.name.split("-")[:3] for run in named] == [["ddi", p, "random_tiny"] for p in fitting]
 
 
 def test_label_efficiency_asks_for_fine_tuning_at_fractions_as_runs_of_their_own(space):
@@ -398,6 +401,41 @@ def test_a_rival_is_another_encoder_and_its_weights_are_needed_too(tmp_path):
     assert needed(protocol="linear_probe")[0] == ["ddi", "panderm_base"]
     with pytest.raises(plan.PlanError, match="dino"):
         needed("rival=dino")
+
+
+EXTERNAL = ["external_validation"]
+
+
+def test_a_protocol_takes_the_datasets_that_fit_it(space):
+    every = plan.make_plan(space, ["all"], ["random_tiny"], EXTERNAL).runs
+    unfit = ("ddi", "dermnet", "patch16", "ph2", "med_node")
+    fit = [name for name in manifests.load_profile("demo").datasets if name not in unfit]
+    assert [run.notebook.stem for run in every] == fit
+    with pytest.raises(plan.PlanError, match=r"ddi: external_validation needs `melanoma` in its manifest; .*ham10000"):
+        plan.make_plan(space, ["ddi", "hiba"], ["random_tiny"], EXTERNAL)
+    with pytest.raises(plan.PlanError, match="ph2: linear_probe needs a training split"):  # nor does any other
+        plan.make_plan(space, ["ph2"])
+    assert "ph2" not in {run.notebook.stem for run in plan.make_plan(space, ["all"]).runs}
+
+
+def test_targets_are_checked_and_named_and_may_be_missing(tmp_path):
+    space = workspace.open_workspace("paper", tmp_path / "data", tmp_path, tmp_path)
+    card = manifests.load_dataset_manifest("ham10000")
+    for place in (card.csv, card.image_root):
+        (space.data_root / place).mkdir(parents=True)
+    (run,) = plan.make_plan(space, ["ham10000"], ["random_tiny"], EXTERNAL).runs
+    assert not run.missing
+    states = {need.name: need.state for need in run.needs}
+    assert states.pop("ham10000") == "there"
+    assert states == dict.fromkeys(states, "not there, so no target")
+    assert {"ph2", "med_node", "hiba", "bcn20000"} <= set(states)
+    assert not set(states) & {"ddi", "patch16", "demo"}
+    (run,) = plan.make_plan(space, ["ham10000"], ["random_tiny"], EXTERNAL, given=["targets=ph2, hiba"]).runs
+    assert [need.name for need in run.needs] == ["ham10000", "ph2", "hiba"]
+    assert run.name == "ham10000-external_validation-random_tiny-seed0-targets_ph2..hiba"
+    for targets, message in (("ddi", "no `melanoma`"), ("ham10000", "itself"), ("hba", "did you mean 'hiba'")):
+        with pytest.raises(plan.PlanError, match=message):
+            plan.make_plan(space, ["ham10000"], ["random_tiny"], EXTERNAL, given=[f"targets={targets}"])
 
 
 def test_all_problems_are_told_at_once(space, notebooks):

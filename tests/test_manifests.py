@@ -28,28 +28,28 @@ FACTS = {
         "BCN20000/images",
         "1jn1h1jWjd4go7BQ5fFWMRBMtq7poSlfi",
         "nv mel bcc sk ak sl scc df vasc",
-        "classes split_sizes image_suffix licence groups metadata",
+        "classes melanoma split_sizes image_suffix licence groups metadata",
     ),
     "mskcc": (
         "MSKCC/mskcc.csv",
         "MSKCC/images",
         "17ma4tREXHAq1ZcBT7lZBhwO-3UHSbDW2",
         "other mel",
-        "classes split_sizes image_suffix licence doi groups metadata",
+        "classes melanoma split_sizes image_suffix licence doi groups metadata",
     ),
     "hiba": (
         "HIBA/hiba.csv",
         "HIBA/images",
         "1Sg0gFhfBaNNoeunF7C0HZgDbp5EDV436",
         "other mel",
-        "classes split_sizes modality image_suffix licence groups metadata",
+        "classes melanoma split_sizes modality image_suffix licence groups metadata",
     ),
     "pad_ufes": (
         "pad-ufes/2000.csv",
         "pad-ufes/images",
         "1NLv0EH3QENuRxW-_-BSf4KMP9cPjBk9o",
         "nev bcc ack sek scc mel",
-        "classes institution licence image_suffix",
+        "classes melanoma institution licence image_suffix",
     ),
     "ddi": (
         "DDI/ddi_clean.csv",
@@ -63,14 +63,14 @@ FACTS = {
         "Derm7pt/images",
         "1OYAmqG93eWLdf7dIkulY_fr0ZScvRLRg",
         "other mel",
-        "classes split_sizes image_suffix institution licence groups metadata",
+        "classes melanoma split_sizes image_suffix institution licence groups metadata",
     ),
     "derm7pt_dermoscopic": (
         "Derm7pt/atlas-dermato-all.csv",
         "Derm7pt/images",
         "1OYAmqG93eWLdf7dIkulY_fr0ZScvRLRg",
         "other mel",
-        "classes split_sizes csv image_suffix institution licence groups metadata",
+        "classes melanoma split_sizes csv image_suffix institution licence groups metadata",
     ),
     "dermnet": (
         "Dermnet/dermnet.csv",
@@ -88,12 +88,34 @@ FACTS = {
         " bcc naevus",
         "classes split_sizes licence",
     ),
+    "ph2": (
+        "PH2/ph2.csv",
+        "PH2/images",
+        "",
+        "nv mel",
+        "classes institution csv image_root image_suffix licence",
+    ),
+    "med_node": (
+        "MED-NODE/med_node.csv",
+        "MED-NODE/images",
+        "",
+        "naevus melanoma",
+        "classes institution class_counts csv image_root licence",
+    ),
+}
+# Which classes are melanoma. Not of DDI (malignant), DermNet (melanoma with nevi) and PATCH16 (pathology).
+MELANOMA = {
+    **dict.fromkeys(("ham10000", "demo", "bcn20000", "mskcc", "hiba", "pad_ufes", "ph2"), ("mel",)),
+    **dict.fromkeys(("derm7pt_clinical", "derm7pt_dermoscopic"), ("mel",)),
+    "med_node": ("melanoma",),
 }
 # Split sizes, and images a class in label order, of the datasets where they are known.
 SIZES = {
     "ham10000": {"train": 8207, "val": 575, "test": 1232},
     "pad_ufes": {"train": 1493, "val": 344, "test": 461},
     "ddi": {"train": 427, "val": 83, "test": 137},
+    "ph2": {"test": 200},
+    "med_node": {"test": 170},
 }
 COUNTS = {
     "ham10000": {
@@ -103,6 +125,8 @@ COUNTS = {
     },
     "pad_ufes": {"train": (174, 543, 464, 154, 123, 35)},
     "ddi": {"test": (108, 29)},
+    "ph2": {"test": (160, 40)},
+    "med_node": {"test": (100, 70)},
 }
 DOIS = {
     "ham10000": "10.1038/sdata.2018.161",
@@ -114,6 +138,8 @@ DOIS = {
     "derm7pt_clinical": "10.1109/JBHI.2018.2824327",
     "derm7pt_dermoscopic": "10.1109/JBHI.2018.2824327",
     "patch16": "10.3389/fonc.2022.1022967",
+    "ph2": "10.1109/EMBC.2013.6610779",
+    "med_node": "10.1016/j.eswa.2015.04.034",
 }
 LICENCES = {
     "ham10000": "CC BY-NC 4.0",
@@ -126,6 +152,8 @@ LICENCES = {
     "derm7pt_dermoscopic": "not seen",
     "dermnet": "not established",
     "patch16": "CC BY (version not confirmed)",
+    "ph2": "no redistribution",
+    "med_node": "CC BY 4.0 in one survey",
 }
 # What must be said of a dataset, since it changes what a score means.
 CAVEATS = {
@@ -139,6 +167,8 @@ CAVEATS = {
     "derm7pt_dermoscopic": ["872", "252 melanoma", "one split"],
     "dermnet": ["near-duplicate leakage", "SwAVDerm", "watermark"],
     "patch16": ["88,971/12,354/28,039", "UAH89k", "55/15/30"],
+    "ph2": ["calls it clinical", "no released CSV"],
+    "med_node": ["170 images", "no released CSV"],
 }
 LINEAR_PROBE = {
     "accuracy": 0.923701,
@@ -191,7 +221,9 @@ def test_a_dataset_is_what_the_fact_sheet_says(name):
     csv, image_root, archive, classes, unverified = FACTS[name]
     card = manifests.load_dataset_manifest(name)
     assert (card.csv, card.image_root) == (csv, image_root)
-    assert card.access[0].url == DRIVE.format(archive)
+    assert not archive or card.access[0].url == DRIVE.format(archive)
+    assert card.melanoma == MELANOMA.get(name, ())
+    assert card.external == (name in ("ph2", "med_node"))
     assert card.class_names == tuple(classes.split())
     two = card.num_classes == 2
     kind = ("binary", "binary_label", "auroc") if two else ("multiclass", "label", "weighted_f1")
@@ -216,6 +248,9 @@ def test_a_card_shows_every_class_and_marks_what_is_not_verified(name):
     for access in card.access:
         assert access.url in text
     assert ("names and order **unverified**" in text) == (not card.classes_verified)
+    assert text.count("**Melanoma:**") == bool(card.melanoma)
+    assert ("mel *(unverified)*, against all other classes" in text) == ("melanoma" in card.unverified)
+    assert ("**External:**" in text) == card.external
     lines = text.splitlines()
     for key, start in (("licence", "- **Licence:**"), ("split_sizes", "**Images:**")):
         for line in lines:
@@ -331,6 +366,15 @@ def change(path: Path, *pairs: tuple[str, str]) -> None:
 
 
 FAULTS = {
+    "melanoma that is no class": (
+        "label_column:",
+        "melanoma: [mel]\nlabel_column:",
+        "'mel' is no class; .* benign,",
+    ),
+    "all of it melanoma": ("label_column:", "melanoma: [benign, malignant]\nlabel_column:", "or all of them"),
+    "melanoma twice": ("label_column:", "melanoma: [malignant, malignant]\nlabel_column:", "names a class twice"),
+    "external for nothing": ("label_column:", "external: true\nlabel_column:", "external: .* needs `melanoma`"),
+    "external and trained on": ("label_column:", "external: true\nlabel_column:", "write split_sizes .* of test only"),
     "unknown metadata": (
         "metadata: {skin_tone:",
         "metadata: {tone:",
@@ -537,7 +581,7 @@ def test_faults_of_profiles_and_published_results(folder, file, old, new, messag
 def test_a_name_that_no_file_defines_is_found(folder):
     change(folder / "profiles.yaml", ("  quick: [demo, ham10000, pad_ufes", "  quick: [demo, ham10000"))
     path = folder / "profiles.yaml"
-    path.write_text(path.read_text().replace("dermnet, patch16]", "dermnat, patch16]").replace("random_tiny]", "tiny]"))
+    path.write_text(path.read_text().replace("dermnet, patch16,", "dermnat, patch16,").replace("random_tiny]", "tiny]"))
     path.write_text(path.read_text().replace("panderm_base]}", "panderm_bass]}"))
     with pytest.raises(ManifestError) as error:
         manifests.check_manifests(folder)

@@ -15,14 +15,25 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 
-from panderm_utils import data, data_needed, label_efficiency, manifests, metrics, records, tables, workspace
+from panderm_utils import (
+    data,
+    data_needed,
+    external_validation,
+    label_efficiency,
+    manifests,
+    metrics,
+    records,
+    tables,
+    workspace,
+)
 from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
 
 pytestmark = pytest.mark.notebooks
 ROOT = Path(__file__).parent.parent
-DATASETS = [name for name in manifests.list_datasets() if not manifests.load_dataset_manifest(name).own]
+SHIPPED = [name for name in manifests.list_datasets() if not manifests.load_dataset_manifest(name).own]
+DATASETS = manifests.fitting(SHIPPED, "linear_probe")
 PAPER = sorted(p.stem for p in (ROOT / "notebooks/paper").glob("*.ipynb"))
 
 
@@ -38,8 +49,9 @@ def demo(tmp_path_factory):
     for selection in (["--datasets", *DATASETS, "--encoders", "panderm_tiny"], ["--datasets", "demo"]):
         done = run_all(*selection, "--protocols", "linear_probe", output=output)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    done = run_all("--protocols", "label_efficiency", "--datasets", "demo", output=output)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    for selection in (["label_efficiency", "--datasets", "demo"], ["external_validation"]):
+        done = run_all("--protocols", *selection, output=output)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return workspace.open_workspace("demo", output_root=output)
 
 
@@ -166,6 +178,38 @@ def test_label_efficiency_leaves_its_record(demo, dataset):
     assert dropped or dataset == "hiba"
     assert pd.read_csv(folder / "curve.csv")["fraction"].max() == 1
     assert {path.name for path in folder.iterdir()} >= set(label_efficiency.FILES)
+
+
+@pytest.mark.parametrize("encoder", ["panderm_tiny", "random_tiny"])
+def test_external_validation_scores_the_source_and_every_target_and_all_of_it_can_be_computed_anew(demo, encoder):
+    folder = demo.records / f"ham10000-external_validation-{encoder}-seed0"
+    record = records.read_record(folder)
+    read = external_validation.read_external_predictions(folder)
+    assert list(read) == ["demo", "pad_ufes", "ph2", "med_node"]
+    assert record["left_out"] == {}
+    for name, (y, proba, images) in read.items():
+        card = manifests.load_dataset_manifest(name)
+        table = data.load_dataset(card, demo.data_root).table.set_index("image")["label"]
+        assert sorted(images) == sorted(table.index)
+        assert [int(card.class_names[table[image]] in card.melanoma) for image in images] == y.tolist()
+        value = record["metrics"][f"auroc_{name}"]["value"]
+        assert value == pytest.approx(roc_auc_score(y, proba[:, 1]), abs=1e-12)
+        assert 0.6 < value < 0.99
+    y, proba, _ = records.read_predictions(folder)
+    again = metrics.evaluate(y, proba, replicates=1000, seed=0)
+    for metric, numbers in again.iterrows():
+        assert record["metrics"][metric] == pytest.approx(numbers.to_dict(), abs=1e-12)
+    if encoder == "panderm_tiny":  # linear probing had extracted the same features of the source
+        probe = records.read_record(demo.records / "ham10000-linear_probe-panderm_tiny-seed0")
+        assert {split: record["features"][split] for split in ("train", "test")} == probe["features"]
+
+
+def test_figure_2c_draws_every_record_of_external_validation(demo):
+    table = pd.read_csv(demo.figures / "figure_2c.csv")
+    assert len(table) == 2 * (1 + 4)
+    assert table[table["internal"]]["dataset"].tolist() == ["ham10000"] * 2
+    means = table[~table["internal"]].groupby("encoder")["value"].mean()
+    assert means["panderm_tiny"] > means["random_tiny"] + 0.03
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ import pytest
 from panderm_utils import manifests, notebooks, plan
 
 ROOT = Path(__file__).parent.parent
-DATASETS = manifests.list_datasets()
+DATASETS = manifests.fitting(manifests.list_datasets(), "linear_probe")
 CANONICALS = sorted((ROOT / "notebooks").glob("*/ham10000.ipynb"))
+PAIRS = [(c, d) for c in CANONICALS for d in manifests.fitting(DATASETS, c.parent.name)]
 
 
 @pytest.fixture
@@ -26,8 +27,7 @@ def test_the_repository_has_not_drifted():
     assert drifted == [], notebooks.describe_drift(drifted)
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize("canonical", CANONICALS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(("canonical", "dataset"), PAIRS, ids=[f"{c.parent.name}-{d}" for c, d in PAIRS])
 def test_a_sibling_differs_in_title_and_two_parameters_only(canonical, dataset):
     card = manifests.load_dataset_manifest(dataset)
     ours = nbformat.read(canonical, as_version=4).cells
@@ -79,6 +79,17 @@ def test_sync_stamps_all_and_again_changes_nothing(folder):
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.ipynb")}
     assert notebooks.sync(notebooks=folder) == []
     assert times == {path: path.stat().st_mtime_ns for path in folder.glob("*/*.ipynb")}
+
+
+def test_a_dataset_gets_the_notebooks_of_the_protocols_that_can_take_it(folder):
+    melanoma = {name for name in DATASETS if manifests.load_dataset_manifest(name).melanoma}
+    assert {"ham10000", "hiba"} <= melanoma <= set(DATASETS) - {"ddi", "dermnet", "patch16"}
+    assert {path.stem for path in folder.glob("external_validation/*.ipynb")} == melanoma
+    assert not list(folder.glob("*/ph2.ipynb"))
+    assert notebooks.sync(datasets=["ddi"], notebooks=folder) == []
+    shutil.copy(folder / "external_validation/hiba.ipynb", folder / "external_validation/ddi.ipynb")
+    (stray,) = notebooks.sync(check=True, notebooks=folder)
+    assert "external_validation needs `melanoma` in its manifest" in notebooks.describe_drift([stray])
 
 
 def test_an_edit_of_the_canonical_reaches_every_sibling(folder):

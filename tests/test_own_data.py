@@ -47,6 +47,7 @@ def test_a_clinic_table_becomes_a_dataset(tmp_path):
     assert manifest.task == "binary"
     assert manifest.headline_metric == "auroc"
     assert manifest.class_names == ("nevus", "Melanoma")
+    assert manifest.melanoma == ("Melanoma",)
     assert manifest.groups == {"patient": "Patient ID"}
     assert manifest.metadata == {"age": "age"}
     assert manifest.image_suffix == ".JPG"

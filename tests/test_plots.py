@@ -37,6 +37,13 @@ def pairs(seeds):
     return rows.iloc[: len(rows) * bool(seeds)]
 
 
+def panel(encoders=tuple(COLORS), targets=("PH2", "MED-NODE", "PAD-UFES-20")):
+    """Rows as `external_validation.read_panel` has them: of each encoder the source's own test split first."""
+    rows = pd.concat([bars(("HAM10000", *targets), (encoder,), "auroc") for encoder in encoders], ignore_index=True)
+    rows["internal"] = rows["dataset_label"] == "HAM10000"
+    return rows.assign(images=1232, melanoma=70)
+
+
 def names(k):
     return [f"class with a rather long name {i}" for i in range(k)]
 
@@ -74,6 +81,11 @@ def figures():
     yield "protocols", lambda s: comparison_plots.probing_and_tuning(pairs((0,)), COLORS, s)
     yield "protocols, seeds", lambda s: comparison_plots.probing_and_tuning(pairs((0, 1, 2)), COLORS, s)
     yield "no protocols", lambda s: comparison_plots.probing_and_tuning(pairs(()), COLORS, s)
+    panels = {"two encoders": panel(), "one encoder and target": panel(("DINOv2",), ("PH2",))}
+    panels |= {"a missing run": panel().drop(index=4), "no record": panel().head(0)}
+    yield from ((f"figure 2c, {n}", lambda s, p=p: paper_plots.figure_2c(p, COLORS, s)) for n, p in panels.items())
+    long = panel(targets=(*(f"A dataset with a long name, {i}" for i in range(8)),))
+    yield "figure 2c, many targets", lambda s: paper_plots.figure_2c(long, COLORS, s)
     ahead = pairs((0,)).assign(reference_label="PanDerm", images=1232, p_holm=[0.01, 0.2, np.nan, 0.04])
     ahead.loc[ahead["p_holm"].isna(), ["difference", "low", "high"]] = np.nan
     yield "encoders", lambda s: comparison_plots.encoder_differences(ahead, COLORS, s)
@@ -122,6 +134,20 @@ def test_dashed_means_are_over_the_datasets_that_all_encoders_have():
     dashed = [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"]
     both = scores[scores["dataset_label"] != "HAM10000"].groupby("encoder_label")["value"].mean()
     np.testing.assert_allclose(dashed, [both["PanDerm"], both["DINOv2"]])
+
+
+def test_figure_2c_sets_the_source_apart_and_averages_over_the_others():
+    scores = panel()
+    left, right = paper_plots.figure_2c(scores, COLORS).axes
+    for axis, rows in ((left, scores[scores["internal"]]), (right, scores[~scores["internal"]])):
+        bars_of = [patch.get_height() for patch in axis.patches]
+        np.testing.assert_allclose(sorted(bars_of), sorted(rows["value"]))
+        labels = [text.get_text() for text in axis.get_xticklabels()]
+        assert labels == [f"{name}\nn = 1,232\n(70 mel.)" for name in dict.fromkeys(rows["dataset_label"])]
+    assert not [line for line in left.lines if line.get_linestyle() == "--"]
+    dashed = [line.get_ydata()[0] for line in right.lines if line.get_linestyle() == "--"]
+    means = scores[~scores["internal"]].groupby("encoder_label", sort=False)["value"].mean()
+    np.testing.assert_allclose(dashed, means[list(COLORS)])
 
 
 def test_the_number_of_test_images_stands_below_a_dataset_s_name():

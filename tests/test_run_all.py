@@ -53,7 +53,9 @@ def test_the_plan_of_the_paper_says_where_to_get_everything(capsys, tmp_path):
     assert run_all.main(["--profile", "paper", "--plan", *folders]) == 0
     text = capsys.readouterr().out
     profile = manifests.load_profile("paper")
-    runs = sum(len(profile.datasets) * len(profile.choice(protocol).encoders) for protocol in profile.protocols)
+    chosen = {protocol: profile.choice(protocol) for protocol in profile.protocols}
+    assert chosen["external_validation"].quick == ("ham10000",)
+    runs = sum(len(manifests.fitting(c.quick, p)) * len(c.encoders) for p, c in chosen.items())
     assert text.startswith(f"{runs} runs (profile paper)")
     for name in profile.datasets:
         card = manifests.load_dataset_manifest(name)

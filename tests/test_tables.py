@@ -61,7 +61,8 @@ def test_no_records_give_empty_tables_and_all_runs_missing():
     assert empty.empty
     missing = tables.missing_runs(empty, "paper")
     paper = manifests.load_profile("paper")
-    assert len(missing) == len(paper.datasets) * len(paper.encoders)
+    assert len(missing) == len(manifests.fitting(paper.datasets, "linear_probe")) * len(paper.encoders)
+    assert not set(missing["dataset"]) & {"ph2", "med_node"}
     assert set(tables.published_verdicts(empty, "linear_probe", synthetic=False)["verdict"]) == {"not run"}
 
 
