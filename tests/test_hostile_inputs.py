@@ -829,7 +829,7 @@ for called, proper in STRANGE.items():
     )
     GIVEN[f"protocol asked for as {called}"] = (
         asked(protocol=name),
-        "^run_all.py: protocol '.*' is unknown; known: external_validation",
+        "^run_all.py: protocol '.*' is unknown; known: .*linear_probe",
     )
     GIVEN[f"profile asked for as {called}"] = (typed("--plan", "--profile", name), 'is unknown; write profile = "demo"')
     GIVEN[f"own data called {called}"] = (own(name), NO_NAME.replace("{}", proper))
