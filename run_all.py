@@ -118,6 +118,8 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
         space = workspace.open_workspace(options.profile, *folders)
         gpus = devices.read_gpus(options.gpus) if options.gpus else ()
         planned = plan.make_plan(space, *selection, given=options.p, notebooks=notebooks)
+        if gpus:
+            devices.check_gpus(planned.runs, gpus)
     except ValueError as error:  # what the package raises where the user can mend it
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2

@@ -14,11 +14,10 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from panderm_utils.devices import VARIABLE
+from panderm_utils.devices import VARIABLE, gpus_of
 from panderm_utils.estimates import Costs
 from panderm_utils.execution import GRACE, Outcome, child_environment, execute
 from panderm_utils.manifests import MANIFEST_ROOT
-from panderm_utils.parameters import PlanError
 from panderm_utils.plan import Job, Plan, is_done
 from panderm_utils.progress import Progress
 
@@ -58,12 +57,7 @@ def run_batch(plan: Plan, how: How = How(), say: Callable[[str], None] = print) 
 
     Returns:
         An outcome for each run and each paper notebook, in the plan's order.
-
-    Raises:
-        PlanError: A run asks for more GPUs than there are.
     """
-    if how.gpus and (wide := [run for run in plan.runs if _width(run) > len(how.gpus)]):
-        raise PlanError(f"{wide[0].name} asks for {_width(wide[0])} GPUs; name as many with --gpus, or -p processes=1")
     outcomes, costs = {}, Costs(plan.space.records)
     for run in plan.runs:
         if not how.force and is_done(run.record):
@@ -118,7 +112,7 @@ def _execute_all(todo: list[Job], how: How, costs: Costs, say) -> dict[Job, Outc
         try:
             while waiting or running:
                 # In order, so that a run that asks for several GPUs is not passed by until the end.
-                while waiting and (width := _width(waiting[0]) if how.gpus else 1) <= len(slots):
+                while waiting and (width := gpus_of(waiting[0]) if how.gpus else 1) <= len(slots):
                     job, mine, slots = waiting.pop(0), slots[:width], slots[width:]
                     gpus = {VARIABLE: ",".join(mine)} if how.gpus else {}
                     future = pool.submit(execute, job, environment | gpus, how.timeout, stop, how.retries)
@@ -141,11 +135,6 @@ def _execute_all(todo: list[Job], how: How, costs: Costs, say) -> dict[Job, Outc
             stop.set()
             progress.close()
     return {job: outcomes.get(job) or Outcome(job, "interrupted") for job in todo}
-
-
-def _width(job: Job) -> int:
-    """How many GPUs a run takes: as many as the processes that train together."""
-    return job.parameters.get("processes", 1)
 
 
 def _draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:

@@ -2,6 +2,9 @@
 
 import os
 import subprocess
+from collections.abc import Sequence
+
+from panderm_utils.plan import Job
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
@@ -24,6 +27,18 @@ def read_gpus(text: str) -> tuple[str, ...]:
     if not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"--gpus {text}: name each GPU once, of {known}; or write --gpus all")
     return tuple(wanted)
+
+
+def gpus_of(job: Job) -> int:
+    """Returns how many GPUs a run takes: as many as the processes that train together."""
+    return job.parameters.get("processes", 1)
+
+
+def check_gpus(runs: Sequence[Job], gpus: tuple[str, ...]) -> None:
+    """Raises ValueError where a run asks for more GPUs than are named."""
+    if wide := [run for run in runs if gpus_of(run) > len(gpus)]:
+        count = gpus_of(wide[0])
+        raise ValueError(f"{wide[0].name} asks for {count} GPUs; name as many with --gpus, or write -p processes=1")
 
 
 def _split(text: str) -> list[str]:

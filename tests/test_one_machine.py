@@ -15,7 +15,6 @@ import pytest
 from test_batch import PARAMETERS, make, write_notebook
 
 from panderm_utils import batch, devices, estimates, plan, progress, workspace
-from panderm_utils.parameters import PlanError
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,8 +69,8 @@ def test_each_run_has_a_gpu_of_its_own_and_a_wide_one_several(space, notebooks):
     wide = make(space, notebooks, seeds=[3], given=["processes=2"])
     assert batch.exit_status(batch.run_batch(wide, how, **quiet)) == 0
     assert seen(wide.runs[0])["gpus"] == "2,5"
-    with pytest.raises(PlanError, match=r"asks for 3 GPUs; name as many with --gpus"):
-        batch.run_batch(make(space, notebooks, seeds=[4], given=["processes=3"]), how, **quiet)
+    with pytest.raises(ValueError, match=r"asks for 3 GPUs; name as many with --gpus"):
+        devices.check_gpus(make(space, notebooks, seeds=[4], given=["processes=3"]).runs, how.gpus)
 
 
 def test_gpus_are_named_by_the_user_the_scheduler_or_the_driver(monkeypatch, tmp_path):
