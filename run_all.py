@@ -39,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--encoders", nargs="+", default=[], metavar="NAME", help="names, or timm:<model>")
     what.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N")
     what.add_argument("-p", action="append", default=[], metavar="name=value", help="a notebook parameter; repeatable")
+    what.add_argument(
+        "--only",
+        nargs="*",
+        metavar="RUN",
+        help="of these, runs called so (* is anything), without drawings; without a name: the drawings",
+    )
     how = parser.add_argument_group("execution")
     how.add_argument("--jobs", type=positive(int), metavar="N", help="runs at once (default: 1)")
     how.add_argument("--gpus", metavar="IDS", help='one run a GPU: "0,1,3", or "all"')
@@ -118,6 +124,8 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
         space = workspace.open_workspace(options.profile, *folders)
         gpus = devices.read_gpus(options.gpus) if options.gpus else ()
         planned = plan.make_plan(space, *selection, given=options.p, notebooks=notebooks)
+        if options.only is not None:
+            planned = plan.select_runs(planned, options.only)
         if gpus:
             devices.check_gpus(planned.runs, gpus)
     except ValueError as error:  # what the package raises where the user can mend it
@@ -146,7 +154,7 @@ def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...], 
     print(batch.describe_outcomes(outcomes))
     print(f"outputs: {planned.space.root}", flush=True)
     status = batch.exit_status(outcomes)
-    if status != INTERRUPTED:
+    if status != INTERRUPTED and planned.paper:
         report(options, planned, notebooks)
     return status
 

@@ -5,7 +5,8 @@ Imports neither torch nor pandas, so `run_all.py --plan` answers at once.
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
@@ -167,6 +168,22 @@ def make_plan(
             )
     runs = {run.name: run for run in runs}.values()  # all labels as a fraction are the run that may be there anyway
     return Plan(space, tuple(runs), _plan_paper(space, chosen_seeds[0], notebooks))
+
+
+def select_runs(plan: Plan, names: Sequence[str]) -> Plan:
+    """Returns the plan of the named runs alone, without drawings; of no name, the drawings alone.
+
+    Args:
+        names: Run ids, or patterns of them, such as "ham10000-*".
+
+    Raises:
+        PlanError: A name is of no run in the plan.
+    """
+    found = {name: [run for run in plan.runs if fnmatchcase(run.name, name)] for name in names}
+    if strange := [name for name, runs in found.items() if not runs]:
+        raise PlanError(f"--only {' '.join(strange)}: not in this plan of {len(plan.runs)} runs; --plan names them")
+    runs = dict.fromkeys(chain(*found.values()))
+    return replace(plan, runs=tuple(runs), paper=() if names else plan.paper)
 
 
 def _choose(profile: manifests.Profile, protocol: str, datasets: Sequence[str], encoders: Sequence[str]) -> tuple:
