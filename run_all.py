@@ -51,6 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--retries", type=int, default=1, metavar="N", help="of a kernel that was killed (default: 1)")
     how.add_argument("--force", action="store_true", help="repeat runs that have a record")
     how.add_argument("--timeout", type=positive(float), metavar="SECONDS", help="end a run that takes longer")
+    slurm = parser.add_argument_group("a Slurm cluster")
+    slurm.add_argument("--slurm", action="store_true", help="runs there, --jobs at once; call again to attach to them")
+    slurm.add_argument("--slurm-script", action="store_true", help="print a script for sbatch instead")
+    slurm.add_argument(
+        "--slurm-option", action="append", default=[], metavar="[protocol:]name=value", help="of sbatch; repeatable"
+    )
     other = parser.add_argument_group("instead of running")
     other.add_argument("--list", action="store_true", help="datasets, encoders, protocols, profiles")
     other.add_argument("--plan", action="store_true", help="the runs, what they need, what is missing, where to get it")
@@ -91,6 +97,10 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
         parser.error("--images and --name go with --new-dataset CSV")
     if options.jobs and options.gpus:
         parser.error("--gpus runs one notebook a GPU; leave --jobs out")
+    if options.slurm_option and not (options.slurm or options.slurm_script):
+        parser.error("--slurm-option goes with --slurm or --slurm-script")
+    if options.gpus and (options.slurm or options.slurm_script):
+        parser.error("--gpus is of this machine; on a cluster write --slurm-option gpus-per-node=1")
     for name in ("SIGTERM", "SIGHUP"):
         asked = getattr(signal, name, signal.SIGTERM)
         if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
@@ -128,6 +138,10 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
             planned = plan.select_runs(planned, options.only)
         if gpus:
             devices.check_gpus(planned.runs, gpus)
+        if options.slurm_script and not options.plan:
+            from panderm_utils.slurm_script import print_script
+
+            return print_script(planned, options)
     except ValueError as error:  # what the package raises where the user can mend it
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
@@ -150,7 +164,16 @@ def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...], 
 
     live = sys.stderr.isatty() and not os.environ.get("CI")
     how = batch.How(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
-    outcomes = batch.run_batch(planned, how, say)
+    if not options.slurm:
+        outcomes = batch.run_batch(planned, how, say)
+    else:
+        from panderm_utils import slurm
+
+        try:
+            outcomes = slurm.run_on_slurm(planned, how, options.slurm_option, say)
+        except plan.PlanError as error:
+            print(f"run_all.py: {error}", file=sys.stderr)
+            return 2
     print(batch.describe_outcomes(outcomes))
     print(f"outputs: {planned.space.root}", flush=True)
     status = batch.exit_status(outcomes)

@@ -58,12 +58,7 @@ def run_batch(plan: Plan, how: How = How(), say: Callable[[str], None] = print) 
     Returns:
         An outcome for each run and each paper notebook, in the plan's order.
     """
-    outcomes, costs = {}, Costs(plan.space.records)
-    for run in plan.runs:
-        if not how.force and is_done(run.record):
-            outcomes[run] = Outcome(run, "skipped")
-        elif run.missing:
-            outcomes[run] = Outcome(run, "missing", error="; ".join(need.complaint() for need in run.missing))
+    outcomes, costs = leave_out(plan.runs, how.force), Costs(plan.space.records)
     todo = [run for run in plan.runs if run not in outcomes]
     if todo:
         at_once = min(len(how.slots), len(todo))
@@ -71,7 +66,18 @@ def run_batch(plan: Plan, how: How = How(), say: Callable[[str], None] = print) 
     outcomes |= _execute_all(todo, how, costs, say)
     if exit_status(outcomes.values()) == 130:
         return [outcomes[run] for run in plan.runs]
-    return [outcomes[run] for run in plan.runs] + _draw(plan, how, costs, say)
+    return [outcomes[run] for run in plan.runs] + draw(plan, how, costs, say)
+
+
+def leave_out(runs: Sequence[Job], force: bool) -> dict[Job, Outcome]:
+    """Returns an outcome for each run that is not to be executed: it has a record, or lacks what it needs."""
+    outcomes = {}
+    for run in runs:
+        if not force and is_done(run.record):
+            outcomes[run] = Outcome(run, "skipped")
+        elif run.missing:
+            outcomes[run] = Outcome(run, "missing", error="; ".join(need.complaint() for need in run.missing))
+    return outcomes
 
 
 def exit_status(outcomes) -> int:
@@ -137,7 +143,7 @@ def _execute_all(todo: list[Job], how: How, costs: Costs, say) -> dict[Job, Outc
     return {job: outcomes.get(job) or Outcome(job, "interrupted") for job in todo}
 
 
-def _draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:
+def draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:
     """Executes the paper notebooks; one whose inputs and files are as they were is skipped."""
     if not any(is_done(folder) for folder in plan.space.records.glob("[!.]*")):
         return [Outcome(job, "skipped", error="there is no record to draw from yet") for job in plan.paper]

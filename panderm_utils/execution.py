@@ -108,6 +108,7 @@ def child_environment(jobs: int) -> dict[str, str]:
     # "python3" must be this environment's kernel, activated or not, whatever kernels the user has elsewhere.
     environment = {k: v for k, v in os.environ.items() if k != "JUPYTER_PATH"} | {"JUPYTER_PREFER_ENV_PATH": "1"}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(cores, int(os.environ.get("SLURM_CPUS_ON_NODE", cores)))  # not every Slurm hides the cores of others
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment.setdefault(name, str(max(1, cores // jobs)))
     environment["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "panderm"  # see `kernels`

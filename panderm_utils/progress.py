@@ -44,9 +44,13 @@ class Progress:
         count, width = self._total - len(self._left), len(str(self._total))
         until = f", about {duration(self.seconds_left())} left" if self._left else ""
         line = f"[{count:{width}}/{self._total}] {outcome.status:<7} {job.name} ({duration(outcome.seconds)}{until})"
+        self.say(line)
+        self._bar.update()
+
+    def say(self, line: str) -> None:
+        """Says a line above what is drawn."""
         with tqdm.external_write_mode():
             self._say(line)
-        self._bar.update()
 
     def seconds_left(self) -> float:
         """Returns the seconds that what is left may take: as like runs took, else as those seen here did on average."""

@@ -59,7 +59,8 @@ def test_conda_environment_installs_the_same_package_with_the_same_pins(project)
 
 
 def test_the_packages_that_the_package_imports_are_its_dependencies(project):
-    declared = {canonicalize_name(Requirement(r).name) for r in project["dependencies"]}
+    wanted = project["dependencies"] + project["optional-dependencies"]["cluster"]
+    declared = {canonicalize_name(Requirement(r).name) for r in wanted}
     distribution = {"PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     distribution["umap"] = "umap-learn"
     imported = set()

@@ -38,7 +38,7 @@ def test_help_names_every_flag_of_the_readme(capsys):
     flags = (
         "profile data-root weights-root output-root datasets protocols encoders seeds list plan jobs force sync check"
     )
-    flags += " report verify"
+    flags += " report verify only slurm slurm-script slurm-option"
     assert [f for f in [*flags.split(), "new-dataset", "images", "name"] if f"--{f}" not in text] == []
 
 
@@ -70,6 +70,8 @@ def test_the_plan_of_the_paper_says_where_to_get_everything(capsys, tmp_path):
         (["--profile", "papr"], "papr"),
         (["--datasets", "nothing"], "dataset 'nothing' is unknown"),
         (["-p", "sovler=sklearn", "--datasets", "ham10000"], "did you mean -p solver=sklearn"),
+        (["--datasets", "ham10000", "--only", "ham10000"], "--only ham10000: not in this plan"),
+        (["--slurm-script", "--slurm-option", "fine_tune:mem=9G"], "a script holds one: name --protocols"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line_with_status_2(capsys, arguments, message):

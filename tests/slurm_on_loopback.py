@@ -1,0 +1,120 @@
+"""A real Slurm of one node on this machine, for tests: slurm-wlm and munge of Debian, own ports, own folder."""
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+CONF = """\
+ClusterName=loopback
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+SlurmdParameters=config_overrides
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=8000
+PartitionName=main Default=YES Nodes={host} PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes={host} PriorityTier=2
+"""
+
+
+def missing_programs() -> list[str]:
+    return [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]
+
+
+@contextlib.contextmanager
+def slurm_on_loopback():
+    """Yields a running Slurm, to which SLURM_CONF points; at the end all its jobs and daemons are ended."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    folder.chmod(0o711)  # munge's clients must reach its socket
+    for name in ("state", "spool"):
+        (folder / name).mkdir()
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o600)
+    host, ports = socket.gethostname().split(".")[0], [_free_port(), _free_port()]
+    (folder / "slurm.conf").write_text(CONF.format(host=host, ports=ports, user=getpass.getuser(), folder=folder))
+    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    slurm = Slurm(folder)
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    try:
+        slurm.start("munged", *[f"--{option}={folder}/munge.{ending}" for option, ending in files.items()])
+        slurm.start("slurmctld", "-c")
+        slurm.start("slurmd")
+        until(lambda: "idle" in slurm("sinfo", "--noheader", "--format=%T"))
+        yield slurm
+        until(lambda: slurm("scancel", f"--user={getpass.getuser()}") or not slurm("squeue", "--noheader"))
+    finally:
+        for name in ("slurmd", "slurmctld", "munge"):
+            slurm.stop(name)
+        del os.environ["SLURM_CONF"]
+        shutil.rmtree(folder)
+
+
+class Slurm:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def start(self, name: str, *arguments: str) -> None:
+        subprocess.run([shutil.which(name, path=SEARCH), *arguments], check=True)
+
+    def stop(self, name: str) -> None:
+        file = self.folder / f"{name}.pid"
+        if file.is_file():
+            pid = int(file.read_text())
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: not Path(f"/proc/{pid}").exists())
+
+    def facts(self, job_id: str) -> dict[str, str]:
+        """Returns what `scontrol show job` says."""
+        return dict(part.split("=", 1) for part in self("scontrol", "show", "job", job_id).split() if "=" in part)
+
+    def hurry(self, job_id: str, *changes: str) -> None:
+        """Starts a job that was queued again, in spite of the two minutes for which Slurm would let it wait."""
+        until(lambda: self.facts(job_id)["Reason"] == "BeginTime")
+        # Not at once: what lets a task start is dated in whole seconds, and that of its earlier life was revoked.
+        self("scontrol", "update", f"JobId={job_id}", "StartTime=now+2seconds", *changes)
+
+
+def until(condition, seconds: float = 120.0) -> None:
+    """Waits for something that another process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
