@@ -6,7 +6,8 @@
   python run_all.py --new-dataset my.csv --images DIR --name mine
 
 What has a record is skipped, one failure does not stop the rest, and Ctrl-C leaves only whole records.
-Exit status: 0 all done, 1 something failed or is missing, 2 not understood, 130 Ctrl-C.
+Exit status: 0 all done, 1 something failed or is missing, 2 nothing was begun (not understood, no place to write, or
+another batch is at work there), 130 Ctrl-C.
 """
 
 import argparse
@@ -117,14 +118,20 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
 
 def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...]) -> int:
     """Executes a plan, a line a run, and prints the closing table."""
-    from panderm_utils import batch
+    from panderm_utils import batch, leftovers, lock
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     live = sys.stderr.isatty() and not os.environ.get("CI")
     how = batch.How(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
-    outcomes = batch.run_batch(planned, how, say)
+    try:
+        with lock.owned(planned.space.root, say):
+            leftovers.clear(planned.space.root, say)
+            outcomes = batch.run_batch(planned, how, say)
+    except lock.FolderError as error:
+        print(f"run_all.py: {error}", file=sys.stderr)
+        return 2
     print(batch.describe_outcomes(outcomes))
     print(f"outputs: {planned.space.root}")
     return batch.exit_status(outcomes)

@@ -1,5 +1,6 @@
 """Batches run for real: throw-away notebooks, papermill, kernels, signals."""
 
+import fcntl
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from panderm_utils import (
     encoders,
     estimates,
     execution,
+    leftovers,
     linear_probe,
     manifests,
     parameters,
@@ -214,7 +216,7 @@ def test_an_old_record_does_not_vouch_for_a_forced_run(space, notebooks):
 
 
 def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, monkeypatch):
-    monkeypatch.setattr(execution, "GRACE", 1.0)
+    monkeypatch.setattr(leftovers, "GRACE", 1.0)
     planned = make(space, notebooks, seeds=[4])
     mark = space.root / "kernel-4"  # the clock jumps once the kernel is there, however long that takes
 
@@ -257,15 +259,16 @@ def test_an_interrupt_leaves_no_kernel_and_no_half_record(space, notebooks, sent
 
 def test_a_run_that_another_process_executes_is_left_alone(space, notebooks):
     planned = make(space, notebooks, seeds=[0])
-    me = psutil.Process()
-    mark = planned.runs[0].log.with_suffix(".pid")
-    mark.parent.mkdir(parents=True)
-    mark.write_text(json.dumps([me.pid, me.create_time()]))
-    outcome = batch.run_batch(planned, say=lambda line: None)[0]
+    log = planned.runs[0].log
+    log.parent.mkdir(parents=True)
+    log.write_text("at work")
+    with log.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        outcome = batch.run_batch(planned, say=lambda line: None)[0]
     assert outcome.status == "failed"
-    assert f"kill -INT -- -{me.pid}" in outcome.error
-    mark.write_text(json.dumps([me.pid, me.create_time() - 100]))  # the number of a process that ended long ago
-    assert execution.running_elsewhere(planned.runs[0]) is None
+    assert str(log) in outcome.error
+    assert log.read_text() == "at work"
+    assert batch.run_batch(planned, say=lambda line: None)[0].status == "done"
 
 
 def test_missing_data_and_weights_are_reported_and_start_nothing(tmp_path, notebooks):
