@@ -77,10 +77,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
         parser.error("--images and --name go with --new-dataset CSV")
     if options.jobs and options.gpus:
         parser.error("--gpus runs one notebook a GPU; leave --jobs out")
-    for name in ("SIGTERM", "SIGHUP"):
-        asked = getattr(signal, name, signal.SIGTERM)
-        if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
-            signal.signal(asked, signal.default_int_handler)  # ends as cleanly as Ctrl-C
+    end_cleanly_on_signals()
     try:
         status = act(options, notebooks)
         sys.stdout.flush()
@@ -91,6 +88,22 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
     except BrokenPipeError:  # the reader, such as `head`, has had enough; the flush at exit must not complain either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def end_cleanly_on_signals() -> None:
+    """Makes SIGTERM and a closed terminal (SIGHUP) end all as cleanly as Ctrl-C does."""
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    def end(number, frame):
+        for output in terminals:
+            if not os.isatty(output):  # it was closed: writing to it would fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        signal.default_int_handler(number, frame)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        asked = getattr(signal, name, signal.SIGTERM)
+        if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
+            signal.signal(asked, end)
 
 
 def act(options: argparse.Namespace, notebooks: Path) -> int:

@@ -22,6 +22,7 @@ from panderm_utils.parameters import PlanError
 from panderm_utils.plan import Job, Plan, is_done
 from panderm_utils.progress import Progress
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LISTED = 20  # skipped runs that the closing table names one by one
 
 
@@ -138,10 +139,11 @@ def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> 
         except KeyboardInterrupt:
             stop.set()
             # A second Ctrl-C must not leave kernels behind either; this takes no longer than the grace.
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
             say(f"ending the notebooks that run, within {GRACE:.0f} s or so ...")
             outcomes |= {job: future.result() for future, (job, _) in running.items()}
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         finally:  # whatever else went wrong here, such as a closed pipe: leave no kernels behind
             stop.set()
             progress.close()
@@ -171,10 +173,10 @@ def _draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:
     return [outcomes.get(job) or Outcome(job, "skipped") for job in plan.paper]
 
 
-def _files(plan: Plan) -> dict[Path, tuple[int, int]]:
+def _files(plan: Plan) -> dict[Path, tuple[int, int, int]]:
     """Returns the tables and figures, each with what tells it from one that is written later."""
     paths = (path for folder in (plan.space.figures, plan.space.tables) for path in folder.glob("[!.]*"))
-    return {path: (status.st_ino, status.st_mtime_ns) for path in paths for status in [path.stat()]}
+    return {path: (s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path in paths for s in [path.stat()]}
 
 
 def _inputs_digest(job: Job, plan: Plan) -> str:

@@ -104,7 +104,7 @@ def _execute_alone(job, log, environment, timeout, stop) -> Outcome:
         cell, error = "", f"the notebook ended without leaving a whole record in {job.record}"
     else:
         cell, error = diagnose(partial, job.log)
-        killed = None if code == "timeout" else _chance(job.log)
+        killed = None if code == "timeout" else _chance(code, job.log)
         error = killed or error
         error = f"ended: it took longer than {timeout:g} s" if code == "timeout" else error
     if free(job.output.parent) < FULL:
@@ -143,8 +143,10 @@ def diagnose(notebook: Path, log: Path) -> tuple[str, str]:
     return cells[index].get("id", "") if 0 <= index < len(cells) else "", _last_line(text, "")
 
 
-def _chance(log: Path) -> str | None:
-    """Says that a kernel did not start or was killed, None where neither is the reason."""
+def _chance(code: int, log: Path) -> str | None:
+    """Says that a kernel did not start, or that it or papermill was killed; None where neither is the reason."""
+    if code == -signal.SIGKILL:
+        return "papermill was killed, as when memory runs out"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     if "Executing Cell" not in text and any(words in text for words in NOT_STARTED):
         return f"the kernel did not start ({_last_line(text, '')})"

@@ -45,16 +45,17 @@ def owned(root: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     Raises:
         FolderError: Another batch is at work in it, which is named; or it cannot be written.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = (root / NAME).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise FolderError(
-            f"{root}: outputs cannot be written there ({error.strerror}); name another folder with --output-root DIR"
-        ) from error
     over = threading.Event()
-    with file:
-        mine = _take(file, root, say)
+    with contextlib.ExitStack() as stack:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((root / NAME).open("a+b", buffering=0))
+            mine = _take(file, root, say)
+        except OSError as error:
+            raise FolderError(
+                f"{root}: outputs cannot be written there ({error.strerror}); see to it, or name another folder with "
+                "--output-root DIR"
+            ) from error
         beats = threading.Thread(target=_beat, args=(root / NAME, mine, over, say), daemon=True)
         beats.start()
         try:
@@ -109,12 +110,8 @@ def _take(file, root: Path, say: Callable[[str], None]) -> dict:
         "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         "command": shlex.join(sys.argv),
     }
-    try:
-        file.truncate(0)
-        file.write(json.dumps(mine))
-        file.flush()
-    except OSError as error:
-        raise FolderError(f"{root}: outputs cannot be written there ({error.strerror}); free some space") from error
+    file.truncate(0)
+    file.write(json.dumps(mine).encode())
     return mine
 
 

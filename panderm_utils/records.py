@@ -187,17 +187,16 @@ def save_record(
     files["predictions.csv"] = predictions.to_csv(index=False)
     files["record.json"] = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
     new, old = temporary(run.folder), temporary(run.folder, ".old")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        with room_for("the record", sum(len(text.encode()) for text in files.values()), run.workspace.records):
+    with room_for("the record", sum(len(text.encode()) for text in files.values()), run.workspace.records):
+        try:
             new.mkdir(parents=True)
             for name, text in files.items():
                 (new / name).write_text(text, encoding="utf-8", newline="")
             if run.folder.exists():
-                run.folder.rename(old)  # put back by `leftovers` should the process die before the next line
+                run.folder.rename(old)  # `leftovers` puts it back, should this process die before the next line
             new.rename(run.folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return run.folder
 

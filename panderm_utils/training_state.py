@@ -161,15 +161,15 @@ def replace_file(path: Path, size: int, write: Callable[[Path], None]) -> None:
         DiskFullError: There is no room for its `size` in bytes; the old file is as it was.
     """
     new = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.new")
-    try:
-        with room_for(path.name, size, path.parent):
+    with room_for(path.name, size, path.parent):
+        try:
             write(new)
             with new.open("rb") as file:
                 os.fsync(file.fileno())  # else a power failure could leave the name without the content
             new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -72,12 +73,19 @@ if seed != 3:
     (folder / "predictions.csv").write_text("filename\\n")
     (folder / "record.json").write_text(json.dumps({"run_id": run, "status": "done", "seen": seen}))
 """
+# By a clock that is 50 years slow.
 DRAW = """\
+import os
 from panderm_utils import workspace
 space = workspace.open_workspace(profile, output_root=output_root)
 space.figures.mkdir(exist_ok=True)
 (space.figures / "figure.txt").write_text(" ".join(sorted(p.name for p in space.records.iterdir())))
+os.utime(space.figures / "figure.txt", (0, 0))
 """
+
+
+# Opens a terminal as the leader of a session, which makes it that session's, and becomes the command given.
+IN_TERMINAL = "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.argv[2], sys.argv[2:])"
 
 
 def write_notebook(path, parameters, *sources):
@@ -230,16 +238,17 @@ def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, mon
     assert not alive(int((space.root / "kernel-4").read_text()))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, None])
 def test_an_interrupt_leaves_no_kernel_and_no_half_record(space, notebooks, sent):
     code = "import sys, pathlib, run_all; sys.exit(run_all.main(sys.argv[2:], pathlib.Path(sys.argv[1])))"
     arguments = ["--protocols", "linear_probe", "--datasets", "demo", "--encoders", "random_tiny", "--seeds", "5", "0"]
+    command = [sys.executable, "-c", code, notebooks, *arguments, "--output-root", space.root.parent]
+    screen = None
+    if sent is None:  # in a terminal of its own, which is closed
+        here, screen = pty.openpty()
+        command = [sys.executable, "-c", IN_TERMINAL, os.ttyname(screen), *command]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, notebooks, *arguments, "--output-root", space.root.parent],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        command, cwd=ROOT, start_new_session=True, stdout=screen or subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     mark = space.root / "kernel-5"
     until = time.monotonic() + 90
@@ -248,11 +257,15 @@ def test_an_interrupt_leaves_no_kernel_and_no_half_record(space, notebooks, sent
     family = psutil.Process(process.pid).children(recursive=True)
     kernel = int(mark.read_text())
     assert kernel in {child.pid for child in family}
-    process.send_signal(sent)
+    if sent is None:
+        os.close(screen)
+        os.close(here)
+    else:
+        process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
-    assert "2 interrupted" in output
+    assert sent is None or "2 interrupted" in output
     assert not space.records.exists()
     assert list((space.root / "executed/linear_probe").iterdir()) == []
 
