@@ -159,8 +159,9 @@ class Chaos:
         """Has accidents happen until there were so many kills, those that were tried least first."""
         while self.tally.kills < kills:
             tried = {a: self.tally.tried[a.name] * (1 if a.kills else 4) for a in ACCIDENTS + GENTLE}
-            a, b, c, d = sorted(tried, key=lambda accident: (tried[accident], self.rng.random()))[:4]
-            self.round([a, b], [c, d])
+            least = sorted(tried, key=lambda accident: (tried[accident], self.rng.random()))[:8]
+            self.rng.shuffle(least)
+            self.round(*(least[at : at + 2] for at in range(0, len(least), 2)))
             print(f"{self.tally.kills} of {kills} kills", flush=True)
 
     def round(self, *lives: list[Accident]) -> list[Accident]:
@@ -169,7 +170,7 @@ class Chaos:
         Returns the accidents for which the moment never came.
         """
         outputs, happened, missed = self.house.new_outputs(), [], []
-        retries = self.rng.choice("01")  # of a killed kernel: by the batch itself, or by the next one
+        retries = self.rng.choice("001")  # of a killed kernel: by the next batch, or by the same
         seen: dict[str, tuple] = {}
         lost, left, differing, twice, trained = [], [], [], [], 0
         mark = f"{os.getpid()} {started(os.getpid())} {outputs / 'paper/logs/another.log'}"  # as of a Slurm task here
