@@ -22,7 +22,7 @@ from panderm_utils.parameters import PlanError
 from panderm_utils.plan import Job, Plan, is_done
 from panderm_utils.progress import Progress
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LISTED = 20  # skipped runs that the closing table names one by one
 
 

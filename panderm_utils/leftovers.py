@@ -6,6 +6,7 @@ a process is left over if its starter is dead: no living process has that pid an
 """
 
 import contextlib
+import json
 import os
 import platform
 import re
@@ -29,7 +30,7 @@ def clear(root: Path, say: Callable[[str], None] = print) -> None:
     ended = end(lambda: left_over(root))
     swept = sweep(root)
     if ended or swept:
-        say(f"a batch was killed here: ended {ended} processes that it left, removed {swept} half-written files")
+        say(f"a batch was killed here: ended {ended} processes that it left, tidied {swept} half-written files")
 
 
 def mark(log: Path) -> dict[str, str]:
@@ -66,13 +67,19 @@ def end(find: Callable[[], list[psutil.Process]]) -> int:
 def sweep(root: Path) -> int:
     """Removes what dead processes left half written below `root`; returns how many files and folders.
 
-    A record that was being replaced is put back. A run that is executed, such as by a Slurm task, is left alone.
+    A record that was being replaced is put back, and an executed notebook that only lacked its name gets it. A run that
+    is executed, such as by a Slurm task, is left alone.
     """
     count = 0
     for path in [*root.glob("executed/*/.*.ipynb"), *root.glob("logs/*.yaml")]:
-        if not _is_executed(root / "logs" / f"{path.stem.removeprefix('.')}.log"):
+        name = path.stem.removeprefix(".")
+        if _is_executed(root / "logs" / f"{name}.log"):
+            continue
+        if path.suffix == ".ipynb" and _is_whole(path):
+            path.replace(path.with_name(f"{name}.ipynb"))
+        else:
             path.unlink()
-            count += 1
+        count += 1
     for path in [*root.glob("*/.*.new"), *root.glob("*/.*.old")]:
         name, pid = _owner(path)
         if not pid or started(pid):
@@ -103,6 +110,14 @@ def _is_executed(log: Path) -> bool:
     """Whether a living process writes a run's log; see `execution`."""
     with contextlib.suppress(FileNotFoundError), log.open("r+b") as file:
         return not hold(file)
+    return False
+
+
+def _is_whole(notebook: Path) -> bool:
+    """Whether papermill came to the end of a notebook, without an error."""
+    with contextlib.suppress(ValueError, KeyError):
+        ended = json.loads(notebook.read_bytes())["metadata"]["papermill"]
+        return bool(ended["end_time"]) and not ended["exception"]
     return False
 
 

@@ -9,7 +9,6 @@ ever compared, and none that is set back or forth matters.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -23,6 +22,11 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a notebook may be run by hand
+    fcntl = None
 
 NAME = "batch.lock"
 BEAT = 10.0  # seconds
@@ -63,8 +67,9 @@ def owned(root: Path, say: Callable[[str], None] = print) -> Iterator[None]:
         finally:
             over.set()
             beats.join()
-            if _read(root / NAME) == mine:
-                file.truncate(0)
+            with contextlib.suppress(OSError):  # the folder may be gone by now
+                if _read(root / NAME) == mine:
+                    file.truncate(0)
 
 
 def hold(file) -> bool:
@@ -73,12 +78,12 @@ def hold(file) -> bool:
     It is held until this process and all that inherit the open file have closed it or ended. Where the file system
     knows no locks, it is taken to be free.
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:  # no locks here
-        return True
+    with contextlib.suppress(OSError):  # no locks here
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
     return True
 
 

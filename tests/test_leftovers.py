@@ -1,6 +1,7 @@
 """What a killed batch leaves: found by pid and start time, ended and removed; all else stays. Real processes."""
 
 import fcntl
+import json
 import os
 import platform
 import subprocess
@@ -116,6 +117,13 @@ def test_half_written_files_of_the_dead_are_removed_and_a_record_that_was_being_
     with (root / "logs/held.log").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         make("executed/linear_probe/.run.ipynb")
+        make("executed/linear_probe/.whole.ipynb")
+        facts = {"end_time": "2025-06-06", "exception": None}
+        (root / "executed/linear_probe/.whole.ipynb").write_text(json.dumps({"metadata": {"papermill": facts}}))
+        there.append(root / "executed/linear_probe/whole.ipynb")
+        make("executed/linear_probe/.failed.ipynb")
+        facts["exception"] = True
+        (root / "executed/linear_probe/.failed.ipynb").write_text(json.dumps({"metadata": {"papermill": facts}}))
         make("executed/linear_probe/run.ipynb", stays=True)
         make("executed/linear_probe/.held.ipynb", stays=True)
         make("executed/paper/.figure.json", stays=True)
@@ -128,7 +136,7 @@ def test_half_written_files_of_the_dead_are_removed_and_a_record_that_was_being_
         make(f"records/.b.{node}.{dead.pid}.old", folder=True)
         make(f"records/.c.{node}.{dead.pid}.old", folder=True)
         make("records/c", stays=True, folder=True)
-        assert leftovers.sweep(root) == 6
+        assert leftovers.sweep(root) == 8
     found = {path for path in root.glob("*/*") if path.is_file() and path.suffix != ".log"}
     found |= {path for path in root.glob("*/*/*") if path.name != "record.json"} | set(root.glob("records/*"))
     assert found == {*there, root / "records/b"}
