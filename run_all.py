@@ -142,6 +142,7 @@ def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...]) 
         with lock.owned(planned.space.root, say):
             leftovers.clear(planned.space.root, say)
             outcomes = batch.run_batch(planned, how, say)
+            leftovers.sweep(planned.space.root)  # of kernels that were killed
     except lock.FolderError as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
