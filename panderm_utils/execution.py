@@ -77,7 +77,8 @@ def execute_once(job: Job, environment: dict[str, str], timeout: float | None, s
         with job.log.open("ab") as log, room_for("the executed notebook", _size(job), job.output.parent):
             # Whoever holds its log executes a run: papermill and all below it inherit the open file, and so the lock.
             if not hold(log):
-                return Outcome(job, "failed", error=f"another process executes it, such as a Slurm task: {job.log}")
+                remedy = f"wait until that ends, then run the same again; it writes {job.log}"
+                return Outcome(job, "failed", error=f"another process executes it, such as a Slurm task; {remedy}")
             log.truncate(0)
             return _execute_alone(job, log, environment, timeout, stop)
     except OSError as error:  # such as a full disk
