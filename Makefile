@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo demo-all test lint lab sync lock clean help
+.PHONY: demo demo-all test chaos lint lab sync lock clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -17,6 +17,9 @@ demo-all: $(BIN)/.installed  ## the same for every dataset
 
 test: $(BIN)/.installed  ## every test, every notebook at its smallest
 	$(BIN)/python -m pytest
+
+chaos: $(BIN)/.installed  ## a hundred kills at random moments of a batch, and a table of what came of them (half an hour)
+	$(BIN)/python tests/chaos
 
 lint: $(BIN)/.installed  ## what CI and pre-commit check
 	$(BIN)/ruff check .

@@ -8,7 +8,8 @@ the report.
   python run_all.py --verify                           recompute every number from the stored predictions
 
 What has a record is skipped, one failure does not stop the rest, and Ctrl-C leaves only whole records.
-Exit status: 0 all done, 1 something failed or is missing, 2 not understood, 130 Ctrl-C.
+Exit status: 0 all done, 1 something failed or is missing, 2 nothing was begun (not understood, no place to write, or
+another batch is at work there), 130 Ctrl-C.
 """
 
 import argparse
@@ -101,10 +102,7 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
         parser.error("--slurm-option goes with --slurm or --slurm-script")
     if options.gpus and (options.slurm or options.slurm_script):
         parser.error("--gpus is of this machine; on a cluster write --slurm-option gpus-per-node=1")
-    for name in ("SIGTERM", "SIGHUP"):
-        asked = getattr(signal, name, signal.SIGTERM)
-        if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
-            signal.signal(asked, signal.default_int_handler)  # ends as cleanly as Ctrl-C
+    end_cleanly_on_signals()
     try:
         status = act(options, notebooks)
         sys.stdout.flush()
@@ -118,6 +116,22 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
     except OSError as error:  # a full disk, a name that is too long, a folder that may not be written
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
+
+
+def end_cleanly_on_signals() -> None:
+    """Makes SIGTERM and a closed terminal (SIGHUP) end all as cleanly as Ctrl-C does."""
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    def end(number, frame):
+        for output in terminals:
+            if not os.isatty(output):  # it was closed: writing to it would fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        signal.default_int_handler(number, frame)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        asked = getattr(signal, name, signal.SIGTERM)
+        if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
+            signal.signal(asked, end)
 
 
 def act(options: argparse.Namespace, notebooks: Path) -> int:
@@ -157,23 +171,30 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
 
 def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...], notebooks: Path) -> int:
     """Executes a plan, a line a run, prints the closing table and writes the report."""
-    from panderm_utils import batch
+    from panderm_utils import batch, leftovers, lock
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     live = sys.stderr.isatty() and not os.environ.get("CI")
     how = batch.How(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
-    if not options.slurm:
-        outcomes = batch.run_batch(planned, how, say)
-    else:
-        from panderm_utils import slurm
+    # A task of a printed script works beside the others of its array, each on a run of its own.
+    beside = "SLURM_ARRAY_TASK_ID" in os.environ and not planned.paper
+    try:
+        with contextlib.nullcontext() if beside else lock.owned(planned.space.root, say):
+            if not beside:
+                leftovers.clear(planned.space.root, say)
+            if options.slurm:
+                from panderm_utils import slurm
 
-        try:
-            outcomes = slurm.run_on_slurm(planned, how, options.slurm_option, say)
-        except plan.PlanError as error:
-            print(f"run_all.py: {error}", file=sys.stderr)
-            return 2
+                outcomes = slurm.run_on_slurm(planned, how, options.slurm_option, say)
+            else:
+                outcomes = batch.run_batch(planned, how, say)
+            if not beside:
+                leftovers.sweep(planned.space.root)  # of kernels that were killed
+    except (lock.FolderError, plan.PlanError) as error:
+        print(f"run_all.py: {error}", file=sys.stderr)
+        return 2
     print(batch.describe_outcomes(outcomes))
     print(f"outputs: {planned.space.root}", flush=True)
     status = batch.exit_status(outcomes)

@@ -21,12 +21,12 @@ ROUNDS = 5
 SEEDS = range(20)  # times 10 datasets and 5 encoders
 
 
-def write_records(planned: plan.Plan) -> None:
+def write_records(planned: plan.Plan, images: int = 1_232) -> None:
     """Leaves one real record, and copies of it under every other run's name."""
     first = planned.runs[0]
     run = records.begin_run("linear_probe", "ham10000", "panderm_large", 0, planned.space)
-    proba = np.random.default_rng(0).dirichlet(np.ones(7), size=1_232)
-    table = records.prediction_table([f"ISIC_{i:07}.jpg" for i in range(1_232)], np.arange(1_232) % 7, proba)
+    proba = np.random.default_rng(0).dirichlet(np.ones(7), size=images)
+    table = records.prediction_table([f"ISIC_{i:07}.jpg" for i in range(images)], np.arange(images) % 7, proba)
     scores = pd.DataFrame(dict.fromkeys(("value", "low", "high"), 0.5), index=["accuracy", "auroc", "weighted_f1"])
     folder = records.save_record(run, scores, table, "weighted_f1")
     text = (folder / "record.json").read_text(encoding="utf-8")

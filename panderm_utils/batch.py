@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import signal
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from pathlib import Path
 
 from panderm_utils.devices import VARIABLE, gpus_of
 from panderm_utils.estimates import Costs
-from panderm_utils.execution import GRACE, Outcome, child_environment, execute
+from panderm_utils.execution import Outcome, child_environment, execute
+from panderm_utils.leftovers import GRACE
 from panderm_utils.manifests import MANIFEST_ROOT
 from panderm_utils.plan import Job, Plan, is_done
 from panderm_utils.progress import Progress
 
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LISTED = 20  # skipped runs that the closing table names one by one
 
 
@@ -60,10 +61,10 @@ def run_batch(plan: Plan, how: How = How(), say: Callable[[str], None] = print) 
     """
     outcomes, costs = leave_out(plan.runs, how.force), Costs(plan.space.records)
     todo = [run for run in plan.runs if run not in outcomes]
+    at_once = min(len(how.slots), len(plan.runs))
     if todo:
-        at_once = min(len(how.slots), len(todo))
         say(f"{len(todo)} of {len(plan.runs)} runs to do, {at_once} at a time; logs: {todo[0].log.parent}")
-    outcomes |= _execute_all(todo, how, costs, say)
+    outcomes |= _execute_all(todo, how, at_once, costs, say)
     if exit_status(outcomes.values()) == 130:
         return [outcomes[run] for run in plan.runs]
     return [outcomes[run] for run in plan.runs] + draw(plan, how, costs, say)
@@ -108,11 +109,16 @@ def describe_outcomes(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "", ", ".join(f"{count} {status}" for status, count in counts.items())])
 
 
-def _execute_all(todo: list[Job], how: How, costs: Costs, say) -> dict[Job, Outcome]:
-    """Executes jobs, the longest first; Ctrl-C ends those that run and never starts the rest."""
+def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> dict[Job, Outcome]:
+    """Executes jobs, the longest first; Ctrl-C ends those that run and never starts the rest.
+
+    Args:
+        at_once: How many share the cores: the same in a batch that goes on, whatever it has left to do, since the last
+            digits of a result depend on the number of threads.
+    """
     stop, waiting, running, outcomes = threading.Event(), costs.longest_first(todo), {}, {}
     slots = list(how.slots)
-    environment = child_environment(min(len(slots), len(todo) or 1))
+    environment = child_environment(at_once or 1)
     progress = Progress(todo, len(slots), say, costs, how.live)
     with ThreadPoolExecutor(max_workers=len(slots)) as pool:
         try:
@@ -133,10 +139,11 @@ def _execute_all(todo: list[Job], how: How, costs: Costs, say) -> dict[Job, Outc
         except KeyboardInterrupt:
             stop.set()
             # A second Ctrl-C must not leave kernels behind either; this takes no longer than the grace.
-            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
             say(f"ending the notebooks that run, within {GRACE:.0f} s or so ...")
             outcomes |= {job: future.result() for future, (job, _) in running.items()}
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
         finally:  # whatever else went wrong here, such as a closed pipe: leave no kernels behind
             stop.set()
             progress.close()
@@ -151,15 +158,20 @@ def draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:
     todo = [job for job in plan.paper if how.force or not _is_drawn(job, digests[job])]
     if todo:
         say(f"{len(todo)} tables and figures to draw")
-    since = time.time() - 1  # a file system's clock may be coarse
-    outcomes = _execute_all(todo, how, costs, say)
-    folders = (plan.space.figures, plan.space.tables)
-    drawn = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if p.stat().st_mtime >= since]
+    before = _files(plan)
+    outcomes = _execute_all(todo, how, min(len(how.slots), len(plan.paper)), costs, say)
+    drawn = [path for path, stamp in _files(plan).items() if before.get(path) != stamp]
     for job, outcome in outcomes.items():
         if outcome.status == "done":
             # Notebooks drawn together cannot be told apart by their files, so each answers for all of them.
             _stamp_file(job).write_text(json.dumps({"inputs": digests[job], "files": sorted(map(str, drawn))}))
     return [outcomes.get(job) or Outcome(job, "skipped") for job in plan.paper]
+
+
+def _files(plan: Plan) -> dict[Path, tuple[int, int, int]]:
+    """Returns the tables and figures, each with what tells it from one that is written later."""
+    paths = (path for folder in (plan.space.figures, plan.space.tables) for path in folder.glob("[!.]*"))
+    return {path: (s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for path in paths for s in [path.stat()]}
 
 
 def _inputs_digest(job: Job, plan: Plan) -> str:

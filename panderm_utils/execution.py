@@ -3,7 +3,6 @@
 POSIX: the process leads a session of its own, so Ctrl-C in the terminal reaches only the batch, which then ends it.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,14 +15,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import yaml
 
+from panderm_utils import leftovers
+from panderm_utils.disk import free, no_room, room_for
+from panderm_utils.lock import hold
 from panderm_utils.plan import Job, is_done
 from panderm_utils.workspace import REPOSITORY
 
-GRACE = 10.0  # seconds from SIGINT to SIGKILL
 POLL = 0.1  # seconds
+SMALL = 2_000_000  # bytes that an executed notebook may need where none is there to tell
+FULL = 100_000  # free bytes of a disk with which papermill can have had no room to say what is wrong
 SAID = re.compile(r"the kernel ended with exit code (\d+); its peak memory was ([\d,]+) MB")  # by `kernels`
 NOT_STARTED = ("Kernel died before replying", "Kernel didn't respond")  # nbclient's words
 
@@ -68,39 +70,49 @@ def execute_once(job: Job, environment: dict[str, str], timeout: float | None, s
         timeout: Seconds after which the job is ended, or None.
         stop: Ends the job when set.
     """
-    started, before = time.monotonic(), _stamp(job)
-    partial, failed = job.output.with_name(f".{job.name}.ipynb"), job.output.with_suffix(".failed.ipynb")
-    marks = job.log.with_suffix(".yaml"), job.log.with_suffix(".pid")
+    started = time.monotonic()
     try:
-        if holder := running_elsewhere(job):
-            return Outcome(job, "failed", error=holder)
         for folder in (job.output.parent, job.log.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        marks[0].write_text(yaml.safe_dump(job.parameters), encoding="utf-8")
-        code = _run_papermill(job, partial, *marks, environment, timeout, stop)
-        for mark in marks:
-            mark.unlink(missing_ok=True)
-        seconds = time.monotonic() - started
-        if code == 0 and (job.record is None or (is_done(job.record) and _stamp(job) != before)):
-            partial.replace(job.output)
-            failed.unlink(missing_ok=True)
-            return Outcome(job, "done", seconds)
-        if code == "interrupted":
-            partial.unlink(missing_ok=True)
-            return Outcome(job, "interrupted", seconds)
-        killed = None
-        if code == 0:
-            cell, error = "", f"the notebook ended without leaving a whole record in {job.record}"
-        else:
-            cell, error = diagnose(partial, job.log)
-            killed = None if code == "timeout" else _chance(job.log)
-            error = killed or error
-            error = f"ended: it took longer than {timeout:g} s" if code == "timeout" else error
-        if partial.exists():
-            partial.replace(failed)
-        return Outcome(job, "failed", seconds, cell, error, by_chance=bool(killed))
-    except OSError as error:  # a full disk, a folder that may not be written
+        with job.log.open("ab") as log, room_for("the executed notebook", _size(job), job.output.parent):
+            # Whoever holds its log executes a run: papermill and all below it inherit the open file, and so the lock.
+            if not hold(log):
+                remedy = f"wait until that ends, then run the same again; it writes {job.log}"
+                return Outcome(job, "failed", error=f"another process executes it, such as a Slurm task; {remedy}")
+            log.truncate(0)
+            return _execute_alone(job, log, environment, timeout, stop)
+    except OSError as error:  # such as a full disk
         return Outcome(job, "failed", time.monotonic() - started, error=str(error))
+
+
+def _execute_alone(job, log, environment, timeout, stop) -> Outcome:
+    started, before = time.monotonic(), _stamp(job)
+    partial, failed = job.output.with_name(f".{job.name}.ipynb"), job.output.with_suffix(".failed.ipynb")
+    parameters = job.log.with_suffix(".yaml")
+    parameters.write_text(yaml.safe_dump(job.parameters), encoding="utf-8")
+    code = _run_papermill(job, partial, parameters, log, environment, timeout, stop)
+    parameters.unlink()
+    seconds = time.monotonic() - started
+    if code == 0 and (job.record is None or (is_done(job.record) and _stamp(job) != before)):
+        partial.replace(job.output)
+        failed.unlink(missing_ok=True)
+        return Outcome(job, "done", seconds)
+    if code == "interrupted":
+        partial.unlink(missing_ok=True)
+        return Outcome(job, "interrupted", seconds)
+    killed = None
+    if code == 0:
+        cell, error = "", f"the notebook ended without leaving a whole record in {job.record}"
+    else:
+        cell, error = diagnose(partial, job.log)
+        killed = None if code == "timeout" else _chance(code, job.log)
+        error = killed or error
+        error = f"ended: it took longer than {timeout:g} s" if code == "timeout" else error
+    if free(job.output.parent) < FULL:
+        error = f"{error}; {no_room('the executed notebook', _size(job), job.output.parent)}"
+    if partial.exists():
+        partial.replace(failed)
+    return Outcome(job, "failed", seconds, cell, error, by_chance=bool(killed))
 
 
 def child_environment(jobs: int) -> dict[str, str]:
@@ -114,36 +126,6 @@ def child_environment(jobs: int) -> dict[str, str]:
     environment["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "panderm"  # see `kernels`
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve the other runs
     return environment
-
-
-def running_elsewhere(job: Job) -> str | None:
-    """Says which living process executes this job already: another batch's, or one whose batch was killed."""
-    try:
-        pid, created = json.loads(job.log.with_suffix(".pid").read_text(encoding="utf-8"))
-        alive = psutil.Process(pid).create_time() == created
-    except (OSError, ValueError, psutil.Error):
-        return None
-    remedy = f"wait for it, or end it with: kill -INT -- -{pid}"
-    return f"process {pid} of another or a killed batch is executing it; {remedy}" if alive else None
-
-
-def end_process(process: subprocess.Popen) -> None:
-    """Ends a papermill process and everything below it: SIGINT, GRACE seconds, SIGKILL."""
-    # Listed before anything dies: a kernel leads a session of its own and has no parent left to be found by.
-    family = _descendants(process.pid)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
-    _, alive = psutil.wait_procs(family, timeout=0.5 if process.poll() is not None else 0)
-    alive += _descendants(process.pid)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for child in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.wait()
-    psutil.wait_procs(alive, timeout=GRACE)
 
 
 def diagnose(notebook: Path, log: Path) -> tuple[str, str]:
@@ -163,8 +145,10 @@ def diagnose(notebook: Path, log: Path) -> tuple[str, str]:
     return cells[index].get("id", "") if 0 <= index < len(cells) else "", _last_line(text, "")
 
 
-def _chance(log: Path) -> str | None:
-    """Says that a kernel did not start or was killed, None where neither is the reason."""
+def _chance(code: int, log: Path) -> str | None:
+    """Says that a kernel did not start, or that it or papermill was killed; None where neither is the reason."""
+    if code == -signal.SIGKILL:
+        return "papermill was killed, as when memory runs out"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     if "Executing Cell" not in text and any(words in text for words in NOT_STARTED):
         return f"the kernel did not start ({_last_line(text, '')})"
@@ -174,42 +158,39 @@ def _chance(log: Path) -> str | None:
     return None
 
 
-def _run_papermill(job, partial, parameters, pid_file, environment, timeout, stop) -> int | str:
-    """Returns papermill's exit status, or "timeout" or "interrupted" where it was ended."""
+def _run_papermill(job, partial, parameters, log, environment, timeout, stop) -> int | str:
+    """Returns papermill's exit status, or "timeout" or "interrupted" where it was ended; nothing below it is left."""
     # papermill fills {names} in its paths with parameters: it would write outside a folder called so
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (job.notebook, partial)]
     command = [sys.executable, "-m", "papermill", *paths, "-k", "python3", "-l", "python"]
     command += ["--cwd", str(REPOSITORY), "-f", str(parameters), "--no-progress-bar", "--log-output"]
     deadline = None if timeout is None else time.monotonic() + timeout
-    with job.log.open("wb") as log:
+    if stop.is_set():
+        return "interrupted"
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment | leftovers.mark(job.log),
+        cwd=REPOSITORY,
+        start_new_session=True,
+    )
+    ended = None
+    while process.poll() is None and ended is None:
         if stop.is_set():
-            return "interrupted"
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=REPOSITORY,
-            start_new_session=True,
-        )
-        with contextlib.suppress(psutil.NoSuchProcess):
-            born = psutil.Process(process.pid).create_time()
-            pid_file.write_text(json.dumps([process.pid, born]), encoding="utf-8")
-        while process.poll() is None:
-            late = deadline is not None and time.monotonic() > deadline
-            if stop.is_set() or late:
-                end_process(process)
-                return "interrupted" if stop.is_set() else "timeout"
+            ended = "interrupted"
+        elif deadline is not None and time.monotonic() > deadline:
+            ended = "timeout"
+        else:
             stop.wait(POLL)
-    return process.returncode
+    leftovers.end(lambda: leftovers.family(job.log))  # papermill itself, or what it left when it was killed
+    return ended or process.wait()
 
 
-def _descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def _size(job: Job) -> int:
+    """How many bytes an executed notebook takes: as the largest of its kind so far."""
+    return max((path.stat().st_size for path in job.output.parent.glob("*.ipynb")), default=SMALL)
 
 
 def _stamp(job: Job) -> tuple | None:

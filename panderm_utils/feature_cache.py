@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from panderm_utils.disk import free
 from panderm_utils.image_files import ImageError, explain
 
 if TYPE_CHECKING:  # loads torch, which reading what is kept does without
@@ -107,7 +108,8 @@ def _stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
 class FeatureCache:
     """The shards of one encoder below `folder`; what cannot be read or written is a warning, never an error."""
 
-    def __init__(self, folder: str | Path, encoder: "Encoder"):
+    def __init__(self, folder: str | Path, encoder: "Encoder", images: int):
+        """Opens the cache for a list of so many images."""
         facts = asdict(encoder.manifest)
         # Not in the weights, yet decisive: other heads, or another model of timm, can read the same file.
         architecture = {k: facts[k] for k in ("architecture", "timm_name", "width", "depth", "heads")}
@@ -122,6 +124,7 @@ class FeatureCache:
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self.folder = Path(folder) / "features" / self.key[:20]
         self.num_features = encoder.num_features
+        self._needed = 4 * images * encoder.num_features  # bytes
         self._about = {"encoder": encoder.name, **about}
         self._complained = False
         self._sweep()
@@ -197,8 +200,9 @@ class FeatureCache:
             if not self._complained:
                 self._complained = True
                 warnings.warn(
-                    f"{self.folder}: features cannot be kept there ({error.strerror}); they are computed all the same, "
-                    "but the next run must start anew: free some space, or give a folder that can be written",
+                    f"{self.folder}: features cannot be kept there ({error.strerror}; they need {self._needed:,} "
+                    f"bytes, {free(self.folder):,} are free); they are computed all the same, but the next run must "
+                    "start anew: free some space, or give a folder that can be written",
                     FeatureCacheWarning,
                     stacklevel=4,
                 )

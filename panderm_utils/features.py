@@ -144,7 +144,7 @@ def extract_files(
     if len(names) != len(files):
         raise FeatureError(f"{len(names)} names for {len(files)} paths; give one a path")
     batch_size = min(batch_size, SHARD if encoder.device.type != "cpu" else CPU_BATCH)
-    store = None if cache is None else FeatureCache(cache, encoder)
+    store = None if cache is None else FeatureCache(cache, encoder, len(files))
     x = np.empty((len(files), encoder.num_features), dtype=np.float32)
     todo, makers = [], set()
     shards = [range(at, min(at + SHARD, len(files))) for at in range(0, len(files), SHARD)]

@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -105,7 +104,7 @@ def finetune(
     Raises:
         FineTuneError: The folder's checkpoint is of another training (the differences are named), the loss is not
             finite, memory ran out, or a setting cannot be. KeyboardInterrupt, SystemExit: after the state was saved.
-            LoadingError: A process that reads images was killed.
+            LoadingError: A process that reads images was killed. DiskFullError: No room for a checkpoint.
     """
     val = None if val is None or not len(val) else val
     computing, device = (computing or Computing()).settle()
@@ -174,7 +173,8 @@ def _check(task: TrainingTask) -> None:
 
 def _in_processes(task: TrainingTask, on_epoch: Callable | None) -> None:
     """Describes the task in its folder, starts torchrun on it, and reports its epochs."""
-    folder, seen = task.folder, time.time_ns()
+    folder = task.folder
+    seen = _written(folder / "history.csv")
     with claimed(folder):  # from then on by the first of the processes, since they may outlive this one
         if not task.resume:
             (folder / LAST).unlink(missing_ok=True)
@@ -193,10 +193,9 @@ def _in_processes(task: TrainingTask, on_epoch: Callable | None) -> None:
 
     def look() -> None:
         nonlocal seen
-        file = folder / "history.csv"
-        if on_epoch is not None and file.exists() and file.stat().st_mtime_ns > seen:
-            seen = file.stat().st_mtime_ns
-            on_epoch(pd.read_csv(file))
+        if on_epoch is not None and (now := _written(folder / "history.csv")) != seen:
+            seen = now
+            on_epoch(pd.read_csv(folder / "history.csv"))
 
     try:
         run_processes(
@@ -229,13 +228,19 @@ def main(folder: Path) -> None:
         _train(task, device)
 
 
+def _written(file: Path) -> int | None:
+    """Returns what tells a file from a later one of the same name."""
+    return file.stat().st_mtime_ns if file.exists() else None
+
+
 def _plain(facts: dict) -> dict:
     """As JSON gives it back, so that it equals what was read from a file."""
     return json.loads(json.dumps(facts))
 
 
 def _write_json(path: Path, content: dict) -> None:
-    replace_file(path, lambda new: new.write_text(json.dumps(content, indent=2) + "\n"))
+    text = json.dumps(content, indent=2) + "\n"
+    replace_file(path, len(text), lambda new: new.write_text(text))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Functions take arrays, records (`records.read_records`) and images; none compute
 they are returned, so a notebook shows one by naming it in a cell's last line, once.
 """
 
-import os
 import textwrap
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from panderm_utils.embedding import principal_plane
+from panderm_utils.leftovers import temporary
 
 METRIC_TITLES = {
     "accuracy": "Accuracy",
@@ -207,11 +207,11 @@ def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[
     keys = {"pdf": ("Keywords", "Subject"), "png": ("Records", "Description")}
     for kind, (records, description) in keys.items():
         path = folder / f"{name}.{kind}"
-        temporary = folder / f".{name}.{os.getpid()}.{kind}"
+        new = temporary(path)
         metadata = {"Title": name, records: ids, description: alt}
         with style():  # resolution and fonts are settled when a figure is written
-            figure.savefig(temporary, format=kind, metadata=metadata, bbox_inches="tight")
-        temporary.replace(path)
+            figure.savefig(new, format=kind, metadata=metadata, bbox_inches="tight")
+        new.replace(path)
         paths.append(path)
     return paths
 

@@ -8,7 +8,6 @@ Tables and figures are drawn from records alone; every metric can be computed an
 """
 
 import json
-import os
 import shutil
 import time
 import warnings
@@ -19,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from panderm_utils.disk import room_for
 from panderm_utils.environment import describe_environment, peak_memory_mb
+from panderm_utils.leftovers import temporary
 from panderm_utils.manifests import published_value
 from panderm_utils.workspace import Workspace, run_id
 
@@ -182,17 +183,20 @@ def save_record(
         "warnings": run.warnings,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    new = run.folder.with_name(f".{run.run_id}.{os.getpid()}.new")
-    old = run.folder.with_name(f".{run.run_id}.{os.getpid()}.old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    for name, table in {**(more or {}), "predictions.csv": predictions}.items():
-        table.to_csv(new / name, index=False)
-    text = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
-    (new / "record.json").write_text(text + "\n", encoding="utf-8")
-    if run.folder.exists():
-        run.folder.rename(old)
-    new.rename(run.folder)
+    files = {name: table.to_csv(index=False) for name, table in (more or {}).items()}
+    files["predictions.csv"] = predictions.to_csv(index=False)
+    files["record.json"] = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
+    new, old = temporary(run.folder), temporary(run.folder, ".old")
+    with room_for("the record", sum(len(text.encode()) for text in files.values()), run.workspace.records):
+        try:
+            new.mkdir(parents=True)
+            for name, text in files.items():
+                (new / name).write_text(text, encoding="utf-8", newline="")
+            if run.folder.exists():
+                run.folder.rename(old)  # `leftovers` puts it back, should this process die before the next line
+            new.rename(run.folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return run.folder
 

@@ -1,12 +1,12 @@
 """The paper's tables as DataFrames drawn from records, and their CSV, LaTeX and Markdown files."""
 
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
+from panderm_utils.leftovers import temporary
 from panderm_utils.manifests import (
     PublishedResult,
     fitting,
@@ -207,9 +207,10 @@ def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind in formats:
-        path, temporary = folder / f"{name}.{kind}", folder / f".{name}.{os.getpid()}.{kind}"
-        temporary.write_text(writers[kind](), encoding="utf-8")
-        temporary.replace(path)
+        path = folder / f"{name}.{kind}"
+        new = temporary(path)
+        new.write_text(writers[kind](), encoding="utf-8")
+        new.replace(path)
         paths.append(path)
     return paths
 

@@ -245,7 +245,8 @@ class Training:
 
     def _write_history(self) -> pd.DataFrame:
         history = pd.DataFrame(self.progress.history)
-        replace_file(self.task.folder / "history.csv", lambda new: history.to_csv(new, index=False))
+        text = history.to_csv(index=False)
+        replace_file(self.task.folder / "history.csv", len(text), lambda new: new.write_text(text))
         return history
 
     def _scores(self) -> dict[str, float]:

@@ -11,8 +11,9 @@ number of processes.
 import contextlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from panderm_utils.disk import room_for
 from panderm_utils.finetune_model import METADATA, FineTuneModel, read_facts
 from panderm_utils.recipe import FineTuneError
 
@@ -152,23 +154,37 @@ def claimed(folder: Path) -> Iterator[None]:
         raise FineTuneError(f"{folder}: another process trains in it; wait for it, or choose another folder") from error
 
 
-def replace_file(path: Path, write) -> None:
-    """Has `write` make the file under a temporary name, then renames it: a kill leaves the old file or the new one."""
+def replace_file(path: Path, size: int, write: Callable[[Path], None]) -> None:
+    """Has `write` make the file under a temporary name, then renames it: a kill leaves the old file or the new one.
+
+    Raises:
+        DiskFullError: There is no room for its `size` in bytes; the old file is as it was.
+    """
     new = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.new")
-    try:
-        write(new)
-        with new.open("rb") as file:
-            os.fsync(file.fileno())  # else a power failure could leave the name without the content
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with room_for(path.name, size, path.parent):
+        try:
+            write(new)
+            with new.open("rb") as file:
+                os.fsync(file.fileno())  # else a power failure could leave the name without the content
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
 
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     metadata = {METADATA: json.dumps({"format": FORMAT, **facts})}
     plain = {key: value.detach().contiguous() for key, value in tensors.items()}
-    replace_file(path, lambda new: save_file(plain, new, metadata))
+
+    def save(new: Path) -> None:
+        try:
+            save_file(plain, new, metadata)
+        except SafetensorError as error:  # which tells the system's error number in its text alone
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), str(error)) from error
+            raise
+
+    replace_file(path, sum(tensor.nbytes for tensor in plain.values()), save)
 
 
 def _anew(path: Path) -> str:

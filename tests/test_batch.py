@@ -1,7 +1,9 @@
 """Batches run for real: throw-away notebooks, papermill, kernels, signals."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from panderm_utils import (
     estimates,
     execution,
     external_validation,
+    leftovers,
     linear_probe,
     manifests,
     parameters,
@@ -73,12 +76,19 @@ if seed != 3:
     (folder / "predictions.csv").write_text("filename\\n")
     (folder / "record.json").write_text(json.dumps({"run_id": run, "status": "done", "seen": seen}))
 """
+# By a clock that is 50 years slow.
 DRAW = """\
+import os
 from panderm_utils import workspace
 space = workspace.open_workspace(profile, output_root=output_root)
 space.figures.mkdir(exist_ok=True)
 (space.figures / "figure.txt").write_text(" ".join(sorted(p.name for p in space.records.iterdir())))
+os.utime(space.figures / "figure.txt", (0, 0))
 """
+
+
+# Opens a terminal as the leader of a session, which makes it that session's, and becomes the command given.
+IN_TERMINAL = "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.argv[2], sys.argv[2:])"
 
 
 def write_notebook(path, parameters, *sources):
@@ -217,7 +227,7 @@ def test_an_old_record_does_not_vouch_for_a_forced_run(space, notebooks):
 
 
 def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, monkeypatch):
-    monkeypatch.setattr(execution, "GRACE", 1.0)
+    monkeypatch.setattr(leftovers, "GRACE", 1.0)
     planned = make(space, notebooks, seeds=[4])
     mark = space.root / "kernel-4"  # the clock jumps once the kernel is there, however long that takes
 
@@ -231,16 +241,17 @@ def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, mon
     assert not alive(int((space.root / "kernel-4").read_text()))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, None])
 def test_an_interrupt_leaves_no_kernel_and_no_half_record(space, notebooks, sent):
     code = "import sys, pathlib, run_all; sys.exit(run_all.main(sys.argv[2:], pathlib.Path(sys.argv[1])))"
     arguments = ["--protocols", "linear_probe", "--datasets", "demo", "--encoders", "random_tiny", "--seeds", "5", "0"]
+    command = [sys.executable, "-c", code, notebooks, *arguments, "--output-root", space.root.parent]
+    screen = None
+    if sent is None:  # in a terminal of its own, which is closed
+        here, screen = pty.openpty()
+        command = [sys.executable, "-c", IN_TERMINAL, os.ttyname(screen), *command]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, notebooks, *arguments, "--output-root", space.root.parent],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        command, cwd=ROOT, start_new_session=True, stdout=screen or subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     mark = space.root / "kernel-5"
     until = time.monotonic() + 90
@@ -249,26 +260,31 @@ def test_an_interrupt_leaves_no_kernel_and_no_half_record(space, notebooks, sent
     family = psutil.Process(process.pid).children(recursive=True)
     kernel = int(mark.read_text())
     assert kernel in {child.pid for child in family}
-    process.send_signal(sent)
+    if sent is None:
+        os.close(screen)
+        os.close(here)
+    else:
+        process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
-    assert "2 interrupted" in output
+    assert sent is None or "2 interrupted" in output
     assert not space.records.exists()
     assert list((space.root / "executed/linear_probe").iterdir()) == []
 
 
 def test_a_run_that_another_process_executes_is_left_alone(space, notebooks):
     planned = make(space, notebooks, seeds=[0])
-    me = psutil.Process()
-    mark = planned.runs[0].log.with_suffix(".pid")
-    mark.parent.mkdir(parents=True)
-    mark.write_text(json.dumps([me.pid, me.create_time()]))
-    outcome = batch.run_batch(planned, say=lambda line: None)[0]
+    log = planned.runs[0].log
+    log.parent.mkdir(parents=True)
+    log.write_text("at work")
+    with log.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        outcome = batch.run_batch(planned, say=lambda line: None)[0]
     assert outcome.status == "failed"
-    assert f"kill -INT -- -{me.pid}" in outcome.error
-    mark.write_text(json.dumps([me.pid, me.create_time() - 100]))  # the number of a process that ended long ago
-    assert execution.running_elsewhere(planned.runs[0]) is None
+    assert str(log) in outcome.error
+    assert log.read_text() == "at work"
+    assert batch.run_batch(planned, say=lambda line: None)[0].status == "done"
 
 
 def test_missing_data_and_weights_are_reported_and_start_nothing(tmp_path, notebooks):

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from test_batch import PARAMETERS, make, write_notebook
 
-from panderm_utils import batch, devices, estimates, plan, progress, workspace
+from panderm_utils import batch, devices, estimates, leftovers, plan, progress, workspace
 
 ROOT = Path(__file__).parent.parent
 
-# Seed 0 notes its GPUs; 6: its kernel is killed, the first time; 7: each time; 8: dies of its own; 9: an error.
+# Seed 0 notes its GPUs; 5: its papermill is killed;
+# 6: its kernel is killed, the first time; 7: each time; 8: dies of its own; 9: an error.
 ACT = """\
-import json, os, pathlib, signal
+import json, os, pathlib, signal, time
 from panderm_utils import workspace
 space = workspace.open_workspace(profile, output_root=output_root)
 run = workspace.run_id(dataset, "linear_probe", encoder, seed, train_fraction=train_fraction, solver=solver)
@@ -29,6 +30,9 @@ tries.write_text((tries.read_text() if tries.exists() else "") + "x")
 ballast = bytearray(200_000_000)
 if seed == 7 or (seed == 6 and tries.read_text() == "x"):
     os.kill(os.getpid(), signal.SIGKILL)
+if seed == 5:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
 if seed == 8:
     os._exit(3)
 if seed == 9:
@@ -105,6 +109,14 @@ def test_a_killed_kernel_is_tried_again_and_an_error_of_the_code_never(space, no
     assert told, outcomes[1].error
     assert 200 < int(told[1]) < 1000  # the ballast was never in use by papermill or by this process
     assert "died" in outcomes[2].error
+
+
+def test_a_killed_papermill_leaves_no_kernel_and_is_tried_again(space, notebooks):
+    planned = make(space, notebooks, seeds=[5])
+    outcome = batch.run_batch(planned, say=lambda line: None)[0]
+    assert outcome.error == "papermill was killed, as when memory runs out; tried 2 times"
+    assert (space.root / "tries-5").read_text() == "xx"
+    assert leftovers.family(planned.runs[0].log) == []
 
 
 def test_a_kernel_that_does_not_start_is_tried_again(space, notebooks, tmp_path, monkeypatch):

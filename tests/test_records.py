@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import records, workspace
+from panderm_utils import leftovers, records, workspace
 
 
 @pytest.fixture
@@ -127,21 +127,28 @@ def test_no_records_is_an_empty_table(tmp_path):
     assert set(table[table["headline"]]) == set(table)  # still a choice of rows
 
 
-def test_a_kill_while_writing_leaves_no_half_record(tmp_path):
+@pytest.mark.parametrize("moment", ["write_text", "rename"])
+def test_a_kill_while_writing_leaves_no_half_record(space, tmp_path, moment):
+    """Halfway through a file, and after the old record was put aside."""
+    folder, proba = save(space)
+    before = (folder / "record.json").read_bytes()
     code = f"""
 import os, pandas as pd
+from pathlib import Path
 from panderm_utils import records, workspace
 space = workspace.open_workspace("demo", output_root={str(tmp_path)!r})
 run = records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
 table = records.prediction_table(["a"], [0], [[0.5, 0.25, 0.25]])
-table.to_csv = lambda path, **k: (open(path, "w").write("half"), os.kill(os.getpid(), 9))
+act, half = Path.{moment}, {moment!r} == "write_text"
+Path.{moment} = lambda path, what, **k: (act(path, what[:9] if half else what), os.kill(os.getpid(), 9))
 records.save_record(run, pd.DataFrame(), table, "accuracy")
 """
-    killed = subprocess.run([sys.executable, "-c", code])
-    assert killed.returncode == -9
-    assert records.read_records(tmp_path / "demo" / "records").empty
-    folder, _ = save(workspace.open_workspace("demo", output_root=tmp_path))
-    assert records.read_record(folder)["status"] == "done"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert list(space.records.glob(".*.new"))
+    assert leftovers.sweep(space.root) == (1 if moment == "write_text" else 2)
+    assert [path.name for path in space.records.iterdir()] == [folder.name]
+    assert (folder / "record.json").read_bytes() == before
+    assert np.array_equal(records.read_predictions(folder)[1], proba)
 
 
 def test_warnings_are_shown_and_kept_once(space):

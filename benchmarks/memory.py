@@ -1,0 +1,82 @@
+"""Measures peak memory: of the batch itself with 10,000 planned runs, of an extraction of 10,000 and 100,000 images.
+
+    python -m benchmarks.memory    (Linux; minutes)
+
+Each is a process of its own. The batch is the front door, of which every run has a record and every drawing is up to
+date. The images are many names of the same few files and the encoder only averages, so that it takes minutes; what is
+read, decoded, transformed, handed over by another process and kept in the cache is as ever.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import run_all
+from panderm_utils.workspace import REPOSITORY
+
+SEEDS = range(200)  # times 10 datasets and 5 encoders
+COUNTS = 10_000, 100_000
+GOAL = 150  # MB, of the batch
+
+
+def run_batch(folder: str) -> None:
+    """Runs the front door on runs that are all done."""
+    arguments = ["--profile", "paper", "--protocols", "linear_probe", "--seeds", *map(str, SEEDS)]
+    for name in ("data", "weights", "output"):
+        arguments += [f"--{name}-root", folder]
+    assert run_all.main(arguments) == 0
+
+
+def extract(folder: str, count: str) -> None:
+    """Extracts features of so many images."""
+    from benchmarks.measuring import draw_images
+
+    # isort: split
+    import torch
+
+    from panderm_utils.encoders import load_encoder
+    from panderm_utils.features import extract_files
+
+    paths = draw_images(Path(folder), 16, 256, 256)
+    encoder = load_encoder("random_tiny", device="cpu")
+    encoder.forward = lambda images: torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)  # [N, 192]
+    torch.set_num_threads(1)
+    features = extract_files(encoder, [paths[i % len(paths)] for i in range(int(count))], cache=folder, num_workers=1)
+    assert features.computed == len(features.x) == int(count)
+    print(f"of which features: {features.x.nbytes / 1e6:.0f} MB, names: {2 * features.image_ids.nbytes / 1e6:.0f} MB")
+
+
+def peak_of(what: str, *arguments: str) -> tuple[float, str]:
+    """Returns the peak memory in MB of a process that does one of the above, and the line it said last before."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", what, *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    *_, said, peak = done.stdout.splitlines()
+    return float(peak), said
+
+
+def main() -> None:
+    from benchmarks.batch import mark_drawn, write_records
+    from panderm_utils import plan, workspace
+
+    with tempfile.TemporaryDirectory() as folder:
+        space = workspace.open_workspace("paper", folder, folder, folder)
+        planned = plan.make_plan(space, protocols=["linear_probe"], seeds=SEEDS)
+        write_records(planned, images=20)
+        mark_drawn(planned)
+        peak, _ = peak_of("run_batch", folder)
+    print(f"the batch with {len(planned.runs):,} planned runs: {peak:.0f} MB (goal under {GOAL})", flush=True)
+    for count in COUNTS:
+        with tempfile.TemporaryDirectory() as folder:
+            peak, said = peak_of("extract", folder, str(count))
+        print(f"the extraction of {count:,} images: {peak:.0f} MB, {said}", flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        main()
+    else:
+        {"run_batch": run_batch, "extract": extract}[sys.argv[1]](*sys.argv[2:])
+        # The parent's own peak would be counted in what `resource` tells of a child.
+        print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3)

@@ -1,0 +1,52 @@
+"""The short form of the chaos tests: some of everything; `make chaos` is the long one."""
+
+import subprocess
+import time
+
+import house
+import pytest
+from accidents import ACCIDENTS, GENTLE, Chaos
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory):
+    """Batches whose data lie on a disk that is read-only, where a test may mount one."""
+    at = house.House(tmp_path_factory.mktemp("chaos"))
+    bound = subprocess.run(["mount", "--bind", at.data, at.data], capture_output=True).returncode == 0
+    if bound:
+        subprocess.run(["mount", "-o", "remount,ro,bind", at.data], check=True)
+        with pytest.raises(OSError, match="Read-only"):
+            (at.data / "x").touch()
+    yield Chaos(at, seed=0)
+    if bound:
+        subprocess.run(["umount", "--lazy", at.data], check=True)
+
+
+@pytest.mark.parametrize(
+    "lives",
+    [
+        (["feature extraction killed", "fine-tuning killed"], ["run_all killed", "SIGTERM to run_all"]),
+        (["record being written, its kernel killed", "data-loader worker killed"], ["papermill killed"]),
+        (["kernel killed", "record being written, run_all killed"], ["all stopped for two seconds"]),
+    ],
+)
+def test_the_same_command_again_ends_with_the_same_records(chaos, lives):
+    named = {accident.name: accident for accident in (*ACCIDENTS, *GENTLE)}
+    chaos.round(*[[named[name] for name in life] for life in lives])
+    assert chaos.tally.told == [], chaos.tally.table()
+    assert sum(chaos.tally.tried.values()) >= 1  # a moment may not come, as where a record is written too quickly
+
+
+def test_two_batches_on_one_folder_the_second_names_the_first_and_touches_nothing(chaos):
+    outputs = chaos.house.new_outputs()
+    first = chaos.house.start(outputs)
+    while not list(outputs.glob("paper/logs/*.log")):
+        assert first.poll() is None, house.said(outputs).read_text()
+        time.sleep(0.05)
+    second = chaos.house.start(outputs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, told = second.communicate()
+    assert (second.returncode, out) == (2, "")
+    assert f"another batch (process {first.pid} on " in told and "wait until it ends" in told
+    assert first.wait() == 0
+    assert house.answers(outputs) == chaos.expected
+    assert "killed here" not in house.said(outputs).read_text()
