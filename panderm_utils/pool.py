@@ -36,6 +36,7 @@ def in_processes(function: Callable, things: Iterable, jobs: int, what: str) -> 
 
 
 def _prepare() -> None:
-    """Makes a process leave Ctrl-C to its parent, and progress bars too."""
+    """Makes a process leave Ctrl-C to its parent, and progress bars too, and end at once when it is told to."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's own handler is inherited
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
