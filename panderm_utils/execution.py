@@ -24,6 +24,7 @@ from panderm_utils.plan import Job, is_done
 from panderm_utils.workspace import REPOSITORY
 
 POLL = 0.1  # seconds
+LETTING_GO = 3.0  # seconds in which a dying process has closed its files
 SMALL = 2_000_000  # bytes that an executed notebook may need where none is there to tell
 FULL = 100_000  # free bytes of a disk with which papermill can have had no room to say what is wrong
 SAID = re.compile(r"the kernel ended with exit code (\d+); its peak memory was ([\d,]+) MB")  # by `kernels`
@@ -76,7 +77,10 @@ def execute_once(job: Job, environment: dict[str, str], timeout: float | None, s
             folder.mkdir(parents=True, exist_ok=True)
         with job.log.open("ab") as log, room_for("the executed notebook", _size(job), job.output.parent):
             # Whoever holds its log executes a run: papermill and all below it inherit the open file, and so the lock.
-            if not hold(log):
+            until = time.monotonic() + LETTING_GO
+            while not hold(log):
+                if time.monotonic() < until and not stop.wait(POLL):
+                    continue
                 remedy = f"wait until that ends, then run the same again; it writes {job.log}"
                 return Outcome(job, "failed", error=f"another process executes it, such as a Slurm task; {remedy}")
             log.truncate(0)

@@ -55,12 +55,15 @@ def end(find: Callable[[], list[psutil.Process]]) -> int:
     pids = {process.pid for process in found}
     top = {process for process in found if _parent(process) not in pids}
     _signal(top, signal.SIGINT)
-    _until(lambda: not top.intersection(find()), GRACE)
+    _until(lambda: not any(map(_lives, top)), GRACE)
     _until(lambda: not find(), 5 * POLL)  # time for what was below them to see that it is alone
-    until = time.monotonic() + GRACE
+    until, seen = time.monotonic() + GRACE, set(found)
     while (rest := find()) and time.monotonic() < until:
         _signal(rest, signal.SIGKILL)
+        seen.update(rest)
         time.sleep(POLL / 10)
+    # A dying process gives up its environment, by which it is found, before its files, by which it holds the log.
+    _until(lambda: not any(map(_lives, seen)), GRACE)
     return len(found)
 
 
@@ -129,6 +132,10 @@ def _marked() -> Iterator[tuple[psutil.Process, list[str]]]:
                 yield process, parts
 
 
+def _lives(process: psutil.Process) -> bool:
+    return process.is_running() and started(process.pid) is not None
+
+
 def _parent(process: psutil.Process) -> int | None:
     with contextlib.suppress(psutil.Error):
         return process.ppid()
@@ -143,4 +150,4 @@ def _signal(processes: Iterable[psutil.Process], number: int) -> None:
 def _until(done: Callable[[], bool], seconds: float) -> None:
     until = time.monotonic() + seconds
     while not done() and time.monotonic() < until:
-        time.sleep(POLL)
+        time.sleep(POLL / 10)

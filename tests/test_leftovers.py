@@ -82,6 +82,26 @@ def test_what_outlives_its_starter_is_ended_even_without_parents(root, start):
     assert len(said) == 1
 
 
+def test_what_was_ended_has_let_go_of_its_log(root, start):
+    """However long the system takes to free its memory, during which it cannot be found any more."""
+    log = root / "logs/run.log"
+    code = (
+        "import signal, time; signal.signal(2, 1); x = b'x' * 700_000_000; print('there', flush=True); time.sleep(600)"
+    )
+    with log.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        environment, below = {leftovers.RUN: f"{os.getpid()} 1 {log}"}, (file.fileno(),)
+        process = start(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, pass_fds=below, text=True
+        )
+        assert process.stdout.readline() == "there\n"
+    with log.open("r+b") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert leftovers.end(lambda: leftovers.left_over(root)) == 1
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_nothing_else_is_touched(root, start):
     mine = started(os.getpid())
     logs = {

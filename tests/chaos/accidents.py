@@ -163,7 +163,7 @@ class Chaos:
             least = sorted(tried, key=lambda accident: (tried[accident], self.rng.random()))[:8]
             self.rng.shuffle(least)
             self.round(*(least[at : at + 2] for at in range(0, len(least), 2)))
-            print(f"{self.tally.kills} of {kills} kills; problems: {len(self.tally.told)}", flush=True)
+            print("\n".join([f"{self.tally.kills} of {kills} kills", *self.tally.told]), flush=True)
 
     def round(self, *lives: list[Accident]) -> None:
         """Starts one batch after another on one output folder, each hit by the accidents of its life, then a last one.
@@ -173,7 +173,7 @@ class Chaos:
         outputs, happened, missed = self.house.new_outputs(), [], []
         retries = self.rng.choice("001")  # of a killed kernel: by the next batch, or by the same
         seen: dict[str, tuple] = {}
-        lost, left, differing, twice, trained = [], [], [], [], 0
+        lost, left, differing, twice, trained = [], [], [], [], []
         mark = f"{os.getpid()} {started(os.getpid())} {outputs / 'paper/logs/another.log'}"  # as of a Slurm task here
         beside = subprocess.Popen(["sleep", "100000"], env={"PANDERM_RUN": mark})
         for life in [*lives, None]:
@@ -188,10 +188,9 @@ class Chaos:
             lost += [f"{outputs}: {path}" for path in seen if "/records/" in path and path not in now]
             twice += [path for path, stamp in seen.items() if path in now and now[path] != stamp]
             differing += [f"{outputs}: {name}" for name, found in answers.items() if found != self.expected[name]]
-            tuned = outputs / "paper/records" / TUNE
-            if trained and tuned.exists() and str(tuned / "record.json") not in seen:
-                twice += [f"{outputs}: trained again"] * (house.resumed_at(tuned) < trained)
-            seen, trained = seen | now, house.epochs(outputs)
+            before, trained = trained, house.epochs(outputs)
+            twice += [f"{outputs}: epoch {row['epoch']}" for row in before if row not in trained]
+            seen |= now
             if not any(accident.victim == "run_all" and accident.kills for accident in hit):  # then the next ends them
                 left += [f"{outputs}: {process}" for process, _ in living(self.house.token)]
         assert beside.poll() is None, "a process that is none of the batch's was ended"

@@ -156,18 +156,15 @@ def finished(outputs: Path) -> dict[str, tuple]:
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
 
-def epochs(outputs: Path) -> int:
-    """Returns how many epochs of the fine-tuning are in its checkpoint, read from the file's head without torch."""
+def epochs(outputs: Path) -> list[dict]:
+    """Returns the epochs that the fine-tuning has done, with the seconds that tell one from another that does the same.
+
+    Read from the head of its checkpoint, without torch.
+    """
     path = outputs / "paper/checkpoints" / run_name("fine_tune") / "last.safetensors"
     if not path.exists():
-        return 0
+        return []
     with path.open("rb") as file:
         head = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     (facts,) = head["__metadata__"].values()
-    return json.loads(facts)["progress"]["epoch"]
-
-
-def resumed_at(record: Path) -> int:
-    """Returns the epoch at which a fine-tuning went on, 0 where it began anew."""
-    at = json.loads((record / "record.json").read_text())["training"]["resumed_at"]
-    return at["epoch"] if at else 0
+    return json.loads(facts)["progress"]["history"]
