@@ -102,10 +102,10 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
         parser.error("--slurm-option goes with --slurm or --slurm-script")
     if options.gpus and (options.slurm or options.slurm_script):
         parser.error("--gpus is of this machine; on a cluster write --slurm-option gpus-per-node=1")
-    end_cleanly_on_signals()
     try:
-        status = act(options, notebooks)
-        sys.stdout.flush()
+        with ending_cleanly():
+            status = act(options, notebooks)
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         print("run_all.py: interrupted", file=sys.stderr)
@@ -118,8 +118,9 @@ def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -
         return 2
 
 
-def end_cleanly_on_signals() -> None:
-    """Makes SIGTERM and a closed terminal (SIGHUP) end all as cleanly as Ctrl-C does."""
+@contextlib.contextmanager
+def ending_cleanly():
+    """Makes SIGTERM and a closed terminal (SIGHUP) end all as cleanly as Ctrl-C does, within."""
     terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def end(number, frame):
@@ -128,10 +129,16 @@ def end_cleanly_on_signals() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         signal.default_int_handler(number, frame)
 
-    for name in ("SIGTERM", "SIGHUP"):
-        asked = getattr(signal, name, signal.SIGTERM)
-        if signal.getsignal(asked) != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
-            signal.signal(asked, end)
+    asked = [getattr(signal, name, signal.SIGTERM) for name in ("SIGTERM", "SIGHUP")]
+    before = {number: signal.getsignal(number) for number in asked}
+    for number in asked:
+        if before[number] != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def act(options: argparse.Namespace, notebooks: Path) -> int:

@@ -7,6 +7,7 @@
 Tables and figures are drawn from records alone; every metric can be computed anew from the predictions.
 """
 
+import gzip
 import json
 import shutil
 import time
@@ -183,15 +184,15 @@ def save_record(
         "warnings": run.warnings,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    files = {name: table.to_csv(index=False) for name, table in (more or {}).items()}
-    files["predictions.csv"] = predictions.to_csv(index=False)
-    files["record.json"] = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
+    files = {name: _csv(table, name) for name, table in {**(more or {}), "predictions.csv": predictions}.items()}
+    text = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
+    files["record.json"] = text.encode()
     new, old = temporary(run.folder), temporary(run.folder, ".old")
-    with room_for("the record", sum(len(text.encode()) for text in files.values()), run.workspace.records):
+    with room_for("the record", sum(map(len, files.values())), run.workspace.records):
         try:
             new.mkdir(parents=True)
-            for name, text in files.items():
-                (new / name).write_text(text, encoding="utf-8", newline="")
+            for name, content in files.items():
+                (new / name).write_bytes(content)
             if run.folder.exists():
                 run.folder.rename(old)  # `leftovers` puts it back, should this process die before the next line
             new.rename(run.folder)
@@ -279,6 +280,11 @@ def _problem_of(record, folder: Path) -> str | None:
     if not all(isinstance(part, dict) for part in (record["settings"], *metrics)):
         return "its settings or metrics are not laid out as a record's"
     return None if (folder / "predictions.csv").is_file() else "predictions.csv is missing"
+
+
+def _csv(table: pd.DataFrame, name: str) -> bytes:
+    content = table.to_csv(index=False, lineterminator="\n").encode()
+    return gzip.compress(content, mtime=0) if name.endswith(".gz") else content
 
 
 def _plain(value):

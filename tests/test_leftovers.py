@@ -1,5 +1,6 @@
 """What a killed batch leaves: found by pid and start time, ended and removed; all else stays. Real processes."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from panderm_utils import leftovers
@@ -48,7 +50,8 @@ def start(monkeypatch):
     start.found = found
     yield start
     for process in [*mine, *found]:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     for process in mine:
         process.wait()
 
