@@ -127,7 +127,7 @@ def test_no_records_is_an_empty_table(tmp_path):
     assert set(table[table["headline"]]) == set(table)  # still a choice of rows
 
 
-@pytest.mark.parametrize("moment", ["write_text", "rename"])
+@pytest.mark.parametrize("moment", ["write_bytes", "rename"])
 def test_a_kill_while_writing_leaves_no_half_record(space, tmp_path, moment):
     """Halfway through a file, and after the old record was put aside."""
     folder, proba = save(space)
@@ -139,13 +139,13 @@ from panderm_utils import records, workspace
 space = workspace.open_workspace("demo", output_root={str(tmp_path)!r})
 run = records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
 table = records.prediction_table(["a"], [0], [[0.5, 0.25, 0.25]])
-act, half = Path.{moment}, {moment!r} == "write_text"
+act, half = Path.{moment}, {moment!r} == "write_bytes"
 Path.{moment} = lambda path, what, **k: (act(path, what[:9] if half else what), os.kill(os.getpid(), 9))
 records.save_record(run, pd.DataFrame(), table, "accuracy")
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert list(space.records.glob(".*.new"))
-    assert leftovers.sweep(space.root) == (1 if moment == "write_text" else 2)
+    assert leftovers.sweep(space.root) == (1 if moment == "write_bytes" else 2)
     assert [path.name for path in space.records.iterdir()] == [folder.name]
     assert (folder / "record.json").read_bytes() == before
     assert np.array_equal(records.read_predictions(folder)[1], proba)

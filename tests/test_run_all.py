@@ -71,7 +71,10 @@ def test_the_plan_of_the_paper_says_where_to_get_everything(capsys, tmp_path):
         (["--datasets", "nothing"], "dataset 'nothing' is unknown"),
         (["-p", "sovler=sklearn", "--datasets", "ham10000"], "did you mean -p solver=sklearn"),
         (["--datasets", "ham10000", "--only", "ham10000"], "--only ham10000: not in this plan"),
-        (["--slurm-script", "--slurm-option", "fine_tune:mem=9G"], "a script holds one: name --protocols"),
+        (
+            ["--slurm-script", "--seeds", "98", "--slurm-option", "fine_tune:mem=9G"],
+            "a script holds one: name --protocols",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line_with_status_2(capsys, arguments, message):
