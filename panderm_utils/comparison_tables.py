@@ -4,7 +4,8 @@ import pandas as pd
 
 from panderm_utils.manifests import published_value
 from panderm_utils.plots import METRIC_TITLES
-from panderm_utils.tables import PROTOCOL_TITLES, wide
+from panderm_utils.tables import wide
+from panderm_utils.workspace import PROTOCOL_TITLES
 
 # Heading -> column of `comparison.compare_protocols`.
 PROTOCOL_COLUMNS = {"Linear probing": "linear_probe", "Fine-tuning": "fine_tune", "Fine-tuning, 5 views": "views"}

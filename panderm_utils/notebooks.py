@@ -18,6 +18,7 @@ import nbformat
 from panderm_utils import manifests
 from panderm_utils.manifests import DatasetManifest
 from panderm_utils.plan import CANONICAL, NOTEBOOKS, list_protocols
+from panderm_utils.workspace import PROTOCOL_TITLES
 
 METRICS = {"auroc": "AUROC", "weighted_f1": "weighted F1"}
 METADATA = {
@@ -43,7 +44,6 @@ class Study:
         besides: What takes time too.
     """
 
-    title: str
     question: str
     reproduces: str
     seconds_an_image: float
@@ -54,7 +54,6 @@ class Study:
 
 STUDIES = {
     "linear_probe": Study(
-        title="linear probing",
         question="How much of the diagnosis can a linear layer read off the features of a frozen encoder?",
         reproduces="Fig. 2a and Extended Data Fig. 1",
         seconds_an_image=0.7,  # 123 GFLOP an image of ViT-L at the 175 GFLOP/s of two cores in float32
@@ -62,7 +61,6 @@ STUDIES = {
         "metrics for unequal classes and their intervals, and how to look at mistakes",
     ),
     "label_efficiency": Study(
-        title="label efficiency",
         question="How many labels does a frozen encoder need, and with how few does it match another one with all?",
         reproduces="Fig. 2b",
         seconds_an_image=0.7,  # the features; the probes are minutes
@@ -70,7 +68,6 @@ STUDIES = {
         "differs from the chance of the test images, and how to read off how much data is needed",
     ),
     "external_validation": Study(
-        title="external validation",
         question="Does a probe that learned to tell melanoma from the rest on one dataset still do so on others?",
         reproduces="Fig. 2c, whose text names neither the source nor all of its seven external sets",
         seconds_an_image=0.7,
@@ -80,7 +77,6 @@ STUDIES = {
         besides=", and those of the targets that the cache does not hold yet",
     ),
     "fine_tune": Study(
-        title="fine-tuning",
         question="How much better does the whole network become when it, too, learns the dataset?",
         reproduces="comparison of fine-tuning with linear probing (Supplementary Table 2)",
         seconds_an_image=100.0,  # 50 epochs of three forward passes' work
@@ -183,7 +179,7 @@ def title_markdown(protocol: str, card: DatasetManifest) -> str:
     """Returns the title cell: what is studied, what it reproduces, the published score, the cost, what one learns."""
     study = STUDIES[protocol]
     lines = [
-        f"# {' '.join(card.title.split())}: {study.title}",
+        f"# {' '.join(card.title.split())}: {PROTOCOL_TITLES[protocol]}",
         "",
         f"{study.question} Dataset `{card.name}` ({card.modality}, {card.num_classes} classes), protocol `{protocol}`.",
         "",

@@ -13,9 +13,10 @@ from urllib.parse import quote
 import jinja2
 
 from panderm_utils.estimates import duration
+from panderm_utils.leftovers import temporary
+from panderm_utils.workspace import PROTOCOL_TITLES
 
 TEMPLATES = Path(__file__).parent / "report_pages"
-PHRASES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
 WORDS = {"auroc": "AUROC", "aupr": "AUPR", "tta": "TTA", "f1": "F1", "sha256": "SHA-256", "gpu": "GPU"}
 WORDS |= {"csv": "CSV", "tex": "LaTeX", "md": "Markdown", "pdf": "PDF", "png": "PNG"}
 GOOD = ("done", "reproduced")
@@ -45,9 +46,9 @@ def write_page(report: Path, name: str, template: str, /, **facts) -> Path:
 def write_file(path: Path, content: str | bytes) -> Path:
     """Writes a file under a temporary name and renames it; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    temporary.replace(path)
+    new = temporary(path)
+    new.write_bytes(content.encode() if isinstance(content, str) else content)
+    new.replace(path)
     return path
 
 
@@ -61,7 +62,8 @@ def inline_markdown(text: str) -> str:
 
 def in_words(name: str) -> str:
     """Returns a name as people write it: `weighted_f1` is weighted F1."""
-    return PHRASES.get(name) or " ".join(WORDS.get(word, word) for word in name.replace("_tta", "_with_tta").split("_"))
+    words = name.replace("_tta", "_with_tta").split("_")
+    return PROTOCOL_TITLES.get(name) or " ".join(WORDS.get(word, word) for word in words)
 
 
 def short_number(text: str) -> str:

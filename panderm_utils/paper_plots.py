@@ -133,7 +133,6 @@ def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
         board: Rows of `scoreboard.scoreboard`.
         colors: Encoder label -> colour.
     """
-    titles = {**METRIC_TITLES, "top3": "Top-3 accuracy", "top5": "Top-5 accuracy", "specificity": "Specificity"}
     place, ticks, headings = 0.0, {}, {}
     with style():
         figure, axis = plt.subplots(figsize=(7.0, 1.4 + 0.2 * (len(board) + 1.5 * board["run"].nunique())))
@@ -141,7 +140,7 @@ def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
             headings[place] = ", ".join(filter(None, [run, count_images(rows)]))
             for row in rows.itertuples():
                 place += 1
-                ticks[place] = titles.get(row.metric, row.metric)
+                ticks[place] = METRIC_TITLES.get(row.metric, row.metric)
                 _draw_verdict(axis, place, row, colors.get(row.encoder_label, GREY))
             place += 1.5
         axis.set_yticks(list(ticks), list(ticks.values()), fontsize=8)

@@ -23,6 +23,9 @@ METRIC_TITLES = {
     "weighted_f1": "Weighted F1",
     "auroc": "AUROC",
     "aupr": "AUPR",
+    "top3": "Top-3 accuracy",  # this and the next ones: of fine-tuning alone
+    "top5": "Top-5 accuracy",
+    "specificity": "Specificity",
 }
 SYNTHETIC_MARK = "synthetic demo data"
 GREY = "#767676"

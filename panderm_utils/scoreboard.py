@@ -11,8 +11,8 @@ from panderm_utils.manifests import (
     load_profile,
     load_published_results,
 )
-from panderm_utils.tables import PROTOCOL_TITLES, otherwise, published_verdicts
-from panderm_utils.workspace import Workspace
+from panderm_utils.tables import otherwise, published_verdicts
+from panderm_utils.workspace import PROTOCOL_TITLES, Workspace
 
 RUN = ["dataset", "protocol", "encoder"]
 COLUMNS = [*RUN, "metric", "published", "ours", "low", "high", "verdict", "by_how_much", "difference", "differs"]

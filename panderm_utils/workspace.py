@@ -21,6 +21,13 @@ FOLDERS = {
 
 LONGEST = 180  # characters of a run's id: the names of its files have a few more, and disks take 255
 
+PROTOCOL_TITLES = {
+    "linear_probe": "linear probing",
+    "label_efficiency": "label efficiency",
+    "external_validation": "external validation",
+    "fine_tune": "fine-tuning",
+}
+
 # What a run's settings are unless it says otherwise; a setting that differs becomes part of the run's id. None: as
 # published, or as the demo profile has it.
 RECIPE = ("epochs", "warmup_epochs", "batch_size", "lr", "layer_decay", "drop_path", "weight_decay", "mixup", "cutmix")
