@@ -101,9 +101,12 @@ def write_notebook(path, parameters, *sources):
 
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("notebooks")
+    return write_notebooks(tmp_path_factory.mktemp("notebooks"))
+
+
+def write_notebooks(folder, act=ACT):
     for dataset in ("ham10000", "demo"):
-        write_notebook(folder / f"linear_probe/{dataset}.ipynb", PARAMETERS.replace("demo", dataset, 1), SETUP, ACT)
+        write_notebook(folder / f"linear_probe/{dataset}.ipynb", PARAMETERS.replace("demo", dataset, 1), SETUP, act)
     write_notebook(folder / "paper/figure.ipynb", 'profile = "demo"\noutput_root = None\n', DRAW)
     return folder
 

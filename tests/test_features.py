@@ -36,6 +36,8 @@ from panderm_utils.images import EvaluationTransform
 from panderm_utils.loading import LoadingError
 from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTH, DEPTH, HEADS = 48, 2, 3
 RANDOM = EncoderManifest(
     name="toy",
@@ -66,15 +68,6 @@ def draw(path: Path, seed: int, length: int | None = None) -> Path:
 def paths(tmp_path: Path) -> list[str]:
     (tmp_path / "images").mkdir()
     return [str(draw(tmp_path / "images" / f"{i}.jpg", i)) for i in range(COUNT)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The model is so small that threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -48,20 +48,13 @@ from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.processes import make_accelerator
 from panderm_utils.training_loop import Training
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = replace(load_encoder_manifest("random_tiny"), name="tiny", width=48, depth=2, heads=3, num_features=48)
 RECIPE = FineTuneRecipe(batch_size=8, epochs=3, warmup_epochs=1, monitor="acc")
 CPU = Computing(device="cpu", precision="fp32", num_workers=0)
 TIMES = ["seconds", "images_per_second"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The model is so small that threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draw_images(folder: Path, y: list[int], size: tuple[int, int] = (288, 256)) -> LabelledImages:

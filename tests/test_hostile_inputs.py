@@ -41,6 +41,8 @@ from panderm_utils.encoders import load_encoder
 from panderm_utils.features import extract_features
 from panderm_utils.finetune_model import FineTuneModel, load_finetuned
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parent.parent
 TOY, OTHER = card(), card(name="other", csv="other/toy.csv", image_root="other/images")
 SIZES = {"width": 48, "depth": 2, "heads": 3, "num_features": 48}
@@ -84,14 +86,6 @@ def answers(world: World) -> tuple:
     others = data.load_dataset(OTHER, world.root / "data", check="pixels")
     ham = manifests.load_dataset_manifest("ham10000", world.manifests)
     return encoder.digest, extract(encoder, others, "train").x.tobytes(), others.csv_sha256, ham
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def good_tensors() -> dict[str, torch.Tensor]:

@@ -12,6 +12,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from panderm_utils.linear_probe import ProbeError, fit_linear_probe, objective, penalty_c
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def draw(rows, width, classes, seed=0):
     """Anisotropic features with class means and an offset, unbalanced labels of which each occurs."""
@@ -36,15 +38,6 @@ def plain_objective(x, y, weight, bias, c):
     return -log_softmax(logits, axis=1)[np.arange(len(y)), y].mean() + np.sqrt(np.square(weight, dtype=float).sum()) / (
         2 * c
     )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The plain fits of these tests sum in the order of ours."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plain_lbfgs(x, y, classes, seed=0):

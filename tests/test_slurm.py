@@ -15,7 +15,7 @@ import pytest
 import run_all
 from panderm_utils import batch, parameters, plan, slurm, slurm_queue, workspace
 from tests.slurm_on_loopback import missing_programs, slurm_on_loopback, until
-from tests.test_batch import DRAW, PARAMETERS, SETUP, write_notebook
+from tests.test_batch import write_notebooks
 
 ROOT = Path(__file__).parent.parent
 NAME, ROW = "demo-linear_probe-random_tiny-seed", "row 7 of my.csv has no image"
@@ -57,11 +57,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("notebooks")
-    for dataset in ("ham10000", "demo"):
-        write_notebook(folder / f"linear_probe/{dataset}.ipynb", PARAMETERS.replace("demo", dataset, 1), SETUP, ACT)
-    write_notebook(folder / "paper/figure.ipynb", 'profile = "demo"\noutput_root = None\n', DRAW)
-    return folder
+    return write_notebooks(tmp_path_factory.mktemp("notebooks"), ACT)
 
 
 @pytest.fixture
