@@ -20,8 +20,6 @@ from panderm_utils.manifests import (
 from panderm_utils.plots import METRIC_TITLES
 from panderm_utils.workspace import DEFAULT_SETTINGS
 
-PROTOCOL_TITLES = {"linear_probe": "linear probing", "fine_tune": "fine-tuning"}
-
 # Upstream's results table: its column -> our metric.
 UPSTREAM_COLUMNS = {
     "W_F1": "weighted_f1",
@@ -236,7 +234,7 @@ def readable(table: pd.DataFrame, rows: int = 20):
     style = shown.style.format(formats, na_rep="–", escape="html").format_index(escape="html")
     style = style.set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap"})
     style = style.set_table_styles({name: [{"selector": "th", "props": "text-align: left"}] for name in texts})
-    if len(shown.columns) >= 10:
+    if len(shown.columns) >= 8:
         style = style.set_table_attributes('style="font-size: 11px"')  # so that a page holds it
     if shown.index.equals(pd.RangeIndex(len(shown))):
         style = style.hide()

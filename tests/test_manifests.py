@@ -581,15 +581,15 @@ def test_faults_of_profiles_and_published_results(folder, file, old, new, messag
 def test_a_name_that_no_file_defines_is_found(folder):
     change(folder / "profiles.yaml", ("  quick: [demo, ham10000, pad_ufes", "  quick: [demo, ham10000"))
     path = folder / "profiles.yaml"
-    path.write_text(path.read_text().replace("dermnet, patch16,", "dermnat, patch16,").replace("random_tiny]", "tiny]"))
+    path.write_text(path.read_text().replace("mskcc, hiba,", "mskcc, hibba,").replace("random_tiny]", "tiny]"))
     path.write_text(path.read_text().replace("panderm_base]}", "panderm_bass]}"))
     with pytest.raises(ManifestError) as error:
         manifests.check_manifests(folder)
-    assert "did you mean 'dermnet'?" in str(error.value)
+    assert "did you mean 'hiba'?" in str(error.value)
     assert "encoder 'tiny' is unknown" in str(error.value)
     assert "did you mean 'panderm_base'?" in str(error.value)
     path.write_text(
-        path.read_text().replace("dermnat", "dermnet").replace("bass", "base").replace(" tiny]", " timm:resnet50]")
+        path.read_text().replace("hibba", "hiba").replace("bass", "base").replace(" tiny]", " timm:resnet50]")
     )
     assert manifests.check_manifests(folder)
 
