@@ -1,4 +1,6 @@
-"""Says in a run's log how its kernel ended, where papermill says only that it died.
+"""Says in a run's log how its kernel ended, where papermill says only that it died; and spares kernels TCP ports.
+
+Kernels that start at the same time may be told the same TCP port, and then one of them dies (papermill issue 511).
 
 jupyter_client starts kernels through the provisioner that JUPYTER_DEFAULT_PROVISIONER_NAME names; pyproject.toml makes
 this one known as "panderm", and `execution.child_environment` asks for it.
@@ -6,6 +8,8 @@ this one known as "panderm", and `execution.child_environment` asks for it.
 
 import resource
 import sys
+import uuid
+from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
 
@@ -13,9 +17,17 @@ SAYS = "the kernel ended with exit code {code}; its peak memory was {megabytes:,
 
 
 class TellingProvisioner(LocalProvisioner):
-    """Starts and ends a kernel as ever; tells its exit code, as a shell counts (137: killed), and its peak memory."""
+    """Starts and ends a kernel as ever, but without ports.
+
+    Tells its exit code, as a shell counts (137: killed), and its peak memory.
+    """
 
     told = False
+
+    async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
+        if sys.platform == "linux" and self.parent:  # "@": a socket of Linux that is no file, so nothing is left behind
+            self.parent.transport, self.parent.ip = "ipc", f"@panderm-{uuid.uuid4().hex}"
+        return await super().pre_launch(**kwargs)
 
     async def poll(self) -> int | None:
         code = await super().poll()

@@ -54,16 +54,19 @@ def end(find: Callable[[], list[psutil.Process]]) -> int:
     found = find()
     pids = {process.pid for process in found}
     top = {process for process in found if _parent(process) not in pids}
-    _signal(top, signal.SIGINT)
-    _until(lambda: not any(map(_lives, top)), GRACE)
-    _until(lambda: not find(), 5 * POLL)  # time for what was below them to see that it is alone
-    until, seen = time.monotonic() + GRACE, set(found)
-    while (rest := find()) and time.monotonic() < until:
-        _signal(rest, signal.SIGKILL)
-        seen.update(rest)
-        time.sleep(POLL / 10)
-    # A dying process gives up its environment, by which it is found, before its files, by which it holds the log.
-    _until(lambda: not any(map(_lives, seen)), GRACE)
+    seen = set(found)
+    try:
+        _signal(top, signal.SIGINT)
+        _until(lambda: not any(map(_lives, top)), GRACE)
+        _until(lambda: not find(), 5 * POLL)  # time for what was below them to see that it is alone
+    finally:  # who presses Ctrl-C meanwhile will not wait, but leaves nothing either
+        until = time.monotonic() + GRACE
+        while (rest := find()) and time.monotonic() < until:
+            _signal(rest, signal.SIGKILL)
+            seen.update(rest)
+            time.sleep(POLL / 10)
+        # A dying process gives up its environment, by which it is found, before its files, by which it holds the log.
+        _until(lambda: not any(map(_lives, seen)), GRACE)
     return len(found)
 
 

@@ -5,8 +5,10 @@ import fcntl
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,9 +24,10 @@ STARTER = """\
 import os, subprocess, sys, time
 from pathlib import Path
 from panderm_utils import leftovers
-below = "import subprocess, sys, time; code = 'import signal, time; signal.signal(2, 1); time.sleep(600)'\\n"
-below += "[subprocess.Popen([sys.executable, '-c', code], start_new_session=True) for _ in range(2)]\\n"
-below += "print('there', flush=True); time.sleep(600)"
+below = "import subprocess, sys, time; code = 'import signal, time; signal.signal(2, 1); print(flush=True); "
+below += "time.sleep(600)'\\n"
+below += "both = [subprocess.Popen([sys.executable, '-c', code], start_new_session=True, stdout=-1) for _ in range(2)]\\n"
+below += "[one.stdout.readline() for one in both]; print('there', flush=True); time.sleep(600)"
 environment = os.environ | leftovers.mark(Path(sys.argv[1]))
 subprocess.Popen([sys.executable, "-c", below], env=environment, start_new_session=True)
 time.sleep(600)
@@ -83,6 +86,23 @@ def test_what_outlives_its_starter_is_ended_even_without_parents(root, start):
     assert "ended 2 processes" in said[0]
     leftovers.clear(root, said.append)
     assert len(said) == 1
+
+
+def test_who_interrupts_the_ending_cuts_it_short_and_leaves_nothing_either(root, start, monkeypatch):
+    log = root / "logs/run.log"
+    starter, family = start_run(start, log)
+    starter.kill()
+    starter.wait()
+    monkeypatch.setattr(leftovers, "GRACE", 60.0)  # those that ignore SIGINT would have all of it
+    top = [process for process in family if process.ppid() == 1]
+    assert len(top) == 1
+    top[0].kill()
+    timer = threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        leftovers.clear(root)
+    timer.join()
+    assert leftovers.family(log) == []
 
 
 def test_what_was_ended_has_let_go_of_its_log(root, start):

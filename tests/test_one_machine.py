@@ -41,7 +41,8 @@ if seed == 9:
 RECORD = """\
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "predictions.csv").write_text("filename\\n")
-seen = {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "since": os.times().elapsed}
+from ipykernel.connect import get_connection_info
+seen = {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "address": get_connection_info(unpack=True)["ip"]}
 (folder / "record.json").write_text(json.dumps({"run_id": run, "status": "done", "seen": seen}))
 """
 
@@ -70,6 +71,8 @@ def test_each_run_has_a_gpu_of_its_own_and_a_wide_one_several(space, notebooks):
     planned = make(space, notebooks, seeds=[0, 1, 2])
     assert batch.exit_status(batch.run_batch(planned, how, **quiet)) == 0
     assert {seen(run)["gpus"] for run in planned.runs} == {"2", "5"}
+    if sys.platform == "linux":  # kernels do not contend for ports
+        assert len({seen(run)["address"] for run in planned.runs if seen(run)["address"][0] == "@"}) == 3
     wide = make(space, notebooks, seeds=[3], given=["processes=2"])
     assert batch.exit_status(batch.run_batch(wide, how, **quiet)) == 0
     assert seen(wide.runs[0])["gpus"] == "2,5"
@@ -103,8 +106,8 @@ def test_gpus_are_named_by_the_user_the_scheduler_or_the_driver(monkeypatch, tmp
 def test_a_killed_kernel_is_tried_again_and_an_error_of_the_code_never(space, notebooks):
     planned = make(space, notebooks, seeds=[6, 7, 8, 9])
     outcomes = batch.run_batch(planned, batch.How(jobs=2, retries=1), say=lambda line: None)
-    assert [o.status for o in outcomes[:4]] == ["done", "failed", "failed", "failed"]
-    assert [len((space.root / f"tries-{seed}").read_text()) for seed in (6, 7, 8, 9)] == [2, 2, 1, 1]
+    assert [o.status for o in outcomes[:4]] == ["done", "failed", "failed", "failed"], outcomes
+    assert [len((space.root / f"tries-{seed}").read_text()) for seed in (6, 7, 8, 9)] == [2, 2, 1, 1], outcomes
     told = re.search(r"exit code 137, peak memory (\d+) MB; tried 2 times", outcomes[1].error)
     assert told, outcomes[1].error
     assert 200 < int(told[1]) < 1000  # the ballast was never in use by papermill or by this process

@@ -191,7 +191,7 @@ class Chaos:
             before, trained = trained, house.epochs(outputs)
             twice += [f"{outputs}: epoch {row['epoch']}" for row in before if row not in trained]
             seen |= now
-            if not any(accident.victim == "run_all" and accident.kills for accident in hit):  # then the next ends them
+            if driver.returncode >= 0:  # after one that was killed, or ended before it could listen, the next does it
                 left += [f"{outputs}: {process}" for process, _ in living(self.house.token)]
         assert beside.poll() is None, "a process that is none of the batch's was ended"
         beside.kill()
