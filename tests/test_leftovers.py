@@ -26,7 +26,7 @@ from pathlib import Path
 from panderm_utils import leftovers
 below = "import subprocess, sys, time; code = 'import signal, time; signal.signal(2, 1); print(flush=True); "
 below += "time.sleep(600)'\\n"
-below += "both = [subprocess.Popen([sys.executable, '-c', code], start_new_session=True, stdout=-1) for _ in "12"]\\n"
+below += "both = [subprocess.Popen([sys.executable, '-c', code], start_new_session=True, stdout=-1) for _ in '12']\\n"
 below += "[one.stdout.readline() for one in both]; print('there', flush=True); time.sleep(600)"
 environment = os.environ | leftovers.mark(Path(sys.argv[1]))
 subprocess.Popen([sys.executable, "-c", below], env=environment, start_new_session=True)
