@@ -12,6 +12,7 @@ import tempfile
 import time
 from statistics import median
 
+import nbformat
 import numpy as np
 import pandas as pd
 
@@ -40,7 +41,7 @@ def mark_drawn(planned: plan.Plan) -> None:
     """Makes the tables and figures look drawn from these records, so that no notebook starts."""
     for job in planned.paper:
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        job.output.touch()
+        nbformat.write(nbformat.v4.new_notebook(), job.output)
         stamp = {"inputs": batch._inputs_digest(job, planned), "files": []}
         batch._stamp_file(job).write_text(json.dumps(stamp))
 

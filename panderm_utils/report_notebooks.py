@@ -45,11 +45,26 @@ def write_notebooks(report: Path, space: Workspace, wanted: list[NotebookPage], 
 
 
 def _write_notebook(report: Path, space: Workspace, todo: tuple[NotebookPage, str]) -> None:
+    page, stamp = todo
+    try:
+        body = _body(page)
+    except ValueError as error:  # a copy that was cut short, say; the rest of the report is none the worse
+        told = f"{page.source} cannot be read ({error}). Delete it, then run the same again with --force."
+        body = f"<p>{html.escape(told)}</p>"
+    facts = {"name": page.name, "run_page": page.run_page, "body": body, "stamp": stamp}
+    write_page(report, page.page, "notebook.html", space=space, **facts)
+
+
+def _body(page: NotebookPage) -> str:
+    """Returns the cells of a notebook as HTML.
+
+    Raises:
+        ValueError: The file is no notebook.
+    """
     import nbformat  # these two take seconds to load, and mostly there is nothing to do
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-    page, stamp = todo
     notebook = nbformat.read(page.source, as_version=4)
     heading = page.name
     for cell in notebook.cells:
@@ -67,9 +82,7 @@ def _write_notebook(report: Path, space: Workspace, todo: tuple[NotebookPage, st
     renderer = IPythonRenderer(escape=False, allow_harmful_protocols=False, exclude_anchor_links=True)
     renderer.inline_html = renderer.block_html = html.escape
     exporter.register_filter("markdown2html", MarkdownWithMath(renderer=renderer).render)
-    body, _ = exporter.from_notebook_node(notebook)
-    facts = {"name": page.name, "run_page": page.run_page, "body": body, "stamp": stamp}
-    write_page(report, page.page, "notebook.html", space=space, **facts)
+    return exporter.from_notebook_node(notebook)[0]
 
 
 def _kept(cell) -> list:

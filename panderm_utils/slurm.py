@@ -161,7 +161,10 @@ def _submit(runs: list[Job], options: dict, how: How, folder: Path, name: str) -
             os.environ.update(kept)
             submitted = executor.map_array(Task(how.timeout, how.retries), runs)
     except RuntimeError as error:  # there is no srun, or sbatch said no
-        raise PlanError(f"Slurm did not take {len(runs)} runs: {str(error).strip()}") from error
+        told = str(error).strip()
+        if "Invalid job array specification" in told:
+            told = f"{told}\nan array may be too long here; name fewer --datasets or --seeds at a time"
+        raise PlanError(f"Slurm did not take {len(runs)} runs: {told}") from error
     for job in submitted:  # a Slurm that was set up anew counts from 1 again, and old outcomes may be there
         job.paths.result_pickle.unlink(missing_ok=True)
     return {run: job.job_id for run, job in zip(runs, submitted, strict=True)}

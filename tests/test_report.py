@@ -419,6 +419,19 @@ def test_a_second_report_is_the_same_and_only_changed_notebooks_are_converted(tm
     assert not killed.exists()
 
 
+def test_an_executed_notebook_that_was_cut_short_is_told_and_the_rest_is_written(tmp_path):
+    space = workspace.open_workspace("demo", output_root=tmp_path)
+    names = [leave_record(space, seed=seed).name for seed in (0, 1)]
+    for name in names:
+        leave_study(space, name)
+    cut = next(space.root.glob(f"executed/*/{names[0]}.ipynb"))
+    cut.write_text(cut.read_text()[:100])
+    assert report.write_report(space, [])
+    broken, whole = (next(space.root.glob(f"report/notebooks/*/{name}.html")).read_text() for name in names)
+    assert f"{cut} cannot be read" in broken
+    assert "cannot be read" not in whole
+
+
 def test_nothing_to_show_is_no_report(tmp_path):
     space = workspace.open_workspace("demo", output_root=tmp_path)
     assert report.write_report(space, plan.make_plan(space).runs) is None

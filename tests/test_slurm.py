@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 import run_all
 from panderm_utils import batch, parameters, plan, slurm, slurm_queue, workspace
+from tests.chaos import house
 from tests.slurm_on_loopback import missing_programs, slurm_on_loopback, until
 from tests.test_batch import write_notebooks
 
@@ -277,6 +279,30 @@ def test_a_preempted_run_goes_on_later(cluster, space, notebooks):
     cluster("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     cluster.hurry(job_of(space, 2))
     assert (wait()[2].status, lives(space, 2)) == ("done", 2)
+
+
+def test_fine_tuning_goes_on_from_its_checkpoint_when_it_was_queued_again(cluster, tmp_path):
+    at = house.House(tmp_path)
+    outputs, run = at.new_outputs(), house.run_name("fine_tune")
+    space = workspace.open_workspace("paper", at.data, at.root, outputs)
+    selection = ([house.DATASET], ["panderm_tiny"], ["fine_tune"])
+    _, wait = begin(plan.make_plan(space, *selection, notebooks=at.root / "notebooks"))
+    until(lambda: house.epochs(outputs))
+    job = json.loads((space.root / "slurm/jobs.json").read_text())[run]
+    cluster("scontrol", "requeue", job)
+    cluster.hurry(job)
+    before = house.epochs(outputs)
+    assert 1 <= len(before) < 3
+    assert wait()[0].status == "done"
+    assert cluster.facts(job)["Restarts"] == "1"
+    after = house.epochs(outputs)
+    assert (len(after), after[: len(before)]) == (3, before)  # with the seconds that each had taken
+
+
+def test_an_array_that_slurm_finds_too_long_is_told_with_the_remedy(cluster, space, notebooks):
+    limit = int(re.search(r"MaxArraySize\s*= (\d+)", cluster("scontrol", "show", "config"))[1])
+    with pytest.raises(parameters.PlanError, match=r"(?s)did not take \d+ runs: .*name fewer --datasets or --seeds"):
+        slurm.run_on_slurm(make(space, notebooks, *range(limit + 1)), batch.How(), [], lambda line: None)
 
 
 def test_limits_are_read_as_slurm_reads_them(cluster):
