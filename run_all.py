@@ -19,6 +19,8 @@ import shlex
 import shutil
 import signal
 import sys
+from concurrent.futures import BrokenExecutor
+from functools import partial
 from pathlib import Path
 
 from panderm_utils import devices, estimates, manifests, plan, workspace
@@ -212,7 +214,7 @@ def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...], 
 
 def report(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> bool:
     """Writes the report of all that the profile has, whatever was selected now; returns whether there is one."""
-    from panderm_utils.report import write_report
+    from panderm_utils.pool import in_another_process
 
     usual, there = manifests.load_profile(options.profile).protocols, plan.list_protocols(notebooks)
     jobs = list(planned.runs)
@@ -221,8 +223,10 @@ def report(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> 
         known = [name for name in usual if name in there]
         jobs += plan.make_plan(planned.space, ["all"], protocols=known, notebooks=notebooks).runs
     try:
-        written = write_report(planned.space, {job.name: job for job in jobs}.values())
-    except OSError as error:  # a full disk, a folder that may not be written
+        written = in_another_process(
+            partial(_write_report, planned.space), list({job.name: job for job in jobs}.values())
+        )
+    except (OSError, BrokenExecutor) as error:  # a full disk, a folder that may not be written; memory that ran out
         print(f"run_all.py: the report could not be written: {error}", file=sys.stderr)
         return False
     if written is None:
@@ -230,6 +234,12 @@ def report(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> 
     else:
         print(f"report: {written}")
     return written is not None
+
+
+def _write_report(space: workspace.Workspace, jobs: list[plan.Job]) -> Path | None:
+    from panderm_utils.report import write_report
+
+    return write_report(space, jobs)
 
 
 def verify(space: workspace.Workspace, jobs: int) -> int:

@@ -2,12 +2,19 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from tqdm.auto import tqdm
 
-from panderm_utils.pool import in_processes
+from panderm_utils.pool import in_another_process, in_processes
+
+ROOT = Path(__file__).parent.parent
 
 
 def square(number):
@@ -35,3 +42,32 @@ def test_an_error_ends_the_rest_at_once():
     with pytest.raises(ValueError, match="number 1 is bad"):
         in_processes(fail_or_sleep, [1, 2, 3, 4], 2, "failing")
     assert set(multiprocessing.active_children()) <= before  # none of them sleeps on
+
+
+def sleep(number):
+    time.sleep(600)
+
+
+def two_sleep(number):
+    print(os.getpid(), flush=True)
+    in_processes(sleep, [1, 2], 2, "sleeping")
+
+
+def test_another_process_has_its_own_imports_and_tells_its_errors():
+    result, process = in_another_process(square, 7)
+    assert (result, process != os.getpid()) == (49, True)
+    with pytest.raises(ValueError, match="number 1 is bad"):
+        in_another_process(fail_or_sleep, 1)
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGKILL, 10), (signal.SIGINT, 0)])
+def test_whatever_ends_a_process_ends_all_below_it(number, seconds):
+    code = "from tests.test_pool import *; in_another_process(two_sleep, 0)"
+    main = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    main.stdout.readline()
+    while len(below := psutil.Process(main.pid).children(recursive=True)) < 3:
+        time.sleep(0.01)
+    main.send_signal(number)
+    main.wait(60)
+    _, left = psutil.wait_procs(below, timeout=seconds)
+    assert left == []
