@@ -222,10 +222,9 @@ def report(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> 
     with contextlib.suppress(plan.PlanError):
         known = [name for name in usual if name in there]
         jobs += plan.make_plan(planned.space, ["all"], protocols=known, notebooks=notebooks).runs
+    every = list({job.name: job for job in jobs}.values())
     try:
-        written = in_another_process(
-            partial(_write_report, planned.space), list({job.name: job for job in jobs}.values())
-        )
+        written = in_another_process(partial(_write_report, planned.space), every)
     except (OSError, BrokenExecutor) as error:  # a full disk, a folder that may not be written; memory that ran out
         print(f"run_all.py: the report could not be written: {error}", file=sys.stderr)
         return False
