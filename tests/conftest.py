@@ -5,10 +5,11 @@ import signal
 import pytest
 import torch
 
-# A shell starts background commands with SIGINT ignored, and every process below inherits that: the tests that
-# interrupt a process would wait for nothing. They run as from a terminal, however the suite was started.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts background commands with SIGINT ignored, nohup with SIGHUP, and every process below inherits that: the
+# tests that send them would wait for nothing. They run as from a terminal, however the suite was started.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 @pytest.fixture(scope="module")
