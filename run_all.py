@@ -236,7 +236,7 @@ def report(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> 
 
 
 def _write_report(space: workspace.Workspace, jobs: list[plan.Job]) -> Path | None:
-    from panderm_utils.report import write_report
+    from panderm_utils.report import write_report  # in the other process: it takes more memory than all else here
 
     return write_report(space, jobs)
 

@@ -25,7 +25,8 @@ class TellingProvisioner(LocalProvisioner):
     told = False
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        if sys.platform == "linux" and self.parent:  # "@": a socket of Linux that is no file, so nothing is left behind
+        # "@": a socket of Linux that is no file, so nothing is left behind. A kernel that is restarted keeps its own.
+        if sys.platform == "linux" and self.parent and self.parent.transport == "tcp":
             self.parent.transport, self.parent.ip = "ipc", f"@panderm-{uuid.uuid4().hex}"
         return await super().pre_launch(**kwargs)
 

@@ -26,22 +26,21 @@ def in_processes(function: Callable, things: Iterable, jobs: int, what: str) -> 
     jobs = min(jobs, len(things), os.cpu_count() or 1)
     if jobs <= 1:
         return [function(thing) for thing in things]
-    # disable=None: silent where stderr is no terminal
-    return _in_pool(
-        function, things, jobs, leaf=True, bar=lambda some: tqdm(some, desc=what, leave=False, disable=None)
-    )
+    return _in_pool(function, things, jobs, what)
 
 
 def in_another_process(function: Callable, thing):
     """Returns `function(thing)`; what it imports and keeps takes no memory here, and its bars are shown."""
-    return _in_pool(function, [thing], 1, leaf=False, bar=iter)[0]
+    return _in_pool(function, [thing], 1)[0]
 
 
-def _in_pool(function: Callable, things: list, jobs: int, leaf: bool, bar: Callable[[list], Iterable]) -> list:
-    pool = ProcessPoolExecutor(jobs, initializer=_prepare, initargs=(os.getpid(), leaf))
+def _in_pool(function: Callable, things: list, jobs: int, what: str = "") -> list:
+    """Returns `function(thing)` of each thing; without a `what`, its processes show their own bars and start others."""
+    pool = ProcessPoolExecutor(jobs, initializer=_prepare, initargs=(os.getpid(), bool(what)))
     try:
         futures = [pool.submit(function, thing) for thing in things]
-        return [future.result() for future in bar(futures)]
+        # disable=None: silent where stderr is no terminal
+        return [future.result() for future in tqdm(futures, desc=what, leave=False, disable=None if what else True)]
     except BaseException:  # Ctrl-C above all: nobody waits for what is half done
         for process in multiprocessing.active_children():
             process.terminate()

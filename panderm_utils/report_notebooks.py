@@ -49,7 +49,7 @@ def _write_notebook(report: Path, space: Workspace, todo: tuple[NotebookPage, st
     try:
         body = _body(page)
     except ValueError as error:  # a copy that was cut short, say; the rest of the report is none the worse
-        told = f"{page.source} cannot be read ({error}). Delete it, then run the same again with --force."
+        told = f"{page.source} cannot be read ({error}). To have it anew, run the same again with --force."
         body = f"<p>{html.escape(told)}</p>"
     facts = {"name": page.name, "run_page": page.run_page, "body": body, "stamp": stamp}
     write_page(report, page.page, "notebook.html", space=space, **facts)

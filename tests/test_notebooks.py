@@ -48,11 +48,12 @@ def run_all(*arguments, output, root=ROOT):
 def demo(tmp_path_factory):
     """The records of one demo batch over every dataset, and of both encoders on the demo dataset."""
     output = tmp_path_factory.mktemp("outputs")
-    for selection in (["--datasets", *DATASETS, "--encoders", "panderm_tiny"], ["--datasets", "demo"]):
-        done = run_all(*selection, "--protocols", "linear_probe", output=output)
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    for selection in (["label_efficiency", "--datasets", "demo"], ["external_validation"]):
-        done = run_all("--protocols", *selection, output=output)
+    for selection in (
+        ["--datasets", *DATASETS, "--encoders", "panderm_tiny", "--protocols", "linear_probe"],
+        ["--datasets", "demo", "--protocols", "linear_probe", "label_efficiency"],
+        ["--protocols", "external_validation"],
+    ):
+        done = run_all(*selection, output=output)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return workspace.open_workspace("demo", output_root=output)
 
