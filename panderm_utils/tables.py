@@ -218,7 +218,7 @@ def with_suffix(scores: pd.DataFrame, others: pd.DataFrame, suffix: str) -> pd.D
     return pd.concat([scores, others.rename(index=lambda metric: f"{metric}{suffix}")]).rename_axis(scores.index.name)
 
 
-def readable(table: pd.DataFrame, rows: int = 20):
+def readable(table: pd.DataFrame, rows: int = 30):
     """Returns a table as a notebook should show it: whole texts, four decimals as upstream, at most `rows` rows.
 
     Counts have thousands separators, what is missing is a dash, and a caption says how many rows are not shown.

@@ -207,8 +207,8 @@ def test_readable_tables_show_whole_texts_few_digits_and_no_markup():
         assert wanted in html
     assert "<script>" not in html
     long = tables.readable(pd.DataFrame({"n": range(5000)})).to_html()
-    assert long.count("<tr>") == 21
-    assert "the first 20 of 5,000 rows" in long
+    assert long.count("<tr>") == 31
+    assert "the first 30 of 5,000 rows" in long
     assert "nothing" in tables.readable(table.iloc[:0]).to_html()
 
 
