@@ -23,7 +23,7 @@ from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
 
-from panderm_utils import devices, estimates, manifests, plan, workspace
+from panderm_utils import batch, data, manifests, pool, protocols, results, workspace
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
@@ -91,7 +91,7 @@ def positive(kind):
     return number
 
 
-def main(arguments: list[str] | None = None, notebooks: Path = plan.NOTEBOOKS) -> int:
+def main(arguments: list[str] | None = None, notebooks: Path = batch.NOTEBOOKS) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     if options.new_dataset and not (options.images and options.name):
@@ -155,32 +155,29 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
         folders = (options.data_root, options.weights_root, options.output_root)
         selection = (options.datasets, options.encoders, options.protocols, options.seeds)
         space = workspace.open_workspace(options.profile, *folders)
-        gpus = devices.read_gpus(options.gpus) if options.gpus else ()
-        planned = plan.make_plan(space, *selection, given=options.p, notebooks=notebooks)
+        gpus = batch.read_gpus(options.gpus) if options.gpus else ()
+        planned = batch.make_plan(space, *selection, overrides=options.p, notebooks=notebooks)
         if options.only is not None:
-            planned = plan.select_runs(planned, options.only)
+            planned = batch.select_runs(planned, options.only)
         if gpus:
-            devices.check_gpus(planned.runs, gpus)
+            batch.check_gpus(planned.runs, gpus)
         if options.slurm_script and not options.plan:
-            from panderm_utils.slurm_script import print_script
-
-            return print_script(planned, options)
+            return batch.print_script(planned, options)
     except ValueError as error:  # what the package raises where the user can mend it
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
     if options.verify:
         return verify(space, options.jobs or 2)
     if options.plan:
-        print(estimates.describe_plan(planned))
+        print(batch.describe_plan(planned))
         return 0
     if options.report:
         return 0 if report(options, planned, notebooks) else 1
     return run(options, planned, gpus, notebooks)
 
 
-def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...], notebooks: Path) -> int:
+def run(options: argparse.Namespace, planned: batch.Plan, gpus: tuple[str, ...], notebooks: Path) -> int:
     """Executes a plan, a line a run, prints the closing table and writes the report."""
-    from panderm_utils import batch, leftovers, lock
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -190,18 +187,16 @@ def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...], 
     # A task of a printed script works beside the others of its array, each on a run of its own.
     beside = "SLURM_ARRAY_TASK_ID" in os.environ and not planned.paper
     try:
-        with contextlib.nullcontext() if beside else lock.owned(planned.space.root, say):
+        with contextlib.nullcontext() if beside else batch.owned(planned.space.root, say):
             if not beside:
-                leftovers.clear(planned.space.root, say)
+                batch.clear(planned.space.root, say)
             if options.slurm:
-                from panderm_utils import slurm
-
-                outcomes = slurm.run_on_slurm(planned, how, options.slurm_option, say)
+                outcomes = batch.run_on_slurm(planned, how, options.slurm_option, say)
             else:
                 outcomes = batch.run_batch(planned, how, say)
             if not beside:
-                leftovers.sweep(planned.space.root)  # of kernels that were killed
-    except (lock.FolderError, plan.PlanError) as error:
+                batch.sweep(planned.space.root)  # of kernels that were killed
+    except (batch.FolderError, batch.PlanError) as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
     print(batch.describe_outcomes(outcomes))
@@ -212,19 +207,17 @@ def run(options: argparse.Namespace, planned: plan.Plan, gpus: tuple[str, ...], 
     return status
 
 
-def report(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> bool:
+def report(options: argparse.Namespace, planned: batch.Plan, notebooks: Path) -> bool:
     """Writes the report of all that the profile has, whatever was selected now; returns whether there is one."""
-    from panderm_utils.pool import in_another_process
-
-    usual, there = manifests.load_profile(options.profile).protocols, plan.list_protocols(notebooks)
+    usual, there = manifests.load_profile(options.profile).protocols, batch.list_protocols(notebooks)
     jobs = list(planned.runs)
     # A notebook or manifest that nobody asked for may be wrong; --check says so, the report is written all the same.
-    with contextlib.suppress(plan.PlanError):
+    with contextlib.suppress(batch.PlanError):
         known = [name for name in usual if name in there]
-        jobs += plan.make_plan(planned.space, ["all"], protocols=known, notebooks=notebooks).runs
+        jobs += batch.make_plan(planned.space, ["all"], protocols=known, notebooks=notebooks).runs
     every = list({job.name: job for job in jobs}.values())
     try:
-        written = in_another_process(partial(_write_report, planned.space), every)
+        written = pool.in_another_process(partial(_write_report, planned.space), every)
     except (OSError, BrokenExecutor) as error:  # a full disk, a folder that may not be written; memory that ran out
         print(f"run_all.py: the report could not be written: {error}", file=sys.stderr)
         return False
@@ -235,7 +228,7 @@ def report(options: argparse.Namespace, planned: plan.Plan, notebooks: Path) -> 
     return written is not None
 
 
-def _write_report(space: workspace.Workspace, jobs: list[plan.Job]) -> Path | None:
+def _write_report(space: workspace.Workspace, jobs: list[batch.Job]) -> Path | None:
     from panderm_utils.report import write_report  # in the other process: it takes more memory than all else here
 
     return write_report(space, jobs)
@@ -243,13 +236,11 @@ def _write_report(space: workspace.Workspace, jobs: list[plan.Job]) -> Path | No
 
 def verify(space: workspace.Workspace, jobs: int) -> int:
     """Recomputes every metric of every record and says which differ."""
-    from panderm_utils.verify import describe_verification, verify_records
-
-    found = verify_records(space.records, jobs)
+    found = results.verify_records(space.records, protocols.load_protocol, jobs)
     if found.empty:
         print(f"run_all.py: there is no record below {space.root} yet", file=sys.stderr)
         return 1
-    print(describe_verification(found))
+    print(results.describe_verification(found))
     return int((found["problem"] != "").any())
 
 
@@ -263,7 +254,7 @@ def show_list(notebooks: Path) -> int:
     print("encoders (also timm:<model>):")
     for name in manifests.list_encoders():
         print(f"  {name:22} {manifests.load_encoder_manifest(name).title}")
-    print("protocols:\n  " + "\n  ".join(plan.list_protocols(notebooks)))
+    print("protocols:\n  " + "\n  ".join(batch.list_protocols(notebooks)))
     print("profiles:")
     for name in ("demo", "paper"):
         profile = manifests.load_profile(name)
@@ -276,13 +267,11 @@ def show_list(notebooks: Path) -> int:
 
 def sync_or_check(options: argparse.Namespace, notebooks: Path) -> int:
     """--sync writes notebooks, --sync --check compares them, --check also reads every manifest."""
-    from panderm_utils.notebooks import describe_drift, sync
-
     if not options.sync:
         print(f"manifests: {manifests.check_manifests()} entries are right")
-    drifted = sync(check=options.check, notebooks=notebooks)
+    drifted = batch.sync(check=options.check, notebooks=notebooks)
     if options.check and drifted:
-        print(describe_drift(drifted), file=sys.stderr)
+        print(batch.describe_drift(drifted), file=sys.stderr)
         return 1
     print("\n".join(f"wrote {path}" for path in drifted) or "notebooks: all are as their canonical one has them")
     return 0
@@ -290,15 +279,12 @@ def sync_or_check(options: argparse.Namespace, notebooks: Path) -> int:
 
 def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     """Writes a manifest and notebooks for a CSV of the user's, and says the next command."""
-    from panderm_utils.notebooks import sync
-    from panderm_utils.own_data import make_own_manifest
-
     folder = workspace.settle_folder("data_root", options.data_root) / "own"
-    card, said, csv = make_own_manifest(options.new_dataset, options.images, options.name, folder)
+    card, said, csv = data.make_own_manifest(options.new_dataset, options.images, options.name, folder)
     path = manifests.write_dataset_manifest(card)
     print("\n".join(f"- {line}" for line in said))
     print(f"- the manifest is {path}; correct there what was guessed wrong, then run: {myself()} --sync")
-    stamped = sync(datasets=[card.name], notebooks=notebooks)
+    stamped = batch.sync(datasets=[card.name], notebooks=notebooks)
     print("\n".join(f"- wrote {notebook}" for notebook in stamped))
     made = [path, *stamped, *([csv] if csv != workspace.settle_path(options.new_dataset) else [])]
     print(f"- git tracks none of these files until you add them; to undo all this: rm {' '.join(map(typed, made))}")

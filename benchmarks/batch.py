@@ -16,20 +16,20 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from panderm_utils import batch, plan, records, workspace
+from panderm_utils import batch, results, workspace
 
 ROUNDS = 5
 SEEDS = range(20)  # times 10 datasets and 5 encoders
 
 
-def write_records(planned: plan.Plan, images: int = 1_232) -> None:
+def write_records(planned: batch.Plan, images: int = 1_232) -> None:
     """Leaves one real record, and copies of it under every other run's name."""
     first = planned.runs[0]
-    run = records.begin_run("linear_probe", "ham10000", "panderm_large", 0, planned.space)
+    run = results.begin_run("linear_probe", "ham10000", "panderm_large", 0, planned.space)
     proba = np.random.default_rng(0).dirichlet(np.ones(7), size=images)
-    table = records.prediction_table([f"ISIC_{i:07}.jpg" for i in range(images)], np.arange(images) % 7, proba)
+    table = results.prediction_table([f"ISIC_{i:07}.jpg" for i in range(images)], np.arange(images) % 7, proba)
     scores = pd.DataFrame(dict.fromkeys(("value", "low", "high"), 0.5), index=["accuracy", "auroc", "weighted_f1"])
-    folder = records.save_record(run, scores, table, "weighted_f1")
+    folder = results.save_record(run, scores, table, "weighted_f1")
     text = (folder / "record.json").read_text(encoding="utf-8")
     assert folder == first.record
     for run in planned.runs[1:]:
@@ -37,7 +37,7 @@ def write_records(planned: plan.Plan, images: int = 1_232) -> None:
         (run.record / "record.json").write_text(text.replace(first.name, run.name), encoding="utf-8")
 
 
-def mark_drawn(planned: plan.Plan) -> None:
+def mark_drawn(planned: batch.Plan) -> None:
     """Makes the tables and figures look drawn from these records, so that no notebook starts."""
     for job in planned.paper:
         job.output.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ if __name__ == "__main__":
         planning, skipping = [], []
         for number in range(ROUNDS):
             started = time.perf_counter()
-            planned = plan.make_plan(space, seeds=SEEDS)
+            planned = batch.make_plan(space, seeds=SEEDS)
             planning.append(time.perf_counter() - started)
             if number == 0:
                 write_records(planned)

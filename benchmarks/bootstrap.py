@@ -16,8 +16,8 @@ from sklearn import metrics as sk
 from sklearn.preprocessing import label_binarize
 
 from benchmarks.measuring import Pairs, describe_machine, timed
-from panderm_utils import bootstrap, metrics
-from panderm_utils.environment import peak_memory_mb
+from panderm_utils import stats
+from panderm_utils.results import peak_memory_mb
 
 REPLICATES = 1_000
 # images, classes, replicates of the loop in a pair, goal: a common test split, and the largest that was tried
@@ -52,12 +52,12 @@ def compare(images: int, classes: int, loop: int, goal: float, pairs: int) -> No
     y, proba = draw_predictions(images, classes)
     several = max(1, 50_000 // images)  # of our runs in a pair, so that a short one is timed well
     measured, difference = Pairs(), 0.0
-    metrics.evaluate(y, proba, replicates=10)
+    stats.evaluate(y, proba, replicates=10)
     for pair in range(pairs):
-        rows = np.concatenate(list(islice(bootstrap.resampled_rows(y, REPLICATES, pair, block=1), loop)))
+        rows = np.concatenate(list(islice(stats.resampled_rows(y, REPLICATES, pair, block=1), loop)))
         naive, naive_seconds = timed(lambda rows: [by_scikit_learn(y[r], proba[r]) for r in rows], rows)
-        _, seconds = timed(lambda seed: [metrics.evaluate(y, proba, REPLICATES, seed) for _ in range(several)], pair)
-        ours = bootstrap.bootstrap(metrics.Scorer(y, proba), y, loop, seed=pair)
+        _, seconds = timed(lambda seed: [stats.evaluate(y, proba, REPLICATES, seed) for _ in range(several)], pair)
+        ours = stats.bootstrap(stats.Scorer(y, proba), y, loop, seed=pair)
         difference = max(difference, np.abs(ours - naive).max())
         print(measured.add(naive_seconds * REPLICATES / loop, seconds / several), flush=True)
     print(

@@ -24,8 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from panderm_utils.encoders import Encoder, load_encoder
-from panderm_utils.features import extract_files
+from panderm_utils.encoders import Encoder, extract_files, load_encoder
 from panderm_utils.manifests import EncoderManifest
 
 BATCH = 64

@@ -29,14 +29,21 @@ from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torchvision import transforms
 
-from panderm_utils.augment import IMAGE, VIEWS, TrainingImages, generator_for, tta_views
-from panderm_utils.finetune_model import FineTuneModel
-from panderm_utils.gradients import BatchGradients, make_optimizer
-from panderm_utils.image_copies import ImageCopies
-from panderm_utils.image_files import open_image
+from panderm_utils.data import ImageCopies, open_image
 from panderm_utils.manifests import load_encoder_manifest
-from panderm_utils.processes import make_accelerator
-from panderm_utils.recipe import FineTuneRecipe, parameter_groups
+from panderm_utils.protocols.fine_tune import (
+    IMAGE,
+    VIEWS,
+    BatchGradients,
+    FineTuneModel,
+    FineTuneRecipe,
+    TrainingImages,
+    generator_for,
+    make_accelerator,
+    make_optimizer,
+    parameter_groups,
+    tta_views,
+)
 
 MEAN = (0.485, 0.456, 0.406)
 IMAGE_CASES = {  # width, height, suffix: (images, goal)

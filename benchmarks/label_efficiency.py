@@ -17,8 +17,9 @@ import numpy as np
 from benchmarks.measuring import describe_machine, timed
 
 # isort: split
-from panderm_utils import data, demo, encoders, features, label_efficiency, manifests, subsets
-from panderm_utils.linear_probe import fit_linear_probe
+from panderm_utils import data, demo, encoders, manifests
+from panderm_utils.protocols import label_efficiency
+from panderm_utils.protocols.linear_probe import fit_linear_probe
 
 GOAL = 15
 DRAWS = 5
@@ -30,7 +31,7 @@ def extract_and_fit(encoder, study, train_images: list[str], seconds: dict[str, 
     y = study.split("train").set_index("image")["label"]
     (x, x_test), extracting = timed(
         lambda: [
-            features.extract_files(encoder, [study.path(name) for name in names]).x
+            encoders.extract_files(encoder, [study.path(name) for name in names]).x
             for names in (train_images, test["image"])
         ]
     )
@@ -44,7 +45,7 @@ def extract_and_fit(encoder, study, train_images: list[str], seconds: dict[str, 
 def sweep(encoder, study, drawn, seconds: dict[str, float]) -> label_efficiency.Sweep:
     """Our way."""
     (train, test), seconds["extraction"] = timed(
-        lambda: [features.extract_features(encoder, study, split) for split in ("train", "test")]
+        lambda: [encoders.extract_features(encoder, study, split) for split in ("train", "test")]
     )
     classes = study.manifest.num_classes
     result, seconds["probes"] = timed(label_efficiency.sweep_probes, train.x, train.y, test.x, drawn, classes)
@@ -54,9 +55,9 @@ def sweep(encoder, study, drawn, seconds: dict[str, float]) -> label_efficiency.
 def compare(study, draws_timed: int) -> None:
     """Prints both ways' seconds and their ratio; the naive way times `draws_timed` of the five draws."""
     encoder = encoders.load_encoder("panderm_tiny", device="cpu")
-    drawn = subsets.draw_subsets(study.table, draws=DRAWS, group_columns=study.manifest.groups.values())
+    drawn = label_efficiency.draw_subsets(study.table, draws=DRAWS, group_columns=study.manifest.groups.values())
     images = study.split("train")["image"].to_numpy()
-    features.extract_files(encoder, [study.path(name) for name in images[:64]])  # warm up
+    encoders.extract_files(encoder, [study.path(name) for name in images[:64]])  # warm up
     ours: dict[str, float] = {}
     result = sweep(encoder, study, drawn, ours)
     naive = {"extraction": 0.0, "probes": 0.0}

@@ -18,7 +18,7 @@ import panderm_utils  # noqa: F401  (first, as everywhere)
 # isort: split
 from PIL import Image
 
-from panderm_utils.environment import describe_environment
+from panderm_utils.results import describe_environment
 
 
 def timed(call: Callable, *arguments, **options) -> tuple:

@@ -36,8 +36,7 @@ def extract(folder: str, count: str) -> None:
     # isort: split
     import torch
 
-    from panderm_utils.encoders import load_encoder
-    from panderm_utils.features import extract_files
+    from panderm_utils.encoders import extract_files, load_encoder
 
     paths = draw_images(Path(folder), 16, 256, 256)
     encoder = load_encoder("random_tiny", device="cpu")
@@ -58,11 +57,11 @@ def peak_of(what: str, *arguments: str) -> tuple[float, str]:
 
 def main() -> None:
     from benchmarks.batch import mark_drawn, write_records
-    from panderm_utils import plan, workspace
+    from panderm_utils import batch, workspace
 
     with tempfile.TemporaryDirectory() as folder:
         space = workspace.open_workspace("paper", folder, folder, folder)
-        planned = plan.make_plan(space, protocols=["linear_probe"], seeds=SEEDS)
+        planned = batch.make_plan(space, protocols=["linear_probe"], seeds=SEEDS)
         write_records(planned, images=20)
         mark_drawn(planned)
         peak, _ = peak_of("run_batch", folder)

@@ -14,7 +14,7 @@ from benchmarks.measuring import Pairs, describe_machine
 # isort: split
 import torch
 
-from panderm_utils.linear_probe import fit_linear_probe
+from panderm_utils.protocols.linear_probe import fit_linear_probe
 
 # rows, features, classes, goal: the training splits of a small, a middle and the largest dataset of the paper
 SIZES = ((1_493, 1_024, 6, 2), (8_207, 1_024, 7, 2), (71_000, 1_024, 16, 8))

@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measuring import describe_machine, timed
-from panderm_utils import metrics, plan, records, workspace
+from panderm_utils import batch, results, stats, workspace
+from panderm_utils.protocols import linear_probe
 from panderm_utils.pool import in_processes
 
 RECORDS, NOTEBOOKS, GOAL = 500, 20, 60  # seconds, on 2 cores
@@ -26,7 +27,7 @@ COUNTS = (35, 44, 107, 8, 70, 951, 17)  # test images of each class of HAM10000
 PICTURES, BYTES = 8, 150_000  # of an executed notebook, and of each picture of it
 
 
-def write_record(run: plan.Job) -> None:
+def write_record(run: batch.Job) -> None:
     """Leaves the record of a planned run, with predictions that its seed and name draw."""
     space = workspace.Workspace("paper", *run.record.parents[3:0:-1], run.record.parents[2] / "cache")
     rng = np.random.default_rng(list(run.name.encode()))
@@ -34,14 +35,13 @@ def write_record(run: plan.Job) -> None:
     proba = rng.dirichlet(np.ones(len(COUNTS)), size=len(y)) + 0.4 * np.eye(len(COUNTS))[y]
     proba /= proba.sum(axis=1, keepdims=True)
     dataset, encoder, seed = run.notebook.stem, run.parameters["encoder"], run.parameters["seed"]
-    settings = workspace.DEFAULT_SETTINGS["linear_probe"]
-    study = records.begin_run("linear_probe", dataset, encoder, seed, space, **settings)
-    table = records.prediction_table([f"ISIC_{i:07}.jpg" for i in range(len(y))], y, proba)
-    folder = records.save_record(study, metrics.evaluate(y, proba, seed=seed), table, "weighted_f1")
+    study = results.begin_run(linear_probe.PROTOCOL, dataset, encoder, seed, space)
+    table = results.prediction_table([f"ISIC_{i:07}.jpg" for i in range(len(y))], y, proba)
+    folder = results.save_record(study, stats.evaluate(y, proba, seed=seed), table, "weighted_f1")
     assert folder == run.record, (folder, run.record)
 
 
-def write_notebook(run: plan.Job) -> None:
+def write_notebook(run: batch.Job) -> None:
     """Leaves an executed notebook: the canonical one, with tables and pictures of noise."""
     notebook, rng = nbformat.read(run.notebook, as_version=4), np.random.default_rng(0)
     table = pd.DataFrame(rng.random((20, 8))).style.format("{:.4f}").to_html()
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         outputs = Path(folder).resolve()
         space = workspace.open_workspace("paper", outputs, outputs, outputs)
-        planned = plan.make_plan(space, protocols=["linear_probe"], seeds=range(10))
+        planned = batch.make_plan(space, protocols=["linear_probe"], seeds=range(10))
         assert len(planned.runs) == RECORDS
         _, seconds = timed(in_processes, write_record, planned.runs, 2, "records")
         size = sum(path.stat().st_size for path in space.records.rglob("*")) / 1e6

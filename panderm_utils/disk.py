@@ -2,6 +2,9 @@
 
 import contextlib
 import errno
+import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,3 +43,14 @@ def free(folder: Path) -> int:
     """Returns the free bytes of the disk that a folder is on, or will be."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(there).free
+
+
+def temporary(path: Path, suffix: str = ".new") -> Path:
+    """Returns the name to write under before renaming to `path`: hidden, and known to `batch.leftovers.sweep`."""
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{suffix}")
+
+
+def owner_of(path: Path) -> tuple[str, int]:
+    """Returns what a temporary name stands for, and the process that writes it; 0 if that is one of another host."""
+    found = re.fullmatch(rf"\.(.+)\.{re.escape(platform.node())}\.(\d+)\.\w+", path.name)
+    return (found[1], int(found[2])) if found else (path.name, 0)

@@ -1,12 +1,10 @@
-"""Where things are: the repository, the data, the weights, the outputs and the cache; and what a run is called.
+"""Where things are: the repository, the data, the weights, the outputs and the cache.
 
 Every folder is settled in one order: the argument (a flag or a notebook's parameter), then the environment variable,
 then the default below the repository. Nothing here imports torch or pandas, so the command line answers at once.
 """
 
-import hashlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,47 +15,6 @@ FOLDERS = {
     "data_root": ("PANDERM_DATA_ROOT", "data"),
     "weights_root": ("PANDERM_WEIGHTS_ROOT", "weights"),
     "output_root": ("PANDERM_OUTPUT_ROOT", "outputs"),
-}
-
-LONGEST = 180  # characters of a run's id: the names of its files have a few more, and disks take 255
-
-PROTOCOL_TITLES = {
-    "linear_probe": "linear probing",
-    "label_efficiency": "label efficiency",
-    "external_validation": "external validation",
-    "fine_tune": "fine-tuning",
-}
-
-# What a run's settings are unless it says otherwise; a setting that differs becomes part of the run's id. None: as
-# published, or as the demo profile has it.
-RECIPE = ("epochs", "warmup_epochs", "batch_size", "lr", "layer_decay", "drop_path", "weight_decay", "mixup", "cutmix")
-RECIPE = (*RECIPE, "smoothing", "weighted_sampling", "monitor", "ema_decay")
-DEFAULT_SETTINGS = {
-    "linear_probe": {"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000},
-    "label_efficiency": {
-        "drawing": "honest",
-        "draws": 5,
-        "fractions": None,
-        "solver": "converged",
-        "precision": "fp32",
-        "replicates": 1000,
-    },
-    "external_validation": {
-        "train_fraction": 1.0,
-        "targets": None,
-        "target_images": "all",
-        "solver": "published",
-        "precision": "fp32",
-        "replicates": 1000,
-    },
-    "fine_tune": {
-        "train_fraction": 1.0,
-        "precision": "auto",
-        "tta": 5,
-        "replicates": 1000,
-        "checkpoint": None,
-        **dict.fromkeys(RECIPE),
-    },
 }
 
 
@@ -141,20 +98,3 @@ def open_workspace(
         root=outputs / profile,
         cache=cache,
     )
-
-
-def run_id(dataset: str, protocol: str, encoder: str, seed: int, **settings) -> str:
-    """Names a run after what it is: `ham10000-linear_probe-panderm_large-seed0`.
-
-    Settings that differ from the protocol's DEFAULT_SETTINGS are appended in alphabetical order, as in
-    `...-seed0-train_fraction_0.1`; of a checkpoint its name and its folder's, as in `...-checkpoint_mine.best.pth`.
-    What no disk would take as a name is cut, and ends in a digest of the whole.
-    """
-    parts = [dataset, protocol, encoder, f"seed{seed}"]
-    usual = DEFAULT_SETTINGS.get(protocol, {})
-    for key, value in sorted(settings.items()):
-        if key not in usual or value != usual[key]:
-            parts.append(f"{key}_{'.'.join(Path(value).parts[-2:]) if key == 'checkpoint' else value}")
-    name = "-".join(re.sub(r"[^A-Za-z0-9._]", ".", str(part)) for part in parts)
-    digest = hashlib.sha256("-".join(map(str, parts)).encode(errors="surrogatepass")).hexdigest()[:16]
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 17]}-{digest}"

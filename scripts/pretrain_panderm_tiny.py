@@ -28,11 +28,12 @@ from torch.nn import functional
 from tqdm.auto import tqdm, trange
 
 import panderm_utils  # noqa: F401  (first, as everywhere)
-from panderm_utils import demo, lesions
-from panderm_utils.augment import DEGREES, HUE, shift_hue
-from panderm_utils.encoders import build_model, load_encoder_manifest
-from panderm_utils.images import EVALUATION_MEAN, EVALUATION_STD
-from panderm_utils.signs import DEFAULT, draw_signs
+from panderm_utils import demo
+from panderm_utils.data import EVALUATION_MEAN, EVALUATION_STD
+from panderm_utils.demo import DEFAULT, draw_signs
+from panderm_utils.encoders import build_model
+from panderm_utils.manifests import load_encoder_manifest
+from panderm_utils.protocols.fine_tune import DEGREES, HUE, shift_hue
 from panderm_utils.workspace import REPOSITORY
 
 SEED = 1_000_003  # not demo.SEED: no pre-training image is in a stand-in
@@ -52,7 +53,7 @@ def draw_pool(images: int) -> tuple[np.ndarray, np.ndarray]:
             signs[sign] = signs[sign] if rng.random() < 0.5 else float(rng.random())
         modality = MODALITIES[i % len(MODALITIES)]
         sides = demo.SIDES[modality]
-        drawn = lesions.draw_lesion(signs, rng, sides[rng.integers(len(sides))], modality)
+        drawn = demo.draw_lesion(signs, rng, sides[rng.integers(len(sides))], modality)
         image = Image.fromarray(drawn.image)
         scale = 256 / min(image.size)  # as the evaluation transform resizes
         image = image.resize([round(scale * side) for side in image.size], Image.Resampling.BILINEAR)

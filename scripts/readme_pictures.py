@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from PIL import Image, ImageDraw, ImageFont
 
-from panderm_utils import comparison, comparison_plots, lesions, manifests, records, signs, tables
+from panderm_utils.protocols import fine_tune, linear_probe
+from panderm_utils import demo, figures, manifests, results
 from panderm_utils.workspace import REPOSITORY, open_workspace
 
 DOCS = REPOSITORY / "docs"
@@ -31,8 +32,8 @@ def contact_sheet(columns: int = 8, size: tuple[int, int] = (225, 300)) -> Image
     """Draws a row of lesions for each class of the demo dataset, its name in a corner."""
     rng, rows, card = np.random.default_rng(7), [], manifests.load_dataset_manifest("demo")
     for name in card.class_names:
-        recipe = signs.recipe_of("demo", name)
-        drawn = [lesions.draw_lesion(signs.draw_signs(recipe, rng), rng, size).image for _ in range(columns)]
+        recipe = demo.recipe_of("demo", name)
+        drawn = [demo.draw_lesion(demo.draw_signs(recipe, rng), rng, size).image for _ in range(columns)]
         rows.append(np.hstack(drawn))
     sheet = Image.fromarray(np.vstack(rows))
     sheet = sheet.resize((WIDTH, round(WIDTH * sheet.height / sheet.width)), Image.Resampling.LANCZOS)
@@ -89,10 +90,11 @@ def report_page(index: Path, height: int = 1160) -> Image.Image:
 
 def fine_tuning(records_folder: Path) -> Figure:
     """Draws fine-tuning against linear probing on the demo dataset, all seeds that there are."""
-    runs = records.read_records(records_folder).query("dataset == 'demo'")
-    both = (tables.paper_scores(runs, "demo", protocol, seed=None) for protocol in ("linear_probe", "fine_tune"))
-    pairs = comparison.compare_protocols(*both).query("headline")
-    return comparison_plots.probing_and_tuning(pairs, tables.encoder_colors(pairs), synthetic=True)
+    runs = results.read_records(records_folder).query("dataset == 'demo'")
+    sides = linear_probe.PROTOCOL, fine_tune.PROTOCOL
+    both = (results.paper_scores(runs, "demo", side, seed=None) for side in sides)
+    pairs = results.compare_protocols(*both, sides).query("headline")
+    return figures.protocol_differences(pairs, sides, figures.encoder_colors(pairs), synthetic=True)
 
 
 def save_small(figure: Path, name: str) -> None:

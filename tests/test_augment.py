@@ -10,8 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import panderm_utils  # noqa: F401  (prepares torchvision)
-from panderm_utils import augment, image_copies
-from panderm_utils.image_files import ImageError
+from panderm_utils.data.dataset import image_copies
+from panderm_utils.data.image_files import ImageError
+from panderm_utils.protocols.fine_tune import augmentation as augment
 from tests.test_images import noise
 
 # isort: split

@@ -16,21 +16,15 @@ import nbformat
 import psutil
 import pytest
 
-from panderm_utils import (
-    batch,
-    encoders,
-    estimates,
-    execution,
-    external_validation,
-    leftovers,
-    linear_probe,
-    manifests,
-    parameters,
-    plan,
-    recipe,
-    subsets,
-    workspace,
-)
+from panderm_utils import workspace
+from panderm_utils.batch.running import estimates, execution, leftovers, parameters, plan
+from panderm_utils.batch.running import running as batch
+from panderm_utils.encoders.loading import loading as encoders
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.protocols.external_validation import study as external_validation
+from panderm_utils.protocols.fine_tune import recipe
+from panderm_utils.protocols.label_efficiency import subsets
+from panderm_utils.protocols.linear_probe import probe as linear_probe
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from panderm_utils import bootstrap, metrics
+from panderm_utils.stats import metrics
+from panderm_utils.stats import resampling as bootstrap
 
 
 def predictions(n=60, num_classes=3, seed=0):

@@ -10,8 +10,11 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from panderm_utils import calibration, plots, records, reliability_plots
-from panderm_utils.bootstrap import MetricError, bootstrap, resampled_rows
+from panderm_utils.figures import plots
+from panderm_utils.figures import reliability as reliability_plots
+from panderm_utils.results import records
+from panderm_utils.stats import calibration
+from panderm_utils.stats.resampling import MetricError, bootstrap, resampled_rows
 
 
 def predictions(images=300, classes=3, seed=0):

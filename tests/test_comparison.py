@@ -12,18 +12,12 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sk
 
-from panderm_utils import (
-    comparison,
-    comparison_plots,
-    comparison_tables,
-    manifests,
-    metrics,
-    records,
-    significance,
-    tables,
-    workspace,
-)
-from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
+from panderm_utils import workspace
+from panderm_utils.figures import comparison_plots, comparison_tables, tables
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.protocols.fine_tune.metrics import evaluate_fine_tuning
+from panderm_utils.results import comparison, records
+from panderm_utils.stats import metrics, significance
 from panderm_utils.workspace import DEFAULT_SETTINGS
 from tests.test_significance import predictions
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from panderm_utils import data
-from panderm_utils.csv_tables import Problems, read_text
-from panderm_utils.manifests import Access, ClassName, DatasetManifest
-from panderm_utils.splits import connected_groups
+from panderm_utils.data.csv_tables import Problems, read_text
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.data.splits import connected_groups
+from panderm_utils.manifests.reading import Access, ClassName, DatasetManifest
 
 
 def card(classes=("a", "b", "c"), **changes) -> DatasetManifest:

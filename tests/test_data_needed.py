@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import data_needed
-from panderm_utils.data_needed import BELOW, NOT_REACHED, REACHED
+from panderm_utils.protocols.label_efficiency import data_needed
+from panderm_utils.protocols.label_efficiency.data_needed import BELOW, NOT_REACHED, REACHED
 
 FRACTIONS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]
 

@@ -14,10 +14,13 @@ import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from panderm_utils import data, demo, lesions, manifests
-from panderm_utils.encoders import load_encoder
-from panderm_utils.shared_images import isic_id
-from panderm_utils.signs import DEFAULT, RECIPES, draw_signs, recipe_of
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.demo.signs import DEFAULT, RECIPES, draw_signs, recipe_of
+from panderm_utils.demo.stand_ins import lesions
+from panderm_utils.demo.stand_ins import stand_ins as demo
+from panderm_utils.encoders.loading import load_encoder
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.protocols.external_validation.shared_images import isic_id
 
 ROOT = Path(__file__).parent.parent
 STAND_INS = [n for n in manifests.list_datasets() if not manifests.load_dataset_manifest(n).own]

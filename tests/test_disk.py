@@ -16,10 +16,19 @@ from PIL import Image
 from test_batch import PARAMETERS, make, write_notebook
 
 import run_all
-from panderm_utils import batch, disk, feature_cache, features, plan, records, workspace
-from panderm_utils.encoders import load_encoder
-from panderm_utils.finetune import Computing, FineTuneRecipe, LabelledImages, finetune, load_finetune_model
-from panderm_utils.finetune_model import read_facts
+from panderm_utils import disk, workspace
+from panderm_utils.batch.running import plan
+from panderm_utils.batch.running import running as batch
+from panderm_utils.encoders.loading import feature_cache, features, load_encoder
+from panderm_utils.protocols.fine_tune.model import read_facts
+from panderm_utils.protocols.fine_tune.training import (
+    Computing,
+    FineTuneRecipe,
+    LabelledImages,
+    finetune,
+    load_finetune_model,
+)
+from panderm_utils.results import records
 
 # Once for each seed, leaves 40 kB free, then: 0 prints more than that, 1 writes a record that needs more.
 ACT = """\
@@ -35,7 +44,7 @@ if seed == 0:
 """
 RECORD = """\
 import pandas as pd
-from panderm_utils import records
+from panderm_utils.results import records
 run = records.begin_run("linear_probe", dataset, encoder, seed, space, train_fraction=train_fraction, solver=solver)
 scores = pd.DataFrame({"value": [0.5], "low": [0.4], "high": [0.6]}, index=["auroc"])
 predictions = records.prediction_table([f"{i:08}.jpg" for i in range(5_000)], [0] * 5_000, [[0.5, 0.5]] * 5_000)

@@ -17,10 +17,17 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from panderm_utils import embedding, embedding_plots, encoders, features, manifests, plots, records, tables, workspace
-from panderm_utils.embedding import EmbeddingError, EmbeddingWarning
-from panderm_utils.recorded_features import FeaturesGone, agreement_table, lay_out, open_examples, read_all
-from panderm_utils.recorded_features import read_recorded as read_back
+from panderm_utils import workspace
+from panderm_utils.encoders.loading import features
+from panderm_utils.encoders.loading import loading as encoders
+from panderm_utils.figures import embedding as embedding_plots
+from panderm_utils.figures import plots, tables
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.results import records
+from panderm_utils.results.recorded_features import FeaturesGone, agreement_table, lay_out, open_examples, read_all
+from panderm_utils.results.recorded_features import read_recorded as read_back
+from panderm_utils.stats import embedding
+from panderm_utils.stats.embedding import EmbeddingError, EmbeddingWarning
 from panderm_utils.workspace import DEFAULT_SETTINGS
 
 ROOT = Path(__file__).parent.parent
@@ -160,7 +167,7 @@ def outputs(tmp_path_factory):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr("panderm_utils.feature_cache.SHARD", SMALL)
+    monkeypatch.setattr("panderm_utils.encoders.feature_cache.SHARD", SMALL)
 
 
 def runs_of(space):

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models.beit import Beit
 
-from panderm_utils.checkpoints import file_digest
+from panderm_utils.encoders.checkpoints import file_digest
 from panderm_utils.encoders import (
     EncoderError,
     build_model,
@@ -28,8 +28,8 @@ from panderm_utils.encoders import (
     same_fingerprint,
     tensors_digest,
 )
-from panderm_utils.manifests import load_encoder_manifest
-from panderm_utils.state_dicts import match_tensors
+from panderm_utils.encoders.state_dicts import match_tensors
+from panderm_utils.manifests.reading import load_encoder_manifest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WIDTH, DEPTH, HEADS = 48, 2, 3

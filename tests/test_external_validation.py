@@ -8,12 +8,18 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
-from panderm_utils import data, external_validation, manifests, metrics, records, tables, workspace
-from panderm_utils.encoders import load_encoder
-from panderm_utils.external_validation import find_targets, melanoma_labels, target_features
-from panderm_utils.features import extract_files
-from panderm_utils.shared_images import find_shared
-from panderm_utils.targets import TargetError, choose_targets
+from panderm_utils import workspace
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.encoders.features import extract_files
+from panderm_utils.encoders.loading import load_encoder
+from panderm_utils.figures import tables
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.protocols.external_validation import study as external_validation
+from panderm_utils.protocols.external_validation.shared_images import find_shared
+from panderm_utils.protocols.external_validation.study import find_targets, melanoma_labels, target_features
+from panderm_utils.protocols.external_validation.targets import TargetError, choose_targets
+from panderm_utils.results import records
+from panderm_utils.stats import metrics
 
 HAM, PAD, PH2 = (manifests.load_dataset_manifest(name) for name in ("ham10000", "pad_ufes", "ph2"))
 

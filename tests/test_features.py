@@ -27,14 +27,14 @@ from PIL import Image
 from timm.models.beit import Beit
 from torchvision import transforms
 
-from panderm_utils import data, feature_cache, features
-from panderm_utils.encoders import Encoder, load_encoder
-from panderm_utils.feature_cache import FeatureCacheWarning
-from panderm_utils.features import FeatureError, extract_features, extract_files
-from panderm_utils.image_files import ImageError
-from panderm_utils.images import EvaluationTransform
-from panderm_utils.loading import LoadingError
-from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.data.image_files import ImageError
+from panderm_utils.data.loading import LoadingError
+from panderm_utils.data.transforms import EvaluationTransform
+from panderm_utils.encoders.feature_cache import FeatureCacheWarning
+from panderm_utils.encoders.features import FeatureError, extract_features, extract_files
+from panderm_utils.encoders.loading import Encoder, feature_cache, features, load_encoder
+from panderm_utils.manifests.reading import EncoderManifest, load_encoder_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -289,8 +289,9 @@ def test_shards_put_in_each_others_place_are_not_trusted(encoder, paths, small_s
 SCRIPT = """
 import sys, time
 import panderm_utils, torch
-from panderm_utils import features, feature_cache
-from panderm_utils.encoders import load_encoder
+from panderm_utils.encoders.loading import features
+from panderm_utils.encoders.loading import feature_cache
+from panderm_utils.encoders.loading import load_encoder
 from tests.test_features import RANDOM
 features.SHARD, feature_cache.TICK = 4, 0
 torch.set_num_threads(1)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
-from panderm_utils import bootstrap, metrics
-from panderm_utils.fine_tune_metrics import FINE_TUNE_METRICS, FineTuneScorer, evaluate_fine_tuning, ranks
+from panderm_utils.protocols.fine_tune.metrics import FINE_TUNE_METRICS, FineTuneScorer, evaluate_fine_tuning, ranks
+from panderm_utils.stats import metrics
+from panderm_utils.stats import resampling as bootstrap
 from tests.test_metrics import CASES, EXACT, case, draw
 
 

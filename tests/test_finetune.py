@@ -25,9 +25,20 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, log_loss, recall_score, roc_auc_score
 from torch.nn import functional
 
-from panderm_utils import augment, data, prediction, processes, training_loop, training_state
-from panderm_utils.encoders import EncoderError
-from panderm_utils.finetune import (
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.data.image_files import ImageError
+from panderm_utils.data.transforms import evaluation_transform
+from panderm_utils.encoders.loading import EncoderError
+from panderm_utils.manifests.reading import load_encoder_manifest
+from panderm_utils.protocols.fine_tune import augmentation as augment
+from panderm_utils.protocols.fine_tune import loop as training_loop
+from panderm_utils.protocols.fine_tune import prediction, processes
+from panderm_utils.protocols.fine_tune import state as training_state
+from panderm_utils.protocols.fine_tune.gradients import BatchGradients, MemoryWarning, make_optimizer
+from panderm_utils.protocols.fine_tune.loop import Training
+from panderm_utils.protocols.fine_tune.model import read_facts
+from panderm_utils.protocols.fine_tune.processes import make_accelerator
+from panderm_utils.protocols.fine_tune.training import (
     Computing,
     FineTuned,
     FineTuneError,
@@ -40,13 +51,6 @@ from panderm_utils.finetune import (
     load_finetuned,
     predict,
 )
-from panderm_utils.finetune_model import read_facts
-from panderm_utils.gradients import BatchGradients, MemoryWarning, make_optimizer
-from panderm_utils.image_files import ImageError
-from panderm_utils.images import evaluation_transform
-from panderm_utils.manifests import load_encoder_manifest
-from panderm_utils.processes import make_accelerator
-from panderm_utils.training_loop import Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -293,8 +297,8 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, "tests")
 from test_finetune import CPU, RECIPE, run
-from panderm_utils import training_loop
-from panderm_utils.finetune import LabelledImages, load_finetuned
+from panderm_utils.protocols.fine_tune import loop as training_loop
+from panderm_utils.protocols.fine_tune.training import LabelledImages, load_finetuned
 import numpy as np
 folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
 step = training_loop.Training._step

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from panderm_utils.checkpoints import EncoderError
-from panderm_utils.encoders import load_encoder
-from panderm_utils.finetune_model import FineTuneModel, describe, load_finetune_model, load_finetuned
-from panderm_utils.manifests import load_encoder_manifest
-from panderm_utils.recipe import FineTuneError
+from panderm_utils.encoders.checkpoints import EncoderError
+from panderm_utils.encoders.loading import load_encoder
+from panderm_utils.manifests.reading import load_encoder_manifest
+from panderm_utils.protocols.fine_tune.model import FineTuneModel, describe, load_finetune_model, load_finetuned
+from panderm_utils.protocols.fine_tune.recipe import FineTuneError
 
 WIDTH, DEPTH, HEADS, CLASSES = 48, 2, 3, 5
 RANDOM = replace(load_encoder_manifest("random_tiny"), width=WIDTH, depth=DEPTH, heads=HEADS, num_features=WIDTH)

@@ -35,11 +35,16 @@ from test_batch import PARAMETERS, write_notebook
 from test_data import GOOD, card, lay_out
 
 import run_all
-from panderm_utils import batch, data, encoders, manifests, plan, workspace
-from panderm_utils.checkpoints import EncoderError
-from panderm_utils.encoders import load_encoder
-from panderm_utils.features import extract_features
-from panderm_utils.finetune_model import FineTuneModel, load_finetuned
+from panderm_utils import workspace
+from panderm_utils.batch.running import plan
+from panderm_utils.batch.running import running as batch
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.encoders.checkpoints import EncoderError
+from panderm_utils.encoders.features import extract_features
+from panderm_utils.encoders.loading import load_encoder
+from panderm_utils.encoders.loading import loading as encoders
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.protocols.fine_tune.model import FineTuneModel, load_finetuned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -893,7 +898,10 @@ WATCH = """
 import resource, sys, json, warnings
 from pathlib import Path
 import panderm_utils
-from panderm_utils import encoders, image_files, manifests, typed_yaml
+from panderm_utils.encoders.loading import loading as encoders
+from panderm_utils.data.dataset import image_files
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.manifests.reading import typed_yaml
 warnings.simplefilter("ignore")
 read = {".png": image_files.open_image, ".jpg": image_files.open_image, ".gif": image_files.open_image}
 read |= {".webp": image_files.open_image, ".yaml": typed_yaml.load_yaml}

@@ -10,8 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import panderm_utils  # noqa: F401  (prepares torchvision)
-from panderm_utils import images
-from panderm_utils.image_files import ImageError, ImageFolder, oddity, open_image
+from panderm_utils.data.dataset import transforms as images
+from panderm_utils.data.image_files import ImageError, ImageFolder, oddity, open_image
 
 SIZES = [
     (600, 450),

@@ -4,10 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import label_efficiency, metrics, records, tables, workspace
-from panderm_utils.bootstrap import resampled_rows
-from panderm_utils.linear_probe import fit_linear_probe
-from panderm_utils.subsets import draw_subsets
+from panderm_utils import workspace
+from panderm_utils.figures import tables
+from panderm_utils.protocols.label_efficiency import sweep as label_efficiency
+from panderm_utils.protocols.label_efficiency.subsets import draw_subsets
+from panderm_utils.protocols.linear_probe.probe import fit_linear_probe
+from panderm_utils.results import records
+from panderm_utils.stats import metrics
+from panderm_utils.stats.resampling import resampled_rows
 
 CLASSES, WIDTH = 3, 12
 

@@ -10,8 +10,9 @@ import pytest
 from matplotlib.collections import PolyCollection
 from PIL import Image
 
-from panderm_utils import label_efficiency_plots, plots
-from panderm_utils.data_needed import data_needed
+from panderm_utils.figures import plots
+from panderm_utils.protocols.label_efficiency import plots as label_efficiency_plots
+from panderm_utils.protocols.label_efficiency.data_needed import data_needed
 
 COLORS = {"PanDerm (large)": "#D55E00", "DINOv2 (large)": "#0072B2", "SwAVDerm (ResNet-50)": "#009E73"}
 FRACTIONS = np.array([0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0])

@@ -15,15 +15,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from panderm_utils import leftovers
-from panderm_utils.lock import started
+from panderm_utils.batch.lock import started
+from panderm_utils.batch.running import leftovers
 
 ROOT = Path(__file__).parent.parent
 # Starts a run's process in a session of its own, and that one two more that ignore SIGINT.
 STARTER = """\
 import os, subprocess, sys, time
 from pathlib import Path
-from panderm_utils import leftovers
+from panderm_utils.batch.running import leftovers
 below = "import subprocess, sys, time; code = 'import signal, time; signal.signal(2, 1); print(flush=True); "
 below += "time.sleep(600)'\\n"
 below += "both = [subprocess.Popen([sys.executable, '-c', code], start_new_session=True, stdout=-1) for _ in '12']\\n"

@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from panderm_utils.linear_probe import ProbeError, fit_linear_probe, objective, penalty_c
+from panderm_utils.protocols.linear_probe.probe import ProbeError, fit_linear_probe, objective, penalty_c
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -132,14 +132,14 @@ def test_converged_is_never_above_published(case):
 
 
 def test_converged_is_never_above_published_when_products_are_float32(monkeypatch):
-    monkeypatch.setattr("panderm_utils.probe_solvers.DOUBLE_BELOW", 0)  # as it is for large features
+    monkeypatch.setattr("panderm_utils.protocols.linear_probe.solvers.DOUBLE_BELOW", 0)  # as it is for large features
     for case in ("plain", "standardised", "far from zero", "duplicated features"):
         x, y = CASES[case](*draw(500, 80, 4))
         converged = fit_linear_probe(x, y, solver="converged")
         assert converged.objective <= fit_linear_probe(x, y).objective + 1e-7, case
-        monkeypatch.setattr("panderm_utils.probe_solvers.DOUBLE_BELOW", 10**7)
+        monkeypatch.setattr("panderm_utils.protocols.linear_probe.solvers.DOUBLE_BELOW", 10**7)
         assert converged.objective <= fit_linear_probe(x, y, solver="converged").objective + 5e-8, case
-        monkeypatch.setattr("panderm_utils.probe_solvers.DOUBLE_BELOW", 0)
+        monkeypatch.setattr("panderm_utils.protocols.linear_probe.solvers.DOUBLE_BELOW", 0)
 
 
 @pytest.mark.parametrize(("rows", "width", "classes"), [(400, 48, 4), (30, 100, 3), (300, 40, 2)])

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from panderm_utils.image_files import ImageError
-from panderm_utils.loading import LoadingError, loaded
+from panderm_utils.data.image_files import ImageError
+from panderm_utils.data.loading import LoadingError, loaded
 
 CPU = torch.device("cpu")
 BATCHES = [[7, 3], [5], [1, 1, 0], [2], [9, 8]]

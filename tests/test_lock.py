@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 import run_all
-from panderm_utils import lock
+from panderm_utils.batch.running import lock
 
 ROOT = Path(__file__).parent.parent
 HOLD = """\
 import sys, time
 from pathlib import Path
-from panderm_utils import lock
+from panderm_utils.batch.running import lock
 lock.BEAT = 0.1
 with lock.owned(Path(sys.argv[1])):
     print("held", flush=True)

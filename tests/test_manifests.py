@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from panderm_utils import manifests
-from panderm_utils.manifests import ManifestError
+from panderm_utils.manifests.reading import ManifestError
+from panderm_utils.manifests.reading import reading as manifests
 
 ROOT = Path(__file__).parent.parent
 DRIVE = "https://drive.google.com/file/d/{}/view"

@@ -9,7 +9,10 @@ import pytest
 import sklearn.metrics as sk
 from sklearn.preprocessing import label_binarize
 
-from panderm_utils import bootstrap, metrics, plots, records
+from panderm_utils.figures import plots
+from panderm_utils.results import records
+from panderm_utils.stats import metrics
+from panderm_utils.stats import resampling as bootstrap
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 
@@ -392,5 +395,5 @@ def test_inputs_are_left_as_they_were():
 
 
 def test_metrics_need_no_torch():
-    code = "import sys, panderm_utils.metrics; sys.exit('torch' in sys.modules)"
+    code = "import sys, panderm_utils.stats.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -17,18 +17,16 @@ import pandas as pd
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from panderm_utils import (
-    data,
-    data_needed,
-    external_validation,
-    label_efficiency,
-    manifests,
-    metrics,
-    records,
-    tables,
-    workspace,
-)
-from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
+from panderm_utils import workspace
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.figures import tables
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.protocols.external_validation import study as external_validation
+from panderm_utils.protocols.fine_tune.metrics import evaluate_fine_tuning
+from panderm_utils.protocols.label_efficiency import data_needed
+from panderm_utils.protocols.label_efficiency import sweep as label_efficiency
+from panderm_utils.results import records
+from panderm_utils.stats import metrics
 
 pytestmark = pytest.mark.notebooks
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from panderm_utils import manifests, notebooks, plan
+from panderm_utils.batch.running import plan
+from panderm_utils.batch.running import stamper as notebooks
+from panderm_utils.manifests.reading import reading as manifests
 
 ROOT = Path(__file__).parent.parent
 DATASETS = manifests.fitting(manifests.list_datasets(), "linear_probe")

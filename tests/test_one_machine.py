@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from test_batch import PARAMETERS, make, write_notebook
 
-from panderm_utils import batch, devices, estimates, leftovers, plan, progress, workspace
+from panderm_utils import workspace
+from panderm_utils.batch.running import devices, estimates, leftovers, plan, progress
+from panderm_utils.batch.running import running as batch
 
 ROOT = Path(__file__).parent.parent
 

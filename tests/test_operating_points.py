@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_curve
 
-from panderm_utils import operating_points, records
-from panderm_utils.bootstrap import MetricError, resampled_rows
-from panderm_utils.metrics import MetricWarning
+from panderm_utils.results import records
+from panderm_utils.stats import thresholds as operating_points
+from panderm_utils.stats.metrics import MetricWarning
+from panderm_utils.stats.resampling import MetricError, resampled_rows
 
 LEVELS = (0.8, 0.9, 0.95)
 

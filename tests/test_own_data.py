@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from panderm_utils import data, manifests
-from panderm_utils.own_data import make_own_manifest
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.data.own_data import make_own_manifest
+from panderm_utils.manifests.reading import reading as manifests
 
 NAME = "clinic_of_the_tests"  # unlike any dataset that a user may have here
 

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from panderm_utils import comparison_plots, embedding_plots, paper_plots, plots
+from panderm_utils.figures import comparison_plots, plots
+from panderm_utils.figures import embedding as embedding_plots
+from panderm_utils.figures import paper as paper_plots
 
 COLORS = {"PanDerm": "#D55E00", "DINOv2": "#0072B2"}
 

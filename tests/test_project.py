@@ -11,8 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from panderm_utils import manifests
-from panderm_utils.notebooks import METADATA
+from panderm_utils.batch.stamper import METADATA
+from panderm_utils.manifests.reading import reading as manifests
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from panderm_utils.finetune_model import FineTuneModel
-from panderm_utils.manifests import load_encoder_manifest
-from panderm_utils.recipe import (
+from panderm_utils.manifests.reading import load_encoder_manifest
+from panderm_utils.protocols.fine_tune.model import FineTuneModel
+from panderm_utils.protocols.fine_tune.recipe import (
     FineTuneError,
     FineTuneRecipe,
     learning_rates,

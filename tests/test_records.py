@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import leftovers, records, workspace
+from panderm_utils import workspace
+from panderm_utils.batch.running import leftovers
+from panderm_utils.results import records
 
 
 @pytest.fixture
@@ -135,7 +137,8 @@ def test_a_kill_while_writing_leaves_no_half_record(space, tmp_path, moment):
     code = f"""
 import os, pandas as pd
 from pathlib import Path
-from panderm_utils import records, workspace
+from panderm_utils.results import records
+from panderm_utils import workspace
 space = workspace.open_workspace("demo", output_root={str(tmp_path)!r})
 run = records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
 table = records.prediction_table(["a"], [0], [[0.5, 0.25, 0.25]])
@@ -165,7 +168,8 @@ def test_a_second_run_in_one_kernel_hears_what_the_first_heard(space, tmp_path):
     """In a process of its own, as pytest changes how warnings are shown."""
     code = f"""
 import warnings
-from panderm_utils import records, workspace
+from panderm_utils.results import records
+from panderm_utils import workspace
 space = workspace.open_workspace("demo", output_root={str(tmp_path)!r})
 for seed in (0, 1):
     run = records.begin_run("linear_probe", "demo", "random_tiny", seed, space)

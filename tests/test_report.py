@@ -16,7 +16,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from panderm_utils import manifest_types, metrics, pages, plan, plots, records, report, tables, workspace
+from panderm_utils import workspace
+from panderm_utils.batch.running import plan
+from panderm_utils.figures import plots, tables
+from panderm_utils.manifests.reading import entries as manifest_types
+from panderm_utils.report.writing import pages
+from panderm_utils.report.writing import writing as report
+from panderm_utils.results import records
+from panderm_utils.stats import metrics
 
 SCRIPT, BREAKOUT = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import run_all
-from panderm_utils import manifests, plan
+from panderm_utils.batch.running import plan
+from panderm_utils.manifests.reading import reading as manifests
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "timm", "pandas", "numpy", "matplotlib", "papermill", "sklearn", "scipy", "nbformat")

@@ -13,9 +13,15 @@ import pandas as pd
 import pytest
 
 import run_all
-from panderm_utils import manifests, paper_plots, plan, records, scoreboard, tables, workspace
-from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
-from panderm_utils.manifests import ManifestError
+from panderm_utils import workspace
+from panderm_utils.batch.running import plan
+from panderm_utils.figures import paper as paper_plots
+from panderm_utils.figures import tables
+from panderm_utils.manifests.reading import ManifestError
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.protocols.fine_tune.metrics import evaluate_fine_tuning
+from panderm_utils.results import published as scoreboard
+from panderm_utils.results import records
 from panderm_utils.workspace import DEFAULT_SETTINGS
 
 ROOT = Path(__file__).parent.parent

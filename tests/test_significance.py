@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from panderm_utils import metrics, significance
-from panderm_utils.bootstrap import MetricError, resampled_rows
+from panderm_utils.stats import metrics, significance
+from panderm_utils.stats.resampling import MetricError, resampled_rows
 
 
 def predictions(images=60, classes=3, gain=1.5, seed=0):

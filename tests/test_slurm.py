@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import run_all
-from panderm_utils import batch, parameters, plan, slurm, slurm_queue, workspace
+from panderm_utils import workspace
+from panderm_utils.batch.running import parameters, plan, slurm, slurm_queue
+from panderm_utils.batch.running import running as batch
 from tests.chaos import house
 from tests.slurm_on_loopback import missing_programs, slurm_on_loopback, until
 from tests.test_batch import write_notebooks

@@ -10,8 +10,13 @@ import pytest
 from matplotlib.colors import to_hex
 from sklearn.metrics import f1_score, roc_auc_score
 
-from panderm_utils import data, manifests, plots, records, subgroup_plots, subgroups
-from panderm_utils.bootstrap import MetricError, resampled_rows
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.figures import plots
+from panderm_utils.figures import subgroups as subgroup_plots
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.results import records
+from panderm_utils.stats import subgroups
+from panderm_utils.stats.resampling import MetricError, resampled_rows
 
 
 def predictions(images=120, classes=2, seed=0, gain=1.5):

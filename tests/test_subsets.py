@@ -7,9 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import data, demo, manifests, subsets
-from panderm_utils.splits import connected_groups
-from panderm_utils.subsets import FRACTIONS, SubsetError
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.data.splits import connected_groups
+from panderm_utils.demo.stand_ins import stand_ins as demo
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.protocols.label_efficiency import subsets
+from panderm_utils.protocols.label_efficiency.subsets import FRACTIONS, SubsetError
 
 HALF = [*range(200), *[200] * 200]  # the last patient has half of 400 images
 

@@ -7,8 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import manifests, paper_plots, plots, records, tables, workspace
-from panderm_utils.fine_tune_metrics import FINE_TUNE_METRICS
+from panderm_utils import workspace
+from panderm_utils.figures import paper as paper_plots
+from panderm_utils.figures import plots, tables
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.protocols.fine_tune.metrics import FINE_TUNE_METRICS
+from panderm_utils.results import records
 from panderm_utils.workspace import DEFAULT_SETTINGS
 
 METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")

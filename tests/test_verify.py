@@ -8,8 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import label_efficiency, metrics, records, subsets, tables, verify, workspace
-from panderm_utils.fine_tune_metrics import evaluate_fine_tuning
+from panderm_utils import workspace
+from panderm_utils.figures import tables
+from panderm_utils.protocols.fine_tune.metrics import evaluate_fine_tuning
+from panderm_utils.protocols.label_efficiency import subsets
+from panderm_utils.protocols.label_efficiency import sweep as label_efficiency
+from panderm_utils.results import records
+from panderm_utils.results import verification as verify
+from panderm_utils.stats import metrics
 
 IMAGES, REPLICATES = 60, 40
 

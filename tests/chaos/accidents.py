@@ -19,7 +19,7 @@ from pathlib import Path
 import house
 import psutil
 
-from panderm_utils.lock import started
+from panderm_utils.batch.lock import started
 
 LOOK = 0.002  # seconds
 LIMIT = 300  # seconds in which a batch of seconds must end

@@ -16,7 +16,8 @@ from unittest import mock
 
 import nbformat
 
-from panderm_utils import demo, manifests
+from panderm_utils.demo.stand_ins import stand_ins as demo
+from panderm_utils.manifests.reading import reading as manifests
 
 REPOSITORY = Path(__file__).parents[2]
 DATASET = "ddi"
@@ -34,7 +35,15 @@ output_root = None
 seed = 0
 """
 SETUP = """\
-from panderm_utils import data, encoders, features, finetune, linear_probe, manifests, metrics, records, workspace
+from panderm_utils.data.dataset import dataset as data
+from panderm_utils.encoders.loading import loading as encoders
+from panderm_utils.encoders.loading import features
+from panderm_utils.protocols.fine_tune import training as finetune
+from panderm_utils.protocols.linear_probe import probe as linear_probe
+from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.stats import metrics
+from panderm_utils.results import records
+from panderm_utils import workspace
 
 space = workspace.open_workspace(profile, data_root, weights_root, output_root)
 card = manifests.load_dataset_manifest(dataset)
@@ -69,7 +78,8 @@ records.save_record(run, scores, predictions, card.headline_metric, ballast)
 """
 DRAW = """\
 import json
-from panderm_utils import leftovers, workspace
+from panderm_utils.batch.running import leftovers
+from panderm_utils import workspace
 space = workspace.open_workspace(profile, output_root=output_root)
 names = sorted(path.name for path in space.records.glob("[!.]*"))
 for name in names:

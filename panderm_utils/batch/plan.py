@@ -1,0 +1,311 @@
+"""Plans a batch: which runs, with which parameters, what they need and what of it is missing. Starts nothing.
+
+Loads neither torch nor pandas, so `run_all.py --plan` answers at once.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from itertools import chain, product
+from pathlib import Path
+
+from panderm_utils import manifests, protocols, results
+from panderm_utils.batch.needs import Need, data_need, find_encoder, other_need, weights_need
+from panderm_utils.batch.parameters import PlanError, Settled, read_parameters, settle_parameters, split_overrides
+from panderm_utils.manifests import DatasetManifest, EncoderManifest, Profile, Protocol, unknown
+from panderm_utils.workspace import REPOSITORY, Workspace
+
+NOTEBOOKS = REPOSITORY / "notebooks"
+CANONICAL = "ham10000"  # the notebook of each protocol from which its siblings are stamped
+PAPER = "paper"  # the folder of the notebooks that draw from records and run nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A notebook to execute.
+
+    Attributes:
+        name: The run id, or the paper notebook's name.
+        output: The executed notebook; `log`: what papermill and the cells print.
+        protocol: Its name; PAPER for a paper notebook.
+        record: The folder that a run leaves, or None for a paper notebook.
+        needs: What it reads.
+    """
+
+    name: str
+    notebook: Path
+    parameters: dict
+    output: Path
+    log: Path
+    protocol: str = PAPER
+    record: Path | None = None
+    needs: tuple[Need, ...] = ()
+
+    @property
+    def missing(self) -> tuple[Need, ...]:
+        return tuple(need for need in self.needs if need.state == "missing")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch: its runs, and the paper notebooks that are drawn after them."""
+
+    space: Workspace
+    runs: tuple[Job, ...]
+    paper: tuple[Job, ...]
+
+    @property
+    def needs(self) -> list[Need]:
+        return list(dict.fromkeys(need for run in self.runs for need in run.needs))
+
+
+@dataclass
+class Part:
+    """A protocol's part of a batch: its datasets x encoders x variants.
+
+    Attributes:
+        variants: Parameters beside the overrides, a run each.
+        insists: Whether the user named the protocol: what does not fit is then an error, not left out.
+    """
+
+    protocol: Protocol
+    datasets: tuple[str, ...]
+    encoders: tuple[str, ...]
+    variants: list[dict] = field(default_factory=lambda: [{}])
+    insists: bool = False
+
+
+def make_plan(
+    space: Workspace,
+    datasets: Sequence[str] = (),
+    encoders: Sequence[str] = (),
+    protocols: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    overrides: Iterable[str] = (),
+    notebooks: Path = NOTEBOOKS,
+) -> Plan:
+    """Plans the runs of datasets x protocols x encoders x seeds; an empty selection means what the profile says.
+
+    Args:
+        datasets: Names; ("all",) for every dataset of the profile rather than its quick handful. A protocol takes those
+            that fit it; one that does not is an error where both were named.
+        overrides: Notebook parameters as `name=value`, checked against each notebook's parameters cell.
+        notebooks: The folder with a folder of notebooks a protocol.
+
+    Raises:
+        PlanError: A dataset, encoder, protocol or parameter is unknown or does not fit; all problems at once.
+    """
+    profile, problems = manifests.load_profile(space.profile), []
+    every = list(datasets) == ["all"]
+    named, datasets = () if every else tuple(datasets), profile.datasets if every else datasets
+    parts = _parts(profile, datasets, encoders, protocols, notebooks, problems)
+    overrides = split_overrides(overrides, [name for part in parts for name in part.encoders], problems)
+    parts = _with_companions(parts, profile, encoders, overrides, notebooks, problems)
+    load_card, load_model = manifests.load_dataset_manifest, find_encoder
+    cards = {name: _load(load_card, name, problems) for name in _names(parts, "datasets")}
+    models = {name: _load(load_model, name, problems) for name in _names(parts, "encoders")}
+    _leave_out_misfits(parts, cards, models, named, bool(encoders), profile, problems)
+    problems += _out_of_place(parts, cards, overrides, space)
+    studies = _settle(parts, cards, overrides, notebooks, problems)
+    problems += [f"seed {n}: write a whole number from 0 to {2**32 - 1}" for n in seeds if not 0 <= n < 2**32]
+    beside = _beside(parts, cards, models, profile, studies, problems)
+    if problems:
+        raise PlanError("\n".join(dict.fromkeys(problems)))
+    seeds, runs = tuple(dict.fromkeys(seeds or profile.seeds)), {}
+    needs = _needs(parts, cards, models, overrides, beside, space)
+    # Datasets innermost: two jobs at once then rarely draw or read the same images, and later seeds find the features.
+    for seed, part in product(seeds, parts):
+        for key in _combinations(part):
+            job = _job(part.protocol, key, seed, studies[key[0], key[2], key[3]], needs[key], space, notebooks)
+            runs.setdefault(job.name, job)  # all labels as a fraction are the run that may be there anyway
+    return Plan(space, tuple(runs.values()), _plan_paper(space, seeds[0], notebooks))
+
+
+def select_runs(plan: Plan, names: Sequence[str]) -> Plan:
+    """Returns the plan of the named runs alone, without drawings; of no name, the drawings alone.
+
+    Args:
+        names: Run ids, or patterns of them, such as "ham10000-*".
+
+    Raises:
+        PlanError: A name is of no run in the plan.
+    """
+    found = {name: [run for run in plan.runs if fnmatchcase(run.name, name)] for name in names}
+    if strange := [name for name, runs in found.items() if not runs]:
+        raise PlanError(f"--only {' '.join(strange)}: not in this plan of {len(plan.runs)} runs; --plan names them")
+    runs = dict.fromkeys(chain(*found.values()))
+    return replace(plan, runs=tuple(runs), paper=() if names else plan.paper)
+
+
+def list_protocols(notebooks: Path = NOTEBOOKS) -> list[str]:
+    """Returns the protocols that have a canonical notebook."""
+    return sorted(path.parent.name for path in notebooks.glob(f"*/{CANONICAL}.ipynb"))
+
+
+# A run of a plan but for its seed: names of protocol, encoder and dataset, number of the variant.
+Key = tuple[str, str, str, int]
+
+
+def _parts(profile: Profile, datasets, encoders, names, notebooks: Path, problems: list[str]) -> list[Part]:
+    found = [_load(lambda name: _find(name, notebooks), name, problems) for name in names or profile.protocols]
+    return [_part(profile, p, datasets, encoders, insists=bool(names)) for p in dict.fromkeys(filter(None, found))]
+
+
+def _part(profile: Profile, protocol: Protocol, datasets, encoders, **more) -> Part:
+    """The part of a protocol: the datasets and encoders named, else those that the profile has for it."""
+    choice = profile.choice(protocol.name)
+    datasets, encoders = dict.fromkeys(datasets or choice.quick), dict.fromkeys(encoders or choice.encoders)
+    return Part(protocol, tuple(datasets), tuple(encoders), **more)
+
+
+def _find(name: str, notebooks: Path) -> Protocol:
+    known = list_protocols(notebooks)
+    if name not in known:
+        raise PlanError(unknown("protocol", name, known, ""))
+    return protocols.load_protocol(name)
+
+
+def _with_companions(parts: list[Part], profile: Profile, encoders, overrides, notebooks, problems) -> list[Part]:
+    """Adds the runs of other protocols that a protocol's parameters ask for, on its own datasets."""
+    by_name = {part.protocol.name: part for part in parts}
+    for part in parts:
+        for name, variants in part.protocol.companions(overrides, problems).items():
+            if name in by_name:
+                by_name[name].variants += variants
+            elif other := _load(lambda name: _find(name, notebooks), name, problems):
+                by_name[name] = replace(_part(profile, other, part.datasets, encoders), variants=variants)
+    return list(by_name.values())
+
+
+def _leave_out_misfits(parts, cards, models, named, encoders_named, profile, problems) -> None:
+    """Leaves out the datasets and encoders that a protocol cannot take; a problem where the user insists on them."""
+    fitting = {name for part in parts for name in part.datasets if cards[name] and not part.protocol.lacks(cards[name])}
+    for part in parts:
+        lacking = {name: card and part.protocol.lacks(card) for name, card in cards.items()}
+        for name in named:
+            if lacking.get(name) and (part.insists or name not in fitting):
+                having = ", ".join(part.protocol.fitting(profile.datasets))
+                needed = f"{part.protocol.name} needs {lacking[name]}"
+                problems.append(f"dataset {name}: {needed}; of the profile's, these have it: {having}")
+        part.datasets = tuple(name for name in part.datasets if not lacking[name])
+        unfit = [name for name in part.encoders if models[name] and not part.protocol.takes(models[name])]
+        if unfit and part.insists and encoders_named:
+            only = f"{part.protocol.title} takes the architecture {', '.join(part.protocol.architectures)} only"
+            problems.append(f"encoder {', '.join(unfit)}: {only}; leave it out")
+        part.encoders = tuple(name for name in part.encoders if name not in unfit)
+
+
+def _out_of_place(parts: list[Part], cards: dict, overrides: dict, space: Workspace) -> Iterator[str]:
+    """Says what belongs to one dataset and is given to several, and which dataset is in the wrong profile."""
+    for part in parts:
+        for name in part.protocol.single_dataset:
+            if name in overrides and (len(parts) > 1 or len(cards) > 1):
+                remedy = f"write --protocols {part.protocol.name} --datasets {next(iter(cards))}"
+                yield f"-p {name}: of one dataset; {remedy}"
+    for name, card in cards.items():
+        if card and card.own and space.synthetic:
+            yield f"dataset {name} is your own, no demo; write --profile paper --datasets {name}"
+
+
+def _settle(parts, cards, overrides, notebooks: Path, problems: list[str]) -> dict[tuple, Settled]:
+    """Returns the parameters and settings of each (protocol, dataset, variant)."""
+    offered = {part.protocol.name: _parameter_names(notebooks / part.protocol.name) for part in parts}
+    settled = {}
+    for part in parts:
+        # What another of the protocols takes is not unknown, only not for this one.
+        elsewhere = set().union(*offered.values()) - offered[part.protocol.name]
+        mine = {key: value for key, value in overrides.items() if key not in elsewhere}
+        for name, (number, variant) in product(part.datasets, enumerate(part.variants)):
+            path = _notebook(part.protocol, name if cards[name] else CANONICAL, notebooks)
+            found = settle_parameters(path, part.protocol, mine | variant, problems)
+            settled[part.protocol.name, name, number] = found
+    return settled
+
+
+def _beside(parts, cards, models, profile, studies, problems) -> dict[Key, list[DatasetManifest | EncoderManifest]]:
+    """Returns the datasets and encoders that each run reads besides its own."""
+    found = {}
+    for part in parts:
+        for key in _combinations(part):
+            _, encoder, dataset, variant = key
+            if not (cards[dataset] and models[encoder]):
+                continue
+            parameters = studies[part.protocol.name, dataset, variant].parameters
+            try:
+                others = list(part.protocol.beside(cards[dataset], encoder, profile, parameters))
+                found[key] = [find_encoder(o.name) if isinstance(o, EncoderManifest) else o for o in others]
+            except ValueError as error:
+                problems.append(str(error))
+    return found
+
+
+def _needs(parts, cards, models, overrides, beside, space: Workspace) -> dict[Key, tuple[Need, ...]]:
+    data = {name: data_need(cards[name], space) for name in _names(parts, "datasets")}
+    needs = {}
+    for part in parts:
+        file = next((overrides[name] for name in part.protocol.weights_parameters if name in overrides), None)
+        for key in _combinations(part):
+            _, encoder, dataset, _ = key
+            others = [other_need(other, space) for other in beside[key] if other.name not in data]
+            mine = [data[dataset], weights_need(models[encoder], space, file), *others]
+            needs[key] = tuple(dict.fromkeys(need for need in mine if need))
+    return needs
+
+
+def _combinations(part: Part) -> Iterator[Key]:
+    for encoder, dataset, variant in product(part.encoders, part.datasets, range(len(part.variants))):
+        yield part.protocol.name, encoder, dataset, variant
+
+
+def _job(protocol: Protocol, key: Key, seed: int, settled: Settled, needs, space: Workspace, notebooks: Path) -> Job:
+    _, encoder, dataset, _ = key
+    settings = results.settle_settings(protocol, space.profile, settled.settings)
+    name = results.run_id(protocol, dataset, encoder, seed, settings)
+    return Job(
+        name=name,
+        notebook=_notebook(protocol, dataset, notebooks),
+        parameters={**_folders(space), "encoder": encoder, "seed": seed, **settled.parameters},
+        output=space.root / "executed" / protocol.name / f"{name}.ipynb",
+        log=space.root / "logs" / f"{name}.log",
+        protocol=protocol.name,
+        record=space.records / name,
+        needs=needs,
+    )
+
+
+def _plan_paper(space: Workspace, seed: int, notebooks: Path) -> tuple[Job, ...]:
+    jobs = []
+    for path in sorted((notebooks / PAPER).glob("*.ipynb")):
+        offered = read_parameters(path)
+        parameters = {name: value for name, value in {**_folders(space), "seed": seed}.items() if name in offered}
+        output, log = space.root / "executed" / PAPER / path.name, space.root / "logs" / f"{path.stem}.log"
+        jobs.append(Job(path.stem, path, parameters, output, log))
+    return tuple(jobs)
+
+
+def _folders(space: Workspace) -> dict[str, str]:
+    folders = {name: str(getattr(space, name)) for name in ("data_root", "weights_root")}
+    return {"profile": space.profile, **folders, "output_root": str(space.root.parent)}
+
+
+def _notebook(protocol: Protocol, dataset: str, notebooks: Path) -> Path:
+    return notebooks / protocol.name / f"{dataset}.ipynb"
+
+
+def _parameter_names(folder: Path) -> set[str]:
+    """The parameters of a protocol's canonical notebook; none where it cannot be read, which is reported elsewhere."""
+    try:
+        return set(read_parameters(folder / f"{CANONICAL}.ipynb"))
+    except PlanError:
+        return set()
+
+
+def _names(parts: list[Part], kind: str) -> list[str]:
+    return list(dict.fromkeys(chain(*(getattr(part, kind) for part in parts))))
+
+
+def _load(load: Callable, name: str, problems: list[str]):
+    try:
+        return load(name)
+    except ValueError as error:
+        problems.append(str(error))

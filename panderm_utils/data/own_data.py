@@ -1,0 +1,244 @@
+"""Makes a manifest for a researcher's own CSV and images: guesses what the columns mean and explains each guess.
+
+The user's CSV is never written to. Where it does not keep the contract of `data` as it stands, a new CSV does.
+"""
+
+import os
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from panderm_utils import manifests
+from panderm_utils.data.csv_tables import DataError, Problems, is_missing, read_text
+from panderm_utils.data.image_files import SUFFIXES, fold
+from panderm_utils.data.own_labels import named, take_labels
+from panderm_utils.data.splits import propose_splits
+from panderm_utils.manifests import NAME_RULE, SPLITS, proper_name
+from panderm_utils.workspace import REPOSITORY, settle_path
+
+# Column names that are understood, the likeliest first; compared without case, blanks, dashes and underscores.
+IMAGE_COLUMNS = (
+    "image",
+    "image_id",
+    "image_name",
+    "filename",
+    "file_name",
+    "file",
+    "path",
+    "image_path",
+    "img",
+    "isic_id",
+)
+SPLIT_COLUMNS = ("split", "set", "partition", "subset")
+GROUP_COLUMNS = {
+    "lesion": ("lesion_id", "lesion"),
+    "patient": ("patient_id", "patient", "person_id", "subject_id", "subject", "case_id", "case", "case_num"),
+}
+METADATA_COLUMNS = {
+    "age": ("age", "age_approx"),
+    "sex": ("sex", "gender"),
+    "site": ("localization", "site", "anatom_site_general", "anatomical_site", "region"),
+    "skin_tone": ("skin_tone", "fitzpatrick", "fitspatrick", "fitzpatrick_skin_type", "monk"),
+    "institution": ("institution", "hospital", "centre", "center", "clinic"),
+}
+MELANOMA = ("mel", "melanoma")  # names of a class, in whatever case
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "ts", "holdout"), "test"),
+}
+
+
+def make_own_manifest(
+    csv_path: str | Path, image_dir: str | Path, name: str, csv_out_dir: str | Path | None = None
+) -> tuple[manifests.DatasetManifest, list[str], Path]:
+    """Guesses a manifest from a CSV and a folder of images; writes a new CSV where the given one needs changes.
+
+    Args:
+        csv_path: One row an image; only read.
+        image_dir: The folder that holds the images, at any depth.
+        name: What to call the dataset: small letters, digits, underscores.
+        csv_out_dir: Where a new `<name>.csv` goes; by default data/own below the repository, which git ignores.
+
+    Returns:
+        The manifest (`own=True`, absolute paths; not yet written), an explanation of each guess, and the CSV to use.
+
+    Raises:
+        DataError: The name is taken or misspelled, the CSV is empty or damaged, no image or no label was found.
+    """
+    check_name(name)
+    csv, root = settle_path(csv_path), settle_path(image_dir)
+    if not csv.is_file():
+        raise DataError(f"there is no CSV {csv}; give the path of an existing file")
+    if not root.is_dir():
+        raise DataError(f"there is no image folder {root}; give --images the folder that holds the images")
+    problems = Problems(csv)
+    given = read_text(csv.read_bytes(), problems)
+    problems.stop(name)
+    if given.empty:
+        raise DataError(f"{csv}: the CSV has no rows; it needs a header line and one row an image")
+    said = [problem["message"] for problem in problems.found][:5]
+
+    table, suffix = take_images(given, csv, root, said)
+    groups = find_columns(table, GROUP_COLUMNS)
+    metadata = find_columns(table, METADATA_COLUMNS)
+    said += [f"column `{column}` holds the {kind}: kept together in splits" for kind, column in groups.items()]
+    said += [f"column `{column}` holds the {kind}" for kind, column in metadata.items()]
+    table, classes, label_column = take_labels(table, csv, {*groups.values(), *metadata.values()}, said)
+    table = take_splits(table, label_column, list(groups.values()), said)
+
+    used = table.drop(columns="row")
+    kept = given.drop(columns="row")
+    unchanged = list(used) == list(kept) and used.to_numpy().tolist() == kept.to_numpy().tolist()
+    path = csv if unchanged and not problems.found else write_new_csv(used, csv, name, csv_out_dir)
+    said.append(f"{csv} keeps the contract and is used as it is" if path == csv else f"the new table is {path}")
+    counts = pd.crosstab(table["split"], table[label_column].astype(int)).reindex(SPLITS, fill_value=0)
+    counts = counts.reindex(columns=range(len(classes)), fill_value=0)
+    melanoma = tuple(str(text) for text in classes if str(text).casefold() in MELANOMA)
+    said += [f"class `{name}` is taken for melanoma, against the rest in external validation" for name in melanoma]
+    manifest = manifests.DatasetManifest(
+        name=name,
+        title=f"{name} (own data)",
+        modality="unknown",
+        institution="own data",
+        task="binary" if len(classes) == 2 else "multiclass",
+        classes=tuple(manifests.ClassName(name=str(text), long_name=str(text)) for text in classes),
+        classes_verified=True,
+        melanoma=melanoma,
+        label_column=label_column,
+        csv=str(path),
+        image_root=str(root),
+        image_suffix=suffix,
+        split_sizes={split: int(counts.loc[split].sum()) for split in SPLITS},
+        class_counts={split: tuple(int(n) for n in counts.loc[split]) for split in SPLITS},
+        headline_metric="auroc" if len(classes) == 2 else "weighted_f1",
+        groups=groups,
+        metadata=metadata,
+        licence="not stated",
+        citation="own data",
+        caveats=(f"What the columns of {csv.name} mean was guessed from their names.",),
+        own=True,
+    )
+    return manifest, said, path
+
+
+def check_name(name: str) -> None:
+    """Raises DataError unless the name can be a manifest's, a notebook's and a folder's, and is not taken."""
+    if name != (proposal := proper_name(name)):
+        raise DataError(f"the name {name!r} cannot be a file's on every disk ({NAME_RULE}); write --name {proposal}")
+    if name == "all":
+        raise DataError("--datasets all means every dataset; choose another name, such as --name all_own")
+    if name in manifests.list_datasets():
+        raise DataError(f"there is a dataset {name} already; choose another name, such as --name {name}_own")
+
+
+def take_images(table: pd.DataFrame, csv: Path, root: Path, said: list[str]) -> tuple[pd.DataFrame, str]:
+    """Returns the rows whose image was found, with `image` relative to the root, and the commonest suffix."""
+    exact, loose = index_images(root)
+    if not exact:
+        others = Counter(Path(name).suffix.lower() or "(none)" for *_, names in os.walk(root) for name in names)
+        held = ", ".join(f"{n:,} x {suffix}" for suffix, n in others.most_common(5)) or "nothing"
+        raise DataError(f"{root} holds no image ({', '.join(SUFFIXES)}) but {held}; give --images another folder")
+    names = [name for name in table.columns if name != "row"]
+    sample = table.head(500)
+    hits = {name: len({match(value, exact, loose) for value in sample[name]} - {None}) for name in names}
+    preferred = named(table, IMAGE_COLUMNS)
+    # A class number or an age may happen to be the name of some file: other columns must name a file in most rows.
+    hits = {name: n if name in preferred or 2 * n > len(sample) else 0 for name, n in hits.items()}
+    column = max(hits, key=lambda name: (bool(hits[name]) and name in preferred, hits[name], -names.index(name)))
+    suffixes = Counter(PurePosixPath(file).suffix for file in exact)
+    if not hits[column]:
+        held = ", ".join(f"{n:,} x {suffix}" for suffix, n in suffixes.most_common(4))
+        column = next(iter(preferred), names[0])
+        raise DataError(
+            f"{csv}: none of the first {len(sample):,} rows names an image below {root}. Column `{column}` has, for "
+            f"example, {sample[column].iloc[0]!r}; the folder has {held}, for example {min(exact)!r}. "
+            "Give --images the folder that the names start from, or add a column `image`"
+        )
+    found = table[column].map(lambda value: match(value, exact, loose))
+    missed = table.loc[found.isna(), "row"]
+    if len(missed):
+        lines = ", ".join(map(str, missed.head(5)))
+        said.append(
+            f"{len(missed):,} of {len(table):,} rows name no image below {root} and are LEFT OUT (rows {lines})"
+        )
+    changed = int((found.notna() & (found != table[column])).sum())
+    detail = f"; {changed:,} were completed to the file's name, such as {found.dropna().iloc[0]}" if changed else ""
+    said.append(f"column `{column}` names the images: {int(found.notna().sum()):,} found{detail}")
+    if column != "image" and "image" in table:
+        table = table.rename(columns={"image": "csv_image"})
+    return table.assign(image=found)[found.notna()], suffixes.most_common(1)[0][0]
+
+
+def index_images(root: Path) -> tuple[set[str], dict[str, str | None]]:
+    """Lists the images below a root: their relative paths, and a looser spelling -> path (None where ambiguous)."""
+    exact: set[str] = set()
+    for folder, _, names in os.walk(root):
+        below = Path(folder).relative_to(root).as_posix()
+        images = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+        exact.update(name if below == "." else f"{below}/{name}" for name in images)
+    loose: dict[str, str | None] = {}
+    for file in sorted(exact):
+        path = PurePosixPath(file)
+        for key in {file, file.removesuffix(path.suffix), path.name, path.stem}:
+            key = fold(key)
+            loose[key] = None if key in loose and loose[key] != file else file
+    return exact, loose
+
+
+def match(value: str, exact: set[str], loose: dict[str, str | None]) -> str | None:
+    """Returns the file that a cell means: as written, without case or suffix, or by its last parts (if unambiguous)."""
+    if value in exact:
+        return value
+    parts = [part for part in fold(value.replace("\\", "/")).split("/") if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        if (file := loose.get("/".join(parts[start:]))) is not None:
+            return file
+    return None
+
+
+def take_splits(table: pd.DataFrame, label: str, groups: list[str], said: list[str]) -> pd.DataFrame:
+    """Returns the table with `split`: the one that it has, in the contract's words, or a proposed 70/10/20."""
+    for column in named(table, SPLIT_COLUMNS):
+        meant = table[column].str.lower().map(SPLIT_NAMES)
+        if not {"train", "test"} <= set(meant.dropna()):
+            said.append(f"column `{column}` was not taken as the split: it does not hold both train and test")
+            continue
+        lost = int(meant.isna().sum())
+        said.append(
+            f"column `{column}` is the split" + (f"; {lost:,} rows of other names are LEFT OUT" if lost else "")
+        )
+        if column != "split" and "split" in table:
+            table = table.rename(columns={"split": "csv_split"})
+        return table.assign(split=meant)[meant.notna()]
+    ids = table.assign(**{name: table[name].mask(is_missing(table[name])) for name in groups})
+    # A file named twice must not straddle splits either.
+    split = propose_splits(ids, label, [*groups, "image"])
+    by = f", images of one {' or '.join(groups)} kept together" if groups else ", every image for itself: no id column"
+    said.append(f"no split was given: a stratified 70/10/20 was drawn (seed 0){by}")
+    if "split" in table:
+        table = table.rename(columns={"split": "csv_split"})
+    return table.assign(split=split)
+
+
+def write_new_csv(table: pd.DataFrame, csv: Path, name: str, folder: str | Path | None) -> Path:
+    """Writes `<name>.csv` whole or not at all; refuses to replace a file of other content."""
+    path = settle_path(folder or REPOSITORY / "data" / "own") / f"{name}.csv"
+    first = ["image", "split", *[column for column in ("label", "binary_label") if column in table]]
+    text = table[[*first, *[c for c in table.columns if c not in first]]].to_csv(index=False, lineterminator="\n")
+    if path.exists():
+        if path != csv and path.read_text(encoding="utf-8") == text:
+            return path
+        raise DataError(f"{path} exists and is not replaced; move it away, or choose another --name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def find_columns(table: pd.DataFrame, kinds: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """Returns kind -> column for each kind of which the table has a column."""
+    found = {kind: named(table, names) for kind, names in kinds.items()}
+    return {kind: columns[0] for kind, columns in found.items() if columns}

@@ -1,0 +1,12 @@
+"""Draws the stand-ins: synthetic lesions laid out as the real datasets are."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "lesions": ["draw_lesion"],
+        "signs": ["DEFAULT", "draw_signs", "recipe_of"],
+        "stand_ins": ["SIDES", "make_stand_in"],
+    },
+)

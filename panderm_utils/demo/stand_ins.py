@@ -1,0 +1,233 @@
+"""Lays drawn lesions out on disk as a real dataset is laid out: folders, file names, CSV columns, quirks and all.
+
+Every dataset of the paper gets a small stand-in of its own classes, so that its notebook runs for real on a laptop.
+A stand-in is drawn on first use, whole or not at all, and drawn anew only when its manifest or this code changes.
+"""
+
+import hashlib
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm.auto import tqdm
+
+from panderm_utils.demo import lesions
+from panderm_utils.demo.signs import draw_signs, draw_tone, recipe_of
+from panderm_utils.manifests import SPLITS, DatasetManifest
+
+SEED = 20250606  # of all stand-ins, with the dataset's name; the pre-training of panderm_tiny uses another
+SIDES = {  # height and width in pixels, one of them an image
+    "dermoscopic": ((225, 300),),
+    "clinical": ((225, 300), (300, 225), (256, 256)),  # phones are held either way
+    "pathology": ((200, 200),),
+}
+NAMES = {  # file names as the released ones look; n counts images from 1
+    "pad_ufes": "PAT_{patient}_{lesion}_{n:03d}.png",
+    "ddi": "{n:06d}.png",
+    "derm7pt_clinical": "{class_name}/{class_name}{n:03d}a.JPG",
+    "derm7pt_dermoscopic": "{class_name}/{class_name}{n:03d}l.JPG",
+    "dermnet": "{class_name}/{class_name}-{n}.jpg",
+    # An id of the ISIC Archive is one image, so no two stand-ins may share one; HAM10000 has the lowest numbers.
+    **{name: f"ISIC_{k}{{n:06d}}.jpg" for k, name in enumerate(("bcn20000", "mskcc", "hiba"), 1)},
+    "patch16": "{class_name}/{class_name}_{n:05d}.jpg",
+    "demo": "lesion_{n:04d}.jpg",
+    "ph2": "IMD{n:03d}.bmp",
+    "med_node": "{class_name}/{n:05d}.jpg",
+}
+SITES = ("back", "abdomen", "trunk", "lower extremity", "upper extremity", "chest", "face", "foot")
+CLINICS = ("clinic A", "clinic B", "clinic C")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many images a stand-in has; `imbalance` is how many times more often the commonest class is drawn."""
+
+    train: int
+    val: int
+    test: int
+    imbalance: float = 6.0
+
+    def of_class(self, rank: int, num_classes: int) -> tuple[int, int, int]:
+        """Images in train, val and test of the class of this rank (0 the commonest); at least 6, 1 and 4."""
+        share = self.imbalance ** -(np.arange(num_classes) / max(1, num_classes - 1))
+        share = share[rank] / share.sum()
+        return max(6, round(share * self.train)), max(1, round(share * self.val)), max(4, round(share * self.test))
+
+
+COMMONEST = ("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df")  # of the demo dataset, as in HAM10000
+DEMO = Size(
+    train=600, val=80, test=320, imbalance=3.5
+)  # large enough for fractions of the training labels to mean something
+STAND_IN = Size(train=150, val=25, test=100, imbalance=4.0)
+
+
+def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
+    """Draws the stand-in of a dataset below `data_root`, if it is not there yet, and returns its CSV.
+
+    The CSV is written last and under a temporary name, so where it is, all is. Two processes that want the same
+    stand-in draw it once. Datasets that share a folder of images, as the real ones do, may share it here.
+
+    Raises:
+        ValueError: The manifest names a place outside the data root, as own data do: those have no stand-in.
+    """
+    if card.own or Path(card.csv).is_absolute() or Path(card.image_root).is_absolute():
+        raise ValueError(f'{card.name} is your own data and has no synthetic stand-in; write profile = "paper"')
+    csv, images = Path(data_root) / card.csv, Path(data_root) / card.image_root
+    stamp = csv.with_name(f".{card.name}.drawn")
+    csv.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(csv.with_name(f".{card.name}.lock")):
+        version = _version(card)
+        if csv.is_file() and stamp.is_file() and stamp.read_text() == version:
+            return csv
+        csv.unlink(missing_ok=True)  # a stand-in half drawn anew is no stand-in
+        table = plan_rows(card)
+        masks = images.with_name("masks") if card.name == "demo" else None
+        drawn = _draw_all(card, table, images, masks)
+        _write(csv, _columns(card, table, drawn).to_csv(index=False, lineterminator="\n").encode())
+        _write(stamp, version.encode())
+    return csv
+
+
+def plan_rows(card: DatasetManifest) -> pd.DataFrame:
+    """Plans a stand-in: one row an image with split, label, n, patient, lesion, seed and file name; draws nothing.
+
+    A third of the lesions are photographed twice and some patients have two lesions, all in one split; only in the
+    stand-in of PAD-UFES-20, of whose published split that is not known, a few patients are in two.
+    """
+    rng = np.random.default_rng(_seed(card.name))
+    size = DEMO if card.name == "demo" else STAND_IN
+    counts = np.array(next(iter((card.class_counts or {}).values()), range(card.num_classes, 0, -1)))
+    if card.name == "demo":
+        counts = np.array([COMMONEST.index(name) for name in card.class_names]) * -1
+    rank = np.empty(card.num_classes, int)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(card.num_classes)
+    rows = [
+        (split, label)
+        for label in range(card.num_classes)
+        for split, n in zip(SPLITS, size.of_class(rank[label], card.num_classes), strict=True)
+        if split == "test" or not card.external
+        for _ in range(n)
+    ]
+    table = pd.DataFrame(rows, columns=["split", "label"])
+    second = (rng.random(len(table)) < 0.25) & table.duplicated().to_numpy()
+    table["lesion"] = 1 + np.cumsum(~second)  # a second view follows the first, in the same split and class
+    lesion = table.drop_duplicates("lesion")
+    patient = pd.Series(1 + np.arange(len(lesion)), index=lesion["lesion"])
+    for _, members in lesion.groupby("split"):
+        ids = rng.permutation(members["lesion"])
+        for one, other in zip(ids[: len(ids) // 5], ids[len(ids) // 5 : 2 * (len(ids) // 5)], strict=True):
+            patient[other] = patient[one]
+    if card.name == "pad_ufes":
+        train, test = (lesion.loc[lesion["split"] == split, "lesion"].iloc[:3] for split in ("train", "test"))
+        patient[test] = patient[train].to_numpy()
+    table["patient"] = table["lesion"].map(patient)
+    table["second"] = second
+    table = table.iloc[_shuffled(table, rng)]
+    table["n"] = 1 + np.arange(len(table))
+    table["class_name"] = [card.class_names[k] for k in table["label"]]
+    pattern = NAMES.get(card.name, "ISIC_{n:07d}.jpg")
+    table["image"] = [pattern.format(**row) for row in table.to_dict("records")]
+    return table.iloc[rng.permutation(len(table))].reset_index(drop=True)
+
+
+def _shuffled(table: pd.DataFrame, rng) -> np.ndarray:
+    """The order in which images are numbered: lesions mixed, the views of one together."""
+    order = rng.permutation(table["lesion"].nunique())
+    return np.argsort(order[table["lesion"].to_numpy() - table["lesion"].min()], kind="stable")
+
+
+def _draw_all(card: DatasetManifest, table: pd.DataFrame, images: Path, masks: Path | None) -> pd.DataFrame:
+    """Draws every image of a plan with a progress bar; returns what was drawn, a row an image."""
+
+    def draw(row: tuple) -> dict[str, float]:
+        _, name, label, lesion, patient, second, n = row
+        lesion_rng, outline, patient_rng, rng = (
+            np.random.default_rng([SEED, _seed(card.name), *parts])
+            for parts in ((1, lesion), (2, lesion), (3, patient), (4, lesion, second, n))
+        )
+        signs = draw_signs(recipe_of(card.name, card.class_names[label]), lesion_rng)
+        sides = SIDES[card.modality]
+        side = sides[rng.integers(len(sides))]
+        drawn = lesions.draw_lesion(signs, rng, side, card.modality, draw_tone(patient_rng), outline)
+        _write(images / name, encode(drawn.image, Path(name).suffix))
+        if masks is not None:
+            mask = Image.fromarray(np.where(drawn.mask, 255, 0).astype(np.uint8))
+            _write(masks / f"{Path(name).stem}_segmentation.png", _png(mask.convert("1")))
+        return drawn.attributes
+
+    rows = list(table[["image", "label", "lesion", "patient", "second", "n"]].itertuples())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and PIL work outside Python's lock
+        bar = tqdm(pool.map(draw, rows), total=len(rows), desc=f"drawing {card.name}", unit="image", delay=1)
+        return pd.DataFrame(list(bar), index=table.index)
+
+
+def _columns(card: DatasetManifest, table: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
+    """The CSV: the contract's columns, those that the manifest names, and what the released file has besides."""
+    rng = np.random.default_rng(_seed(card.name) + 1)
+    csv = table[["image", "split"]].assign(**{card.label_column: table["label"]})
+    patients = table["patient"].max() + 1
+    people = pd.DataFrame({"age": 5 * rng.integers(4, 18, patients), "sex": rng.choice(["female", "male"], patients)})
+    people = people.loc[table["patient"]].reset_index(drop=True)
+    ids = {
+        "lesion": table["lesion"].map("LES_{:05d}".format),
+        "patient": table["patient"].map("PAT_{}".format),
+        "case": table["lesion"],
+    }
+    facts = {
+        "age": people["age"].mask(rng.random(len(table)) < 0.02),
+        "sex": people["sex"],
+        "site": rng.choice(SITES, len(table)),
+        "skin_tone": drawn["tone"].astype(int),
+        "institution": rng.choice(CLINICS, patients)[table["patient"]],
+    }
+    csv = csv.assign(**{column: ids[kind] for kind, column in card.groups.items()})
+    csv = csv.assign(**{column: facts[kind] for kind, column in card.metadata.items()})
+    if card.name == "ddi":  # two of Fitzpatrick's types a group
+        csv["skin_tone"] = drawn["tone"].map({1: 12, 2: 12, 3: 34, 4: 34, 5: 56, 6: 56})
+    if card.name == "ham10000":
+        csv["image_id"], csv["dx"] = table["image"].str.removesuffix(".jpg"), table["class_name"]
+        csv["binary_label"] = (table["class_name"] == "mel").astype(int)
+        csv.loc[csv.index[table["split"] == "train"][7], "split"] = "trainisic"  # one row of the released file has it
+    if card.name.startswith("derm7pt"):
+        csv["image"] = csv["image"].str.replace(".JPG", ".jpg")  # the files' suffix is in capitals
+    return csv
+
+
+def encode(image: np.ndarray, suffix: str) -> bytes:
+    """Returns an image uint8 [H, W, 3] as the bytes of a PNG, a BMP or, for any other suffix, a JPEG file."""
+    if suffix.lower() == ".png":
+        return _png(Image.fromarray(image))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="BMP" if suffix.lower() == ".bmp" else "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _seed(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
+def _version(card: DatasetManifest) -> str:
+    """A digest of all that a stand-in depends on: the code that draws it and its manifest."""
+    digest = hashlib.sha256(repr(card).encode())
+    for module in ("signs.py", "lesions.py", Path(__file__).name):
+        digest.update(Path(__file__).with_name(module).read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,217 @@
+"""Frozen features: every image of a list becomes one vector, once; the rest is read from the cache.
+
+N is the number of images, D the encoder's width. Images are read by worker processes in small chunks, so that they
+share one batch, and their features go straight to their rows: beside those, memory does not grow with N. The last
+batch is as small as it is. Batches never cross a shard of the cache, so an extraction that was killed and resumed gives
+the very bits of one that was not.
+"""
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import PIL
+import timm
+import torch
+from torch.utils.data import default_collate
+from tqdm.auto import tqdm
+
+from panderm_utils.data import Dataset, ImageFiles, loaded, open_image
+from panderm_utils.encoders.feature_cache import IDENTITY, SHARD, FeatureCache, read_identified
+from panderm_utils.encoders.loading import Encoder
+
+CHUNK = 8  # images that a worker hands over at once (4.8 MB)
+CPU_BATCH = 48  # images at once on a CPU: more leave its caches, fewer make busy cores wait for each other more often
+
+
+class FeatureError(ValueError):
+    """Features that cannot be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The features of a list of images.
+
+    Attributes:
+        x: `[N, D]` float32.
+        y: Labels `[N]` int64, or None where only files were given.
+        image_ids: The images' names `[N]`, in the order of the list.
+        seconds: Wall-clock time of the extraction, reading the cache included.
+        computed: How many images went through the encoder.
+        from_cache: How many were read from the cache.
+        computed_by: What computed them: device, threads, batch size, versions. More than one where it changed.
+    """
+
+    x: np.ndarray = field(repr=False)
+    y: np.ndarray | None = field(repr=False)
+    image_ids: np.ndarray = field(repr=False)
+    seconds: float
+    computed: int
+    from_cache: int
+    computed_by: tuple[str, ...] = field(repr=False)
+
+    @property
+    def images_per_second(self) -> float:
+        """All images, those from the cache included, over `seconds`."""
+        return (self.computed + self.from_cache) / self.seconds
+
+    def take(self, images: Sequence[str]) -> "Features":
+        """Returns the rows of the images named, in the order given; a name may be given twice.
+
+        Raises:
+            FeatureError: A name that is not among `image_ids`.
+        """
+        rows = {name: row for row, name in reversed(list(enumerate(self.image_ids.tolist())))}
+        images = list(images)
+        if unknown := [name for name in images if name not in rows]:
+            more = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
+            raise FeatureError(
+                f"no features of {unknown[0]!r}{more} among these {len(rows):,} images: take names of the column "
+                "`image`, of the split that was extracted"
+            )
+        at = np.array([rows[name] for name in images], dtype=np.int64)
+        return replace(self, x=self.x[at], y=None if self.y is None else self.y[at], image_ids=self.image_ids[at])
+
+    def describe(self) -> dict:
+        """The facts that a record keeps, the same in every run that takes these features from the cache."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.x)).hexdigest()
+        shape = {"images": len(self.x), "num_features": self.x.shape[1]}
+        return {**shape, "computed_by": list(self.computed_by), "features_sha256": digest}
+
+
+def extract_features(
+    encoder: Encoder,
+    dataset: Dataset,
+    split: str,
+    cache: str | Path | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> Features:
+    """Returns the features of one split, in the order of the table; see `extract_files`.
+
+    Raises:
+        DataError: No such split. ImageError: an image cannot be read; names row, file and reason.
+    """
+    table = dataset.split(split)
+    # Names below the image root: the cache is still found when the data are moved.
+    names = [dataset.files[image] for image in table["image"]]
+    paths = [os.path.join(dataset.image_root, name) for name in names]  # noqa: PTH118  (10 times as fast)
+    features = extract_files(encoder, paths, names, table["row"], cache, batch_size, num_workers)
+    ids = np.array(table["image"].tolist(), dtype=np.str_)
+    return replace(features, y=table["label"].to_numpy(dtype=np.int64, copy=True), image_ids=ids)
+
+
+def extract_files(
+    encoder: Encoder,
+    paths: Sequence[str | Path],
+    names: Sequence[str] | None = None,
+    rows: Sequence[int] | None = None,
+    cache: str | Path | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+) -> Features:
+    """Returns the features of image files, in their order.
+
+    What is finished is kept shard by shard (512 images), so a stopped extraction goes on where it was. Where the cache
+    cannot be written, the extraction goes on with a warning.
+
+    Args:
+        paths: The N image files.
+        names: What the cache knows them by, and their `image_ids`; by default the paths.
+        rows: The CSV line of each, named in errors.
+        cache: The folder whose `features/` keeps them; None keeps nothing.
+        batch_size: At most so many images at once through the encoder. A batch ends with its shard, and a CPU takes
+            no more than 48, since more are slower. Features agree to 1e-5 whatever it is.
+        num_workers: Processes that read images; 0 reads in this one; None chooses by cores and device.
+
+    Raises:
+        ImageError: An image cannot be read; names row, file and reason. Finished shards are kept.
+        FeatureError: A setting that cannot be. LoadingError: a process that reads images was killed.
+    """
+    if batch_size < 1 or (num_workers or 0) < 0:
+        raise FeatureError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0, or None")
+    started = time.perf_counter()
+    files = _IdentifiedFiles(paths, encoder.transform, rows)
+    names = files.paths if names is None else np.array(names, dtype=np.str_)
+    if len(names) != len(files):
+        raise FeatureError(f"{len(names)} names for {len(files)} paths; give one a path")
+    batch_size = min(batch_size, SHARD if encoder.device.type != "cpu" else CPU_BATCH)
+    store = None if cache is None else FeatureCache(cache, encoder, len(files))
+    x = np.empty((len(files), encoder.num_features), dtype=np.float32)
+    todo, makers = [], set()
+    shards = [range(at, min(at + SHARD, len(files))) for at in range(0, len(files), SHARD)]
+    for shard in tqdm(shards, desc="cache", unit="shard", delay=3, leave=False):
+        part = slice(shard.start, shard.stop)
+        found = store.load(names[part].tolist(), files.paths[part].tolist()) if store else None
+        if found is None:
+            todo.append(shard)
+        else:
+            x[part], maker = found
+            makers.add(maker)
+    missing = sum(map(len, todo))
+    if missing:
+        maker = _describe_computer(encoder, batch_size)
+        makers.add(maker)
+        chunks, next_batch = _chunks(todo, batch_size), math.ceil(batch_size / CHUNK)
+        with (
+            tqdm(desc=encoder.name, total=len(files), initial=len(files) - missing, unit="image", delay=1) as bar,
+            loaded(files, chunks, encoder.device, num_workers, _collate, ahead=next_batch) as loader,
+        ):
+            for shard in todo:
+                part = slice(shard.start, shard.stop)
+                x[part], identity = _compute(encoder, loader, len(shard), batch_size, bar)
+                if store:
+                    store.save(names[part].tolist(), x[part], identity, maker)
+    seconds = time.perf_counter() - started
+    return Features(x, None, names, seconds, missing, len(files) - missing, tuple(sorted(makers)))
+
+
+@torch.inference_mode()
+def _compute(encoder: Encoder, loader: Iterator, size: int, batch_size: int, bar: tqdm) -> tuple:
+    """Returns features [size, D] and identities [size] of the next `size` images."""
+    outputs, identities = [], []
+    for at in range(0, size, batch_size):
+        images = []
+        for _ in range(0, min(batch_size, size - at), CHUNK):
+            chunk, identity = next(loader)
+            images.append(chunk.to(encoder.device, non_blocking=True))
+            identities.append(identity)
+        # Fetched shard by shard only: a GPU is handed the next batch while it computes this one.
+        outputs.append(encoder(images[0] if len(images) == 1 else torch.cat(images)))
+        bar.update(min(batch_size, size - at))
+    return torch.cat(outputs).cpu().numpy(), np.concatenate(identities)
+
+
+class _IdentifiedFiles(ImageFiles):
+    """Item i is `(tensor, identity)`, both of one reading of the file."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, tuple]:
+        with self.naming(index) as path:
+            content, identity = read_identified(path)
+            return self.transform(open_image(path, content)), identity
+
+
+def _collate(items: list) -> tuple[torch.Tensor, np.ndarray]:
+    """Returns images [n, 3, 224, 224] and identities [n]."""
+    images, identities = zip(*items, strict=True)
+    return default_collate(images), np.array(list(identities), dtype=IDENTITY)
+
+
+def _chunks(shards: list[range], batch_size: int) -> list[range]:
+    """Returns all images of the shards, in chunks that fill each batch."""
+    batches = [range(at, min(at + batch_size, s.stop)) for s in shards for at in range(s.start, s.stop, batch_size)]
+    return [range(at, min(at + CHUNK, b.stop)) for b in batches for at in range(b.start, b.stop, CHUNK)]
+
+
+def _describe_computer(encoder: Encoder, batch_size: int) -> str:
+    """Names what the last digits depend on."""
+    device = encoder.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    versions = f"torch {torch.__version__}, timm {timm.__version__}, pillow {PIL.__version__}"
+    return f"{name}{threads}, batches of {batch_size}, {versions}"

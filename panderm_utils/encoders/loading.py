@@ -1,0 +1,285 @@
+"""Name + weights file -> a module that maps images [N, 3, 224, 224] to features [N, D], built by timm alone.
+
+N is the number of images, D the encoder's width. PanDerm's blocks are BEiT blocks, and timm's `Beit` has the very
+parameter names of the released files; linear probing takes the class token after the final norm, without relative
+position bias. The baselines are timm's own models. Attention is timm's fused one.
+"""
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from timm.models.beit import Beit
+from torch import Tensor, nn
+
+from panderm_utils.data import EVALUATION_MEAN, EVALUATION_STD, evaluation_transform
+from panderm_utils.encoders.checkpoints import EncoderError, check_digest, digest_of, read_tensors
+from panderm_utils.encoders.state_dicts import LOADING_COLUMNS, check_size, match_tensors
+from panderm_utils.encoders.weights import find_weights, timm_settings
+from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
+
+IMAGE_SIZE = 224
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+RANDOM_SEED = 0  # of encoders without weights, so that a random encoder is the same everywhere
+
+# Two fingerprints of one model agree to about 1e-5 in float32 whatever the device; other weights differ by about 1.
+FINGERPRINT_TOLERANCE = 2e-3
+
+
+class Encoder(nn.Module):
+    """A frozen encoder and what is known of it; made by `load_encoder`.
+
+    Attributes:
+        manifest: the encoder's manifest, and its `name`.
+        num_features: D, the width of its features.
+        transform: PIL image -> float32 [3, 224, 224], the published evaluation transform.
+        weights: the file that was loaded, or None.
+        digest: SHA-256 in hexadecimal, of that file, or of all tensors where there is no file.
+        device, precision: where and how it computes.
+        loading: one row per group of tensors: `group`, `tensors`, `parameters`, `status`, `why`.
+    """
+
+    def __init__(
+        self,
+        manifest: EncoderManifest,
+        model: nn.Module,
+        device: torch.device,
+        precision: str,
+        weights: Path | None,
+        digest: str,
+        loading: pd.DataFrame,
+    ) -> None:
+        super().__init__()
+        self.manifest, self.name = manifest, manifest.name
+        self.model = model.requires_grad_(False).to(device)
+        self.num_features = getattr(model, "head_hidden_size", model.num_features)
+        self.transform = evaluation_transform()
+        self.device, self.precision = device, precision
+        self.weights, self.digest, self.loading = weights, digest, loading
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps images [N, 3, 224, 224] on any device to float32 features [N, D] on the encoder's device."""
+        return self._features(images, self.precision)
+
+    @torch.no_grad()  # not inference_mode: a probe may be trained on these features
+    def _features(self, images: Tensor, precision: str) -> Tensor:
+        images = images.to(self.device, non_blocking=True)
+        with arithmetic(self.device, precision):
+            return self.model(images).float()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash and the first eight features of one fixed drawn image, as float32 computes them.
+
+        Two labs that hold the same model see the same values within FINGERPRINT_TOLERANCE on any device; compare
+        with `same_fingerprint`. The hash, of 16 features rounded to half a standard deviation, is for the eye: noise
+        of 1e-4 changes it in about one model of a hundred, and then the values decide.
+        """
+        features = self._features(fingerprint_image()[None], "fp32")[0].cpu().double().numpy()
+        spread = features[np.linspace(0, len(features) - 1, 16).astype(int)] / features.std()
+        coarse = np.round(2 * spread).astype(int).tolist()
+        values = " ".join(f"{value:+.4f}" for value in features[:8])
+        return f"{hashlib.sha256(repr(coarse).encode()).hexdigest()[:8]} {values}"
+
+    def __repr__(self) -> str:
+        millions = sum(value.numel() for value in self.parameters()) / 1e6
+        size = f"{millions:.1f} M parameters, {self.num_features} features"
+        return f"Encoder({self.name}: {size}, {self.precision} on {self.device}, digest {self.digest[:12]})"
+
+
+def load_encoder(
+    name: str | EncoderManifest,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    weights_root: str | Path | None = None,
+) -> Encoder:
+    """Makes a frozen encoder.
+
+    Args:
+        name: an encoder of data_manifests/encoders.yaml, "timm:<model name>" for any model of timm, or a
+            manifest of your own.
+        weights: the weights file, or the folder it lies in; by default the manifest's file below `weights_root`.
+        device: "auto" (a GPU if there is one), or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
+        precision: "fp32"; "bf16" or "fp16" compute in autocast, features stay float32.
+        weights_root: by default PANDERM_WEIGHTS_ROOT, else the repository's weights folder.
+
+    Raises:
+        EncoderError: The weights file is missing or not what it should be, or the device or precision is not to be
+            had. ManifestError: no encoder has that name.
+    """
+    manifest = name if isinstance(name, EncoderManifest) else load_encoder_manifest(name)
+    chosen = choose_device(device)
+    check_precision(precision, chosen)
+    if manifest.layout == "none":
+        if weights is not None:
+            raise EncoderError(f"{weights}: {manifest.name} is random by design; leave `weights` out.")
+        model = build_model(manifest)
+        _draw_weights(model)
+        tensors = model.state_dict()
+        count = sum(value.numel() for value in tensors.values())
+        row = ("all", len(tensors), count, "random", f"drawn from seed {RANDOM_SEED}; there is no file")
+        loading = pd.DataFrame([row], columns=LOADING_COLUMNS)
+        return Encoder(manifest, model, chosen, precision, None, tensors_digest(tensors), loading)
+    path = find_weights(manifest, weights, weights_root)
+    with digest_of(path) as digest:
+        tensors = read_tensors(path, manifest)
+        check_size(tensors, path, manifest)
+        model = build_model(manifest)
+        state, loading = match_tensors(tensors, model, path, manifest, _converter(manifest, model))
+        model.load_state_dict(state, strict=True)
+    check_digest(digest, path, manifest)
+    return Encoder(manifest, model, chosen, precision, path, digest, loading)
+
+
+def describe(encoder: Encoder) -> dict:
+    """Returns the facts that a record keeps of its encoder, JSON-able: its file, digest and fingerprint, how it ran.
+
+    Compare the fingerprints of two labs with `same_fingerprint`.
+    """
+    counts = encoder.loading.groupby("status", sort=False)["tensors"].sum()
+    gpu = torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else None
+    return {
+        "title": encoder.manifest.title,
+        "weights": str(encoder.weights) if encoder.weights else None,
+        "digest": encoder.digest,
+        "fingerprint": encoder.fingerprint,
+        "num_features": encoder.num_features,
+        "transform": repr(encoder.transform),
+        "device": str(encoder.device),
+        "device_name": gpu,
+        "precision": encoder.precision,
+        "tensors": {status: int(count) for status, count in counts.items()},
+    }
+
+
+def build_model(manifest: EncoderManifest) -> nn.Module:
+    """Returns timm's model with its head left off and random weights; the caller's random state is left as it was.
+
+    Raises:
+        EncoderError: timm has no model of that name, or it cannot take images of 224 x 224 pixels.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if manifest.architecture == "beit":
+            return Beit(
+                img_size=IMAGE_SIZE,
+                patch_size=16,
+                embed_dim=manifest.width,
+                depth=manifest.depth,
+                num_heads=manifest.heads,
+                num_classes=0,
+                global_pool="token",  # with no fc_norm: the class token after the final norm
+                qkv_bias=True,
+                init_values=0.1,
+            )
+        published = timm_settings(manifest)
+        other = published is not None and published.fixed_input_size and published.input_size[-1] != IMAGE_SIZE
+        try:
+            # Positions of another image size are resampled at each forward, as the DINOv2 baseline does it.
+            options = {"dynamic_img_size": True} if other else {}
+            return timm.create_model(manifest.timm_name, num_classes=0, **options)
+        except TypeError as error:
+            raise EncoderError(
+                f"{manifest.name}: this model of timm takes only images of {published.input_size[-1]} x"
+                f" {published.input_size[-1]} pixels, not of {IMAGE_SIZE} x {IMAGE_SIZE}; choose a variant that does:"
+                f' timm.list_models("*{IMAGE_SIZE}*").'
+            ) from error
+
+
+def _draw_weights(model: Beit) -> None:
+    """Draws the weights of a random encoder: normal, scaled so that a layer keeps the variance of what it is given.
+
+    timm's own 0.02 would leave its features nearly constant, a baseline of straw. Drawn by NumPy: torch's truncated
+    normal was seen to differ in the last digits in about one process start of 25, which would give the encoder
+    another digest and a repeated run other last digits.
+    """
+    generator = np.random.default_rng(RANDOM_SEED)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                drawn = generator.standard_normal(tuple(parameter.shape), dtype=np.float32)
+                scale = 0.02 if name in ("cls_token", "pos_embed") else parameter[0].numel() ** -0.5
+                parameter.copy_(torch.from_numpy(drawn * np.float32(scale)))
+        model.patch_embed.proj.bias.zero_()  # the one bias that timm draws
+
+
+def _converter(manifest: EncoderManifest, model: nn.Module) -> Callable | None:
+    """Returns timm's own translation of original tensor names for a model, if its family has one."""
+    if manifest.layout != "timm":
+        return None
+    return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+
+
+def choose_device(device: str) -> torch.device:
+    """Returns the device of a name; "auto" is a GPU if there is one. Raises EncoderError if it is not to be had."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise EncoderError(f'device "{device}" cannot be used ({reason}); write device="auto" or "cpu".') from error
+    return chosen
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raises EncoderError if the device cannot compute in this precision."""
+    if precision not in PRECISIONS:
+        raise EncoderError(f"precision {precision!r} is unknown; valid are {', '.join(PRECISIONS)}.")
+    if precision == "fp16" and device.type == "cpu":
+        raise EncoderError("fp16 is for GPUs: a CPU has no fast float16 arithmetic; use bf16 or fp32 on this device.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise EncoderError(f"{name} has no bfloat16 arithmetic; use fp16 or fp32 on this device.")
+
+
+def arithmetic(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Computes in a precision within a `with`: autocast, or float32 in which convolutions on a GPU stay float32 too.
+
+    cuDNN would otherwise round their inputs to TF32, ten bits.
+    """
+    if PRECISIONS[precision] is not None:
+        return torch.autocast(device.type, PRECISIONS[precision])
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """Returns the SHA-256 over names, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        digest.update(f"{key} {tuple(tensors[key].shape)} {tensors[key].dtype}".encode())
+        digest.update(tensors[key].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_image() -> Tensor:
+    """Draws the fixed image of the fingerprint, a mole on skin, in whole numbers: the same bits on every machine.
+
+    Returns:
+        float32 [3, 224, 224], normalised as the evaluation transform does it.
+    """
+    y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE]
+    distance = (x - 118) ** 2 + 2 * (y - 104) ** 2
+    mole = np.clip(12000 - distance - 60 * ((3 * x + 5 * y) % 31), 0, 6000)
+    skin = 200 + (x + y) // 16
+    pixels = np.stack([skin - mole // 50, skin - 40 - mole // 60, skin - 70 - mole // 90])
+    scaled = torch.from_numpy(pixels.astype(np.uint8)).float() / 255
+    mean, std = torch.tensor(EVALUATION_MEAN), torch.tensor(EVALUATION_STD)
+    return (scaled - mean[:, None, None]) / std[:, None, None]
+
+
+def same_fingerprint(first: str, second: str) -> bool:
+    """Whether two fingerprints belong to one model: all values agree within FINGERPRINT_TOLERANCE."""
+    values = [np.array(text.split()[1:], dtype=float) for text in (first, second)]
+    return len(values[0]) == len(values[1]) and bool(np.abs(values[0] - values[1]).max() < FINGERPRINT_TOLERANCE)

@@ -1,0 +1,98 @@
+"""Finds the weights file of an encoder: the one given, one in the weights folder, the repository's own, or timm's."""
+
+import contextlib
+import os
+import socket
+from difflib import get_close_matches
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import huggingface_hub
+import timm
+from timm.models import PretrainedCfg
+
+from panderm_utils.encoders.checkpoints import EncoderError, where_to_get
+from panderm_utils.manifests import MANIFEST_ROOT, EncoderManifest
+from panderm_utils.workspace import settle_folder
+
+
+def find_weights(manifest: EncoderManifest, weights: str | Path | None, weights_root: str | Path | None) -> Path:
+    """Returns the weights file: the one given, else below the weights root, else the repository's own, else timm's.
+
+    Raises:
+        EncoderError: It is nowhere; the message says which file to bring and where to put it.
+    """
+    root = settle_folder("weights_root", weights_root)
+    if weights is not None:
+        path = Path(weights).expanduser()
+        path = path / _file_name(manifest) if path.is_dir() else path
+        if path.is_file():
+            return path
+        raise EncoderError(f"{path}: no such weights file for {manifest.name}. {where_to_get(manifest)}")
+    file = _file_name(manifest)
+    for folder in (root, MANIFEST_ROOT / "weights"):
+        if (folder / file).is_file():
+            return folder / file
+    if manifest.layout == "timm":
+        return _download(manifest, root / file)
+    raise EncoderError(
+        f"{manifest.name}: its weights file is not there. {where_to_get(manifest)} Put it here:"
+        f" {root / file} (or name its folder with --weights-root or PANDERM_WEIGHTS_ROOT)."
+    )
+
+
+def timm_settings(manifest: EncoderManifest) -> PretrainedCfg | None:
+    """Returns what timm knows of a model's published weights.
+
+    Raises:
+        EncoderError: timm has no model, or no weights, of that name.
+    """
+    base = manifest.timm_name.split(".")[0]
+    if not timm.is_model(base):
+        near = ", ".join(f"timm:{found}" for found in get_close_matches(base, timm.list_models(), 3, 0.5))
+        raise EncoderError(f"{manifest.name}: timm {timm.__version__} has no model {base!r}; near: {near or '-'}.")
+    try:
+        return timm.get_pretrained_cfg(manifest.timm_name)
+    except RuntimeError as error:
+        near = ", ".join(f"timm:{found}" for found in timm.list_pretrained(f"{base}.*"))
+        raise EncoderError(f"{manifest.name}: timm has no such weights; there are: {near or 'none'}.") from error
+
+
+def _file_name(manifest: EncoderManifest) -> str:
+    return manifest.weights_file or f"{manifest.timm_name}.safetensors"
+
+
+def _download(manifest: EncoderManifest, place: Path) -> Path:
+    """Returns timm's own file from the Hugging Face cache, or downloads it to there."""
+    settings = timm_settings(manifest)
+    if settings is None or not settings.hf_hub_id:
+        raise EncoderError(f"{manifest.name}: timm offers no weights for it; name a file with `weights`.")
+    repository, names = settings.hf_hub_id, ["model.safetensors", "pytorch_model.bin"]
+    for name in names:
+        with contextlib.suppress(OSError):
+            return Path(huggingface_hub.hf_hub_download(repository, name, local_files_only=True))
+    reason = _unreachable()
+    if not reason:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, names[0]))
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+    address = f"{huggingface_hub.constants.ENDPOINT}/{repository}/resolve/main/{names[0]}"
+    raise EncoderError(
+        f"{manifest.name}: its weights are not on this machine and cannot be downloaded ({reason}). Where there is a"
+        f" network, fetch {address} and put it here: {place} (or name it with `weights`)."
+    )
+
+
+def _unreachable() -> str:
+    """Says why the model hub cannot be reached, or nothing; asked first, as the hub's own retries take a minute."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return ""  # a proxy resolves names for us
+    address = urlsplit(huggingface_hub.constants.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
+    except OSError as error:
+        return f"no connection to {address.hostname}: {error}"
+    return ""

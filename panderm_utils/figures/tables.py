@@ -1,0 +1,113 @@
+"""The paper's tables as DataFrames drawn from records, and their CSV, LaTeX and Markdown files."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from panderm_utils.disk import temporary
+from panderm_utils.figures.plots import METRIC_TITLES
+from panderm_utils.manifests import load_encoder_manifest
+from panderm_utils.results import order_encoders
+
+# Upstream's results table: its column -> our metric.
+UPSTREAM_COLUMNS = {
+    "W_F1": "weighted_f1",
+    "AUROC": "auroc",
+    "BACC": "balanced_accuracy",
+    "ACC": "accuracy",
+    "AUPR": "aupr",
+}
+
+INTERVAL = re.compile(r"\[(\S+), (\S+)\]")  # an interval in a narrow column stays on one line
+
+
+def encoder_colors(scores: pd.DataFrame) -> dict[str, str]:
+    """Returns the label and the colour of each encoder in `scores`, in one order everywhere."""
+    present = [load_encoder_manifest(name) for name in order_encoders(scores["encoder"])]
+    return {encoder.title: encoder.color for encoder in present}
+
+
+def metrics_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """A row a dataset and encoder, a column a metric, each cell `value [low, high]`."""
+    cells = scores[["value", "low", "high"]].itertuples(index=False)
+    return wide(scores, [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells])
+
+
+def wide(rows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+    """A row a dataset and encoder, a column a metric, each cell the text of its row."""
+    cells = rows.assign(text=texts).pivot(index=["dataset_label", "encoder_label"], columns="metric", values="text")
+    order = rows[["dataset_label", "encoder_label"]].drop_duplicates()
+    cells = cells.reindex(index=pd.MultiIndex.from_frame(order), columns=[m for m in METRIC_TITLES if m in cells])
+    return cells.rename(columns=METRIC_TITLES).rename_axis(index=["Dataset", "Encoder"], columns=None).reset_index()
+
+
+def in_words(scores: pd.DataFrame, column: str = "value") -> str:
+    """Returns what a figure of scores shows as text, for readers who cannot see it: a part a dataset and metric."""
+    groups = scores.groupby(["dataset_label", "metric"], sort=False)
+    parts = {
+        f"{dataset} ({METRIC_TITLES[metric]})": ", ".join(
+            f"{label} {value:.3f}" for label, value in zip(rows["encoder_label"], rows[column], strict=True)
+        )
+        for (dataset, metric), rows in groups
+    }
+    return "; ".join(f"{name}: {values}" for name, values in parts.items()) or "no record yet"
+
+
+def upstream_results(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Returns, for each encoder, the table that upstream's evaluation writes: `Dataset,W_F1,AUROC,BACC,ACC,AUPR`."""
+    results = {}
+    for encoder, rows in scores.groupby("encoder", sort=False):
+        values = rows.pivot(index="dataset", columns="metric", values="value").reindex(rows["dataset"].unique())
+        table = pd.DataFrame({column: values[metric].round(4) for column, metric in UPSTREAM_COLUMNS.items()})
+        results[encoder] = table.rename_axis("Dataset").reset_index()
+    return results
+
+
+def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "tex", "md")) -> list[Path]:
+    """Writes a table as name.csv, name.tex and name.md (to temporary names, renamed) and returns the paths."""
+    plain = {"index": False, "missingval": "", "disable_numparse": True}  # a text "1.000" stays as it is
+    writers = {
+        "csv": lambda: table.to_csv(index=False),
+        "tex": lambda: table.to_latex(index=False, escape=True, na_rep=""),
+        "md": lambda: table.astype(object).where(table.notna(), None).to_markdown(**plain) + "\n",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for kind in formats:
+        path = folder / f"{name}.{kind}"
+        new = temporary(path)
+        new.write_text(writers[kind](), encoding="utf-8")
+        new.replace(path)
+        paths.append(path)
+    return paths
+
+
+def with_suffix(scores: pd.DataFrame, others: pd.DataFrame, suffix: str) -> pd.DataFrame:
+    """Returns two tables of metrics as one; the second's metrics get a suffix, such as "_tta"."""
+    return pd.concat([scores, others.rename(index=lambda metric: f"{metric}{suffix}")]).rename_axis(scores.index.name)
+
+
+def readable(table: pd.DataFrame, rows: int = 30):
+    """Returns a table as a notebook should show it: whole texts, four decimals as upstream, at most `rows` rows.
+
+    Counts have thousands separators, what is missing is a dash, and a caption says how many rows are not shown.
+    """
+    shown = table.head(rows)
+    formats = {
+        name: "{:.4f}" if pd.api.types.is_float_dtype(kind) else "{:,}"
+        for name, kind in table.dtypes.items()
+        if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
+    }
+    texts = [name for name in shown if name not in formats]
+    formats |= dict.fromkeys(texts, lambda text: INTERVAL.sub("[\\1,\u00a0\\2]", str(text)))
+    style = shown.style.format(formats, na_rep="–", escape="html").format_index(escape="html")
+    style = style.set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap"})
+    style = style.set_table_styles({name: [{"selector": "th", "props": "text-align: left"}] for name in texts})
+    if len(shown.columns) >= 8:
+        style = style.set_table_attributes('style="font-size: 11px"')  # so that a page holds it
+    if shown.index.equals(pd.RangeIndex(len(shown))):
+        style = style.hide()
+    if table.empty:
+        return style.set_caption("nothing")
+    return style if len(shown) == len(table) else style.set_caption(f"the first {rows} of {len(table):,} rows")

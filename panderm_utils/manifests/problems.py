@@ -1,0 +1,137 @@
+"""What is wrong with a manifest beyond its keys and types; a value that is None was reported when it was read."""
+
+import dataclasses
+import re
+from pathlib import Path, PurePath
+
+from panderm_utils.manifests.entries import METADATA_KINDS, SPLITS, DatasetManifest, EncoderManifest, PaperItem
+
+HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1"}  # the paper's rule
+NAME_RULE = "small letters, digits and _, at most 60"
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # by Windows
+ACCESS = ("public", "mixed", "private")
+LAYOUTS = ("encoder_prefix", "plain", "module_prefix", "timm", "none")
+
+
+def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
+    """Returns `key: problem; remedy` for each problem of a dataset's manifest that is, or shall be, in `path`."""
+    problems = _name_problems(m.name, path)
+    if m.task is not None and m.task not in HEADLINE:
+        problems.append(f"task: {m.task!r} is unknown; write binary or multiclass")
+    elif None not in (m.task, m.headline_metric) and m.headline_metric != HEADLINE[m.task]:
+        problems.append(f"headline_metric: {m.headline_metric!r} does not go with {m.task}; write {HEADLINE[m.task]}")
+    if m.label_column not in (None, "label", "binary_label"):
+        problems.append(f"label_column: {m.label_column!r} is unknown; write label or binary_label")
+    elif m.task == "multiclass" and m.label_column == "binary_label":
+        problems.append("label_column: binary_label is for two classes; write label")
+    if m.classes is not None:
+        problems += _class_problems(m)
+    for key in ("csv", "image_root"):
+        place = PurePath(getattr(m, key) or ".")
+        if not m.own and (place.is_absolute() or ".." in place.parts):
+            problems.append(f"{key}: {str(place)!r} is not below the data root; write it relative to there")
+    problems += _size_problems(m)
+    if m.external and not m.melanoma:
+        problems.append("external: what is only tested on needs `melanoma`; name the classes that are, or remove this")
+    strange = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
+    problems += [f"metadata.{kind}: no such kind; write {', '.join(METADATA_KINDS)}" for kind in strange]
+    known = [field.name for field in dataclasses.fields(m)]
+    for name in m.unverified or ():
+        if name is not None and name not in known:
+            problems.append(f"unverified: {name!r} is no key of a manifest; name keys")
+    return problems
+
+
+def encoder_problems(e: EncoderManifest) -> list[str]:
+    """Returns `key: problem; remedy` for each problem of an encoder."""
+    problems = []
+    if e.name is not None and e.name != (good := proper_name(e.name)):
+        problems.append(f"name: {e.name!r} becomes part of file names ({NAME_RULE}); write {good}")
+    if e.architecture not in (None, "beit", "timm"):
+        problems.append(f"architecture: {e.architecture!r} is unknown; write beit or timm")
+    if e.architecture == "beit":
+        problems += [f"{key}: missing; a beit needs it" for key in ("width", "depth", "heads") if not getattr(e, key)]
+    if e.architecture == "timm" and e.timm_name == "":
+        problems.append("timm_name: missing; write timm's model name")
+    if e.layout is not None and e.layout not in LAYOUTS:
+        problems.append(f"layout: {e.layout!r} is unknown; write one of {', '.join(LAYOUTS)}")
+    if e.layout in ("encoder_prefix", "plain", "module_prefix") and e.weights_file == "":
+        problems.append("weights_file: missing; write the name of the weights file")
+    if e.color is not None and not re.fullmatch(r"#[0-9A-Fa-f]{6}", e.color):
+        problems.append(f"color: {e.color!r} is no colour; write one like '#D55E00', in quotes")
+    if e.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", e.sha256):
+        problems.append(f"sha256: {e.sha256!r} is no SHA-256; write its 64 digits 0-9 and a-f")
+    return problems
+
+
+def proper_name(text: str) -> str:
+    """Returns the text itself where it can be a file's name on every disk (NAME_RULE), else the nearest that can."""
+    name = re.sub(r"[^a-z0-9_]+", "_", text.lower())
+    name = (name if name == text else name.strip("_"))[:60] or "mine"
+    return f"{name}_data" if name in RESERVED else name
+
+
+def item_problems(item: PaperItem) -> list[str]:
+    """Returns `key: problem; remedy` for each problem of a figure or table of the paper."""
+    problems = []
+    if item.access is not None and item.access not in ACCESS:
+        problems.append(f"access: {item.access!r} is unknown; write one of {', '.join(ACCESS)}")
+    if item.notebooks == () and item.note == "":
+        problems.append("note: missing; without a notebook, say why there is none")
+    if item.access == "private" and item.notebooks:
+        problems.append("notebooks: none can show private data; leave it out, or write access: mixed")
+    return problems
+
+
+def _name_problems(name: str | None, path: Path) -> list[str]:
+    """The file's name is the dataset's, so no two datasets have one name, also where a disk ignores case."""
+    good = proper_name(path.stem)
+    if path.stem != good:
+        return [f"name: a file is named in {NAME_RULE}; rename this one to {good}.yaml or another name"]
+    if name in (None, good):
+        return []
+    twin = path.with_name(f"{name}.yaml")
+    whose = f"is the dataset of {twin.name}" if twin.is_file() else "is not the file's name"
+    return [f"name: {name!r} {whose}; write name: {good}"]
+
+
+def _class_problems(m: DatasetManifest) -> list[str]:
+    k, problems = len(m.classes), []
+    if k < 2 or (m.task == "binary" and k != 2) or (m.task == "multiclass" and k == 2):
+        problems.append(f"classes: {k} do not go with task: {m.task}; list every class in label order")
+    names = [c.name for c in m.classes if c is not None and c.name is not None]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        problems.append(f"classes: {name!r} is the name of {names.count(name)} classes; names must differ")
+    melanoma = [name for name in m.melanoma or () if name is not None]
+    problems += [
+        f"melanoma: {name!r} is no class; write names of classes, of {', '.join(names)}"
+        for name in melanoma
+        if name not in names
+    ]
+    if len(set(melanoma)) != len(melanoma) or (names and set(names) <= set(melanoma)):
+        problems.append("melanoma: names a class twice, or all of them; name each that is melanoma once")
+    for split, counts in (m.class_counts or {}).items():
+        if counts is not None and len(counts) != k:
+            problems.append(f"class_counts.{split}: {len(counts)} numbers for {k} classes; write one a class")
+    return problems
+
+
+def _size_problems(m: DatasetManifest) -> list[str]:
+    sizes, class_counts, problems = m.split_sizes or {}, m.class_counts or {}, []
+    for key, splits in (("split_sizes", sizes), ("class_counts", class_counts)):
+        strange = [split for split in splits if split not in SPLITS]
+        problems += [f"{key}.{split}: no such split; write {', '.join(SPLITS)}" for split in strange]
+    if m.external and {*sizes, *class_counts} - {"test"}:
+        problems.append("external: all its images are a test split; write split_sizes and class_counts of test only")
+    for split, size in sizes.items():
+        if size is not None and size < (0 if split == "val" else 1):
+            problems.append(f"split_sizes.{split}: {size}; write how many images, or leave the split out if unknown")
+    for split, counts in class_counts.items():
+        if counts is None or None in counts:
+            continue
+        if min(counts, default=0) < 0:
+            problems.append(f"class_counts.{split}: {min(counts)} is negative; write numbers of images")
+        size = sizes.get(split)
+        if size is not None and sum(counts) != size:
+            problems.append(f"class_counts.{split}: sums to {sum(counts)}, split_sizes.{split} is {size}; correct one")
+    return problems

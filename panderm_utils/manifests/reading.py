@@ -1,0 +1,261 @@
+"""What datasets, encoders, profiles and published numbers there are: YAML files, read and checked as a whole.
+
+Imports neither torch nor pandas, so the command line answers at once.
+"""
+
+import dataclasses
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+from panderm_utils.manifests.entries import (
+    DatasetManifest,
+    EncoderManifest,
+    PaperItem,
+    Profile,
+    ProtocolChoice,
+    PublishedResult,
+)
+from panderm_utils.manifests.problems import dataset_problems, encoder_problems, item_problems
+from panderm_utils.manifests.typed_yaml import ManifestError, build, build_entries, build_list, load_yaml, unknown
+from panderm_utils.workspace import REPOSITORY
+
+MANIFEST_ROOT = REPOSITORY / "data_manifests"
+
+
+def list_datasets(root: Path | None = None) -> list[str]:
+    """Returns the names of all dataset manifests, sorted."""
+    return sorted(path.stem for path in ((root or MANIFEST_ROOT) / "datasets").glob("[!.]*.yaml"))
+
+
+def load_dataset_manifest(name: str, root: Path | None = None) -> DatasetManifest:
+    """Returns the manifest data_manifests/datasets/<name>.yaml.
+
+    Raises:
+        ManifestError: There is none, or it is wrong; all problems at once.
+    """
+    path = (root or MANIFEST_ROOT) / "datasets" / f"{name}.yaml"
+    if name not in list_datasets(root) or not path.is_file():
+        unread = next((other for other in path.parent.glob("[!.]*.yml") if other.stem == name), None)
+        remedy = f"rename {unread} to {name}.yaml" if unread else "python run_all.py --new-dataset makes one"
+        raise ManifestError(unknown("dataset", name, list_datasets(root), remedy))
+    return _cached(_read_dataset, path)
+
+
+def list_encoders(root: Path | None = None) -> list[str]:
+    """Returns the names in encoders.yaml, in its order."""
+    return list(_cached(_read_encoders, (root or MANIFEST_ROOT) / "encoders.yaml"))
+
+
+def load_encoder_manifest(name: str, root: Path | None = None) -> EncoderManifest:
+    """Returns the encoder `name` of encoders.yaml; `timm:<model>` names any model of timm with its own weights.
+
+    Raises:
+        ManifestError: No encoder has that name, or encoders.yaml is wrong.
+    """
+    if re.fullmatch(r"timm:[A-Za-z0-9_.\-]+", name):
+        model = name.removeprefix("timm:")
+        return EncoderManifest(name, model, "timm", "timm", "see timm's model card", timm_name=model)
+    encoders = _cached(_read_encoders, (root or MANIFEST_ROOT) / "encoders.yaml")
+    if name not in encoders:
+        raise ManifestError(unknown("encoder", name, list(encoders), 'any model of timm is "timm:<model name>"'))
+    return encoders[name]
+
+
+def load_profile(name: str, root: Path | None = None) -> Profile:
+    """Returns the profile `name` of profiles.yaml.
+
+    Raises:
+        ManifestError: There is none, or profiles.yaml is wrong.
+    """
+    profiles = _cached(_read_profiles, (root or MANIFEST_ROOT) / "profiles.yaml")
+    if name not in profiles:
+        raise ManifestError(unknown("profile", name, list(profiles), ""))
+    return profiles[name]
+
+
+def load_published_results(root: Path | None = None) -> tuple[PublishedResult, ...]:
+    """Returns the numbers that a reproduction is held against.
+
+    Raises:
+        ManifestError: published_results.yaml is wrong.
+    """
+    return _cached(_read_published, (root or MANIFEST_ROOT) / "published_results.yaml")
+
+
+def load_paper_items(root: Path | None = None) -> tuple[PaperItem, ...]:
+    """Returns the paper's figures and tables, in its order; ManifestError if paper_items.yaml is wrong."""
+    return _cached(_read_items, (root or MANIFEST_ROOT) / "paper_items.yaml")
+
+
+def published_value(dataset: str, protocol: str, encoder: str, metric: str) -> float | None:
+    """Returns the published value, or None where none is known."""
+    for result in load_published_results():
+        if (result.dataset, result.protocol, result.encoder) == (dataset, protocol, encoder):
+            return result.metrics.get(metric)
+    return None
+
+
+def check_manifests(root: Path | None = None) -> int:
+    """Reads every manifest and returns how many entries there are.
+
+    Raises:
+        ManifestError: All problems of all files, and what no file shows alone: a name that one file uses and no other
+            defines, two datasets of one name, a manifest that is not read for its suffix.
+    """
+    root, problems, found = root or MANIFEST_ROOT, [], {}
+    folder = root / "datasets"
+    for kind, read, paths in (
+        ("dataset", _read_dataset, sorted(folder.glob("[!.]*.yaml"))),
+        ("encoder", _read_encoders, [root / "encoders.yaml"]),
+        ("profile", _read_profiles, [root / "profiles.yaml"]),
+        ("published result", _read_published, [root / "published_results.yaml"]),
+        ("paper item", _read_items, [root / "paper_items.yaml"]),
+    ):
+        found[kind] = []
+        for path in paths:
+            try:
+                found[kind].append((path, read(path)))
+            except ManifestError as error:
+                problems.append(str(error))
+    for path in sorted(folder.glob("[!.]*")):
+        if path.suffix != ".yaml" and path.suffix.lower() in (".yaml", ".yml"):
+            problems.append(f"{path}: is not read; rename it to {path.stem}.yaml")
+    problems += _twins([(path, "short_title", m.short_title) for path, m in found["dataset"]])
+    known = {"dataset": set(list_datasets(root)), "encoder": {name for _, es in found["encoder"] for name in es}}
+    chosen = [(path, choice) for path, ps in found["profile"] for p in ps.values() for _, choice in _choices(p)]
+    for path, entries in [(path, (choice,)) for path, choice in chosen] + found["published result"]:
+        for entry in entries:
+            for kind, names in known.items():
+                named = getattr(entry, f"{kind}s", None) or (getattr(entry, kind, None),)
+                strange = [n for n in named if n is not None and n not in names and not str(n).startswith("timm:")]
+                problems += [f"{path}: {unknown(kind, name, sorted(names), 'correct it')}" for name in strange if names]
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return sum(
+        len(entries) if isinstance(entries, dict | tuple) else 1 for kind in found.values() for _, entries in kind
+    )
+
+
+def write_dataset_manifest(manifest: DatasetManifest, root: Path | None = None) -> Path:
+    """Writes a manifest as YAML and returns its path; an existing file is never overwritten.
+
+    Raises:
+        ManifestError: The file exists, or the manifest would not be read back.
+    """
+    path = (root or MANIFEST_ROOT) / "datasets" / f"{manifest.name}.yaml"
+    if path.exists():
+        raise ManifestError(f"{path}: exists already; choose another name, or delete it first")
+    plain = {
+        key: _plain(value) for key, value in dataclasses.asdict(manifest).items() if value not in (None, "", (), {})
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
+    temporary.write_text(
+        f"# Made by run_all.py --new-dataset; correct what was guessed wrong.\n{text}", encoding="utf-8"
+    )
+    try:
+        _build_dataset(load_yaml(temporary), path)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _read_dataset(path: Path) -> DatasetManifest:
+    return _build_dataset(load_yaml(path), path)
+
+
+def _build_dataset(entry: dict, path: Path) -> DatasetManifest:
+    problems: list[str] = []
+    manifest = build(DatasetManifest, entry, str(path), problems)
+    problems += [f"{path}: {text}" for text in dataset_problems(manifest, path)]
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return manifest if manifest.short_title else dataclasses.replace(manifest, short_title=manifest.title)
+
+
+def _read_encoders(path: Path) -> dict[str, EncoderManifest]:
+    problems: list[str] = []
+    encoders = build_entries(EncoderManifest, path, problems)
+    problems += [f"{path}: {name}.{text}" for name, e in encoders.items() for text in encoder_problems(e)]
+    problems += _twins([(path, f"{name}.title", e.title) for name, e in encoders.items()])
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return encoders
+
+
+def _read_profiles(path: Path) -> dict[str, Profile]:
+    problems: list[str] = []
+    profiles = build_entries(Profile, path, problems)
+    for name, profile in profiles.items():
+        for key in ("datasets", "encoders", "protocols", "seeds"):
+            if getattr(profile, key) in ((), {}):
+                problems.append(f"{path}: {name}.{key}: is empty; name one or more")
+        for place, choice in _choices(profile):
+            strange = sorted({*(choice.quick or ())} - {*(profile.datasets or ())}, key=str)
+            problems += [f"{path}: {place}quick: {d!r} is none of the profile's datasets; remove it" for d in strange]
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return profiles
+
+
+def _choices(profile: Profile) -> list[tuple[str, Profile | ProtocolChoice]]:
+    """Returns the profile and its protocols' choices, each with the place in the file that messages name."""
+    protocols = {key: choice for key, choice in (profile.protocols or {}).items() if choice is not None}
+    return [(f"{profile.name}.", profile)] + [(f"{profile.name}.{k}.", choice) for k, choice in protocols.items()]
+
+
+def _read_published(path: Path) -> tuple[PublishedResult, ...]:
+    problems: list[str] = []
+    results = build_list(PublishedResult, path, problems)
+    for place, result in results:
+        for metric, value in (result.metrics or {}).items():
+            if value is not None and not -1 <= value <= 1:
+                problems.append(f"{place}: metrics.{metric}: {value} is no fraction; write 0.92 for 92%")
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return tuple(result for _, result in results)
+
+
+def _read_items(path: Path) -> tuple[PaperItem, ...]:
+    problems: list[str] = []
+    items = build_list(PaperItem, path, problems)
+    problems += [f"{place}: {text}" for place, item in items for text in item_problems(item)]
+    problems += _twins([(path, "item", item.item) for _, item in items])
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return tuple(item for _, item in items)
+
+
+def _twins(named: list[tuple[Path, str, str]]) -> list[str]:
+    """Says which (file, key, value) have the value of one before them: in tables and figures they would be one."""
+    first, problems = {}, []
+    for path, key, value in named:
+        if value is not None and value in first:
+            problems.append(f"{path}: {key}: {value!r} is {' of '.join(first[value])} too; write another")
+        first.setdefault(value, (key, path.name))
+    return problems
+
+
+def _cached(read, path: Path):
+    """Reads a file once, and again when it changes."""
+    if not path.is_file():
+        return read(path)  # says what is missing
+    status = path.stat()
+    return _read_once(read, path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=256)
+def _read_once(read, path: Path, modified: int, size: int):
+    return read(path)
+
+
+def _plain(value):
+    """Tuples as lists, as YAML has them."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,268 @@
+"""External validation: a probe that learned melanoma against the rest on one dataset, the source, tested on others.
+
+    targets, left_out = find_targets(source, choose_targets(...), data_root)   what is there, without shared images
+    found = target_features(encoder, target)                                   of each target
+    answers = {name: (y, proba, image names)}                                  of each target
+    external = score_targets(answers)
+
+An image that two datasets share is no external test: a target's image is left out where the source has it too, in
+whichever split (`shared_images`).
+
+A record (`records`) of this protocol holds the source's own test split in predictions.csv, melanoma as class 1, and
+
+    external.csv                  a row a target and metric; with each target's images, melanomas and images left out
+    predictions_external.csv.gz   the predictions of every target
+    excluded.csv                  the images left out, and what each has in common with which image of the source
+
+Of the metrics in record.json, `auroc_<dataset>` is AUROC of that dataset's rows in predictions_external.csv.gz; all
+others are of predictions.csv. Either way `metrics.evaluate(y, proba, replicates, seed)`, as the record's settings say.
+
+Symbols: N test images, 2 classes: 0 the rest, 1 melanoma.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from panderm_utils.data import Dataset, class_counts, load_dataset
+from panderm_utils.encoders import Encoder, Features, extract_features
+from panderm_utils.manifests import SPLITS, DatasetManifest, Pair, load_dataset_manifest
+from panderm_utils.protocols.external_validation.shared_images import find_shared
+from panderm_utils.protocols.external_validation.targets import TargetError
+from panderm_utils.results import (
+    compare_metrics,
+    parse_predictions,
+    prediction_table,
+    read_predictions,
+    read_record,
+    resampling,
+)
+from panderm_utils.stats import evaluate
+
+CLASSES = ("rest", "melanoma")
+FILES = ("external.csv", "predictions_external.csv.gz", "excluded.csv")
+TARGET_IMAGES = ("all", "test")
+EXCLUDED = ("excluded_file", "excluded_isic_id")  # columns: how many images share what with one of the source
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A dataset that the probe is tested on.
+
+    Attributes:
+        table: The rows of its table that are scored.
+        shared: The images left out, of `find_shared`.
+    """
+
+    dataset: Dataset
+    table: pd.DataFrame
+    shared: pd.DataFrame
+
+
+def melanoma_labels(card: DatasetManifest, labels) -> np.ndarray:
+    """Returns 1 for melanoma and 0 for every other class, [N], of a dataset's labels [N]."""
+    melanoma = [k for k, name in enumerate(card.class_names) if name in card.melanoma]
+    return np.isin(labels, melanoma).astype(np.int64)
+
+
+def melanoma_counts(dataset: Dataset) -> pd.DataFrame:
+    """Returns the images of melanoma and of the rest (rows, with the classes that they are made of) in each split."""
+    counts = class_counts(dataset)
+    melanoma = counts.index.isin(dataset.manifest.melanoma)
+    parts = dict(zip(CLASSES, (counts[~melanoma], counts[melanoma]), strict=True))
+    rows = {f"{name} ({', '.join(part.index)})": part.sum() for name, part in parts.items()}
+    return pd.DataFrame(rows).T.rename_axis("class")
+
+
+def find_targets(
+    source: Dataset, cards: Sequence[DatasetManifest], data_root: str | Path, images: str = "all"
+) -> tuple[dict[str, Target], dict[str, str]]:
+    """Reads the targets whose data are there and takes out what they share with the source.
+
+    Args:
+        images: "all", since the probe has seen none of them; or "test", the target's own test split.
+
+    Returns:
+        Name -> target, and name -> reason of those left out: the data are not there, or one of the classes is not.
+
+    Raises:
+        TargetError: No target is left. DataError: a dataset is there and wrong.
+    """
+    if images not in TARGET_IMAGES:
+        raise TargetError(f'target_images {images!r} is unknown; write "all" or "test"')
+    targets, left_out = {}, {}
+    for card in cards:
+        if reason := card.absent(data_root):
+            left_out[card.name] = reason
+            continue
+        dataset = load_dataset(card, data_root)
+        table = dataset.table if images == "all" else dataset.split("test")
+        shared = find_shared(source, dataset)
+        shared = shared[shared["image"].isin(table["image"])].reset_index(drop=True)
+        table = table[~table["image"].isin(shared["image"])].reset_index(drop=True)
+        if len(set(melanoma_labels(card, table["label"]))) < 2:
+            left_out[card.name] = f"its {len(table):,} images that the source has not are all melanoma, or all are not"
+        else:
+            targets[card.name] = Target(dataset, table, shared)
+    if not targets:
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in left_out.items())
+        raise TargetError(f"no target is left to test on; get the data of one, or name another in `targets`:{reasons}")
+    return targets, left_out
+
+
+def target_table(targets: dict[str, Target], left_out: dict[str, str]) -> pd.DataFrame:
+    """Returns a row a target: what is scored, what was left out as shared, and why a target is none."""
+    rows = [{"dataset": name, "modality": t.dataset.manifest.modality, **_about(t)} for name, t in targets.items()]
+    rows += [{"dataset": name, "left out": reason} for name, reason in left_out.items()]
+    columns = ["dataset", "modality", "images", "melanoma", *EXCLUDED, "left out"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype(dict.fromkeys(columns[2:-1], "Int64")).fillna({"modality": "", "left out": ""})
+
+
+def target_features(
+    encoder: Encoder, target: Target, cache: str | Path | None = None, batch_size: int = 64
+) -> Features:
+    """Returns the features of the target's images, y 1 for melanoma.
+
+    Split by split as the other protocols extract them, so that what the cache has of those is used here.
+    """
+    parts = [
+        extract_features(encoder, target.dataset, split, cache, batch_size).take(rows["image"])
+        for split in SPLITS
+        if len(rows := target.table[target.table["split"] == split])
+    ]
+    return Features(
+        x=np.concatenate([part.x for part in parts]),
+        y=melanoma_labels(target.dataset.manifest, np.concatenate([part.y for part in parts])),
+        image_ids=np.concatenate([part.image_ids for part in parts]),
+        seconds=sum(part.seconds for part in parts),
+        computed=sum(part.computed for part in parts),
+        from_cache=sum(part.from_cache for part in parts),
+        computed_by=tuple(sorted({maker for part in parts for maker in part.computed_by})),
+    )
+
+
+def example_images(datasets: Sequence[Dataset], count: int = 3) -> pd.DataFrame:
+    """Returns the first images of melanoma and of the rest of each dataset: dataset, class, image, path."""
+    parts = []
+    for dataset in datasets:
+        card = dataset.manifest
+        kind = np.array(CLASSES)[melanoma_labels(card, dataset.table["label"])]
+        part = dataset.table.assign(**{"dataset": card.short_title, "class": kind}).groupby("class").head(count)
+        part = part.assign(path=[dataset.path(image) for image in part["image"]])
+        parts.append(part.sort_values("class", kind="stable")[["dataset", "class", "image", "path"]])
+    return pd.concat(parts, ignore_index=True)
+
+
+def score_targets(answers: dict[str, tuple], replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Returns a row a target and metric: dataset, images, melanoma, and what `metrics.evaluate` says of the metric.
+
+    Args:
+        answers: Name -> true labels [N], class probabilities [N, 2], image names [N].
+    """
+    parts = []
+    for name, (y, proba, _) in answers.items():
+        about = {"dataset": name, "images": len(y), "melanoma": int(np.sum(y))}
+        scores = evaluate(y, proba, replicates, seed).reset_index()
+        parts.append(pd.DataFrame({**about, **scores}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def missed_melanomas(answers: dict[str, tuple], count: int = 3) -> pd.DataFrame:
+    """Returns the melanomas of each target that got the lowest probability: dataset, filename, probability, caption."""
+    rows = []
+    for name, (y, proba, images) in answers.items():
+        melanomas = np.flatnonzero(y)
+        for i in melanomas[np.argsort(proba[melanomas, 1], kind="stable")][:count]:
+            p = proba[i, 1]
+            rows.append((name, images[i], p, f"{name}\nmelanoma at {p:.1%}"))
+    return pd.DataFrame(rows, columns=["dataset", "filename", "probability", "caption"])
+
+
+def record_scores(internal: pd.DataFrame, external: pd.DataFrame) -> pd.DataFrame:
+    """Returns the metrics of a record: those of the source's own test split, and `auroc_<dataset>` of each target."""
+    rows = external[external["metric"] == "auroc"]
+    named = rows.assign(metric="auroc_" + rows["dataset"]).set_index("metric")[list(internal)]
+    return pd.concat([internal, named]).rename_axis("metric")
+
+
+def record_tables(answers: dict[str, tuple], external: pd.DataFrame, targets: dict[str, Target]) -> dict:
+    """Returns the further tables of a record, for `records.save_record(..., more=...)`.
+
+    Args:
+        external: Of `score_targets`.
+    """
+    excluded = pd.DataFrame({name: _about(target) for name, target in targets.items()}).T[list(EXCLUDED)]
+    parts = [prediction_table(names, y, proba).assign(dataset=name) for name, (y, proba, names) in answers.items()]
+    shared = [target.shared.assign(dataset=name) for name, target in targets.items()]
+    return dict(zip(FILES, (external.join(excluded, on="dataset"), pd.concat(parts), pd.concat(shared)), strict=True))
+
+
+def read_external_predictions(folder: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]]:
+    """Returns target -> true labels [N], probabilities [N, 2] and image names, of the record in `folder`."""
+    table = pd.read_csv(Path(folder) / "predictions_external.csv.gz", dtype=str)
+    return {name: parse_predictions(rows) for name, rows in table.groupby("dataset", sort=False)}
+
+
+def read_external(folder: str | Path) -> pd.DataFrame:
+    """Returns external.csv of the record in `folder`, every number the very one that was written."""
+    table = pd.read_csv(Path(folder) / "external.csv", dtype=str)  # parsed from text by Python's own rule
+    counts = dict.fromkeys(("images", "melanoma", *EXCLUDED), int)
+    return table.astype({**dict.fromkeys(table.columns.difference(["dataset", "metric"]), float), **counts})
+
+
+def read_panel(scores: pd.DataFrame) -> pd.DataFrame:
+    """Returns AUROC of each run chosen (`tables.paper_scores`) on the source's own test split and on each target.
+
+    Columns: run_id, encoder, encoder_label, dataset, dataset_label, internal, images, melanoma, excluded_file,
+    excluded_isic_id, metric, value, low, high.
+    """
+    runs = scores[scores["headline"]] if len(scores) else scores
+    parts = []
+    for _, run in runs.iterrows():
+        y, _, _ = read_predictions(run["folder"])
+        own = {**run[["dataset", "value", "low", "high"]], "images": len(y), "melanoma": int(y.sum()), "internal": True}
+        external = read_external(run["folder"]).query("metric == 'auroc'").assign(internal=False)
+        about = dict(run[["run_id", "encoder", "encoder_label"]])
+        parts.append(pd.concat([pd.DataFrame([own]), external]).assign(**about, metric="auroc"))
+    columns = ["run_id", "encoder", "encoder_label", "dataset", "dataset_label", "internal", "images", "melanoma"]
+    columns += [*EXCLUDED, "metric", "value", "low", "high"]
+    panel = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    panel["dataset_label"] = [load_dataset_manifest(name).short_title for name in panel["dataset"]]
+    return panel[columns].astype({"internal": bool, **dict.fromkeys(EXCLUDED, "Int64")})
+
+
+def read_left_out(scores: pd.DataFrame) -> pd.DataFrame:
+    """Returns the targets that each run chosen went without: encoder, target, reason."""
+    runs = scores[scores["headline"]] if len(scores) else scores
+    rows = [
+        {"encoder": run["encoder"], "target": name, "reason": reason}
+        for _, run in runs.iterrows()
+        for name, reason in read_record(run["folder"])["left_out"].items()
+    ]
+    return pd.DataFrame(rows, columns=["encoder", "target", "reason"])
+
+
+def _about(target: Target) -> dict[str, int]:
+    melanoma = melanoma_labels(target.dataset.manifest, target.table["label"])
+    excluded = {name: int((target.shared["kind"] == name.removeprefix("excluded_")).sum()) for name in EXCLUDED}
+    return {"images": len(melanoma), "melanoma": int(melanoma.sum()), **excluded}
+
+
+def recompute_targets(record: dict, folder: Path) -> Iterator[Pair]:
+    """Yields the metrics of the source's own test split, then those of every target (external.csv), AUROC twice."""
+    table, scores = pd.read_csv(folder / "predictions_external.csv.gz", dtype=str), {}
+    for target, rows in table.groupby("dataset", sort=False):
+        y, proba, _ = parse_predictions(rows)
+        scores[target] = evaluate(y, proba, **resampling(record))
+    y, proba, _ = read_predictions(folder)
+    areas = {f"auroc_{target}": numbers.loc["auroc"] for target, numbers in scores.items()}
+    yield from compare_metrics(
+        record["metrics"], pd.concat([evaluate(y, proba, **resampling(record)), pd.DataFrame(areas).T])
+    )
+    for row in pd.read_csv(folder / "external.csv", dtype=str).to_dict(orient="records"):
+        for column, again in scores[row["dataset"]].loc[row["metric"]].items():
+            yield f"{row['metric']} on {row['dataset']} (external.csv)", column, row[column], again

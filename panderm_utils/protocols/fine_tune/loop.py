@@ -1,0 +1,308 @@
+"""The training loop of fine-tuning, in one process or in each of several; `finetune` starts it.
+
+Symbols: N training images, K classes, B images of an optimizer step, S steps of an epoch.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate.utils import gather_object
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from panderm_utils import stats
+from panderm_utils.data import ImageFiles, loaded
+from panderm_utils.encoders import tensors_digest
+from panderm_utils.protocols.fine_tune.augmentation import TrainingImages, draws, epoch_order
+from panderm_utils.protocols.fine_tune.gradients import BatchGradients, make_optimizer
+from panderm_utils.protocols.fine_tune.model import FineTuneModel
+from panderm_utils.protocols.fine_tune.prediction import LabelledImages, score
+from panderm_utils.protocols.fine_tune.processes import Computing, Signals, make_accelerator
+from panderm_utils.protocols.fine_tune.recipe import FineTuneError, FineTuneRecipe, learning_rates, steps_of_epoch
+from panderm_utils.protocols.fine_tune.state import (
+    BEST,
+    LAST,
+    Progress,
+    read_last,
+    replace_file,
+    restore,
+    save_last,
+    save_model,
+)
+from panderm_utils.results import peak_memory_mb
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingTask:
+    """What is to be trained; see `finetune`."""
+
+    model: FineTuneModel
+    train: LabelledImages
+    val: LabelledImages | None
+    recipe: FineTuneRecipe
+    folder: Path
+    computing: Computing = field(default_factory=Computing)
+    cache: Path | None = None
+    resume: bool = True
+    trackers: Sequence[str] = ()
+
+    @property
+    def monitor(self) -> str:
+        """The column of the history that chooses the best epoch, without `val_`."""
+        return "auroc" if self.model.num_classes == 2 else self.recipe.monitor
+
+    def identity(self) -> dict:
+        """What a checkpoint must agree on."""
+        splits = {"train": self.train, "val": self.val}
+        return {
+            "recipe": asdict(self.recipe),
+            "encoder": {
+                "name": self.model.encoder.name,
+                "weights_sha256": self.model.digest,
+                "start_sha256": tensors_digest(self.model.state_dict()),
+            },
+            "classes": self.model.num_classes,
+            "data": {name: _describe(images) for name, images in splits.items()},
+            "precision": self.computing.precision,
+        }
+
+
+class Training:
+    """One training in this process, which may be one of several."""
+
+    def __init__(self, task: TrainingTask, device: torch.device, identity: dict, on_epoch: Callable | None = None):
+        self.task, self.recipe, self.identity, self.on_epoch = task, task.recipe, identity, on_epoch
+        self.steps, self.batch = steps_of_epoch(len(task.train), task.recipe)
+        self.rates = learning_rates(task.recipe, self.steps)
+        self.accelerator = make_accelerator(device, task.computing.precision, task.trackers, task.folder)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.device, self.world = self.accelerator.device, self.accelerator.num_processes
+        self.main = self.accelerator.is_main_process
+        self.images = TrainingImages(task.train.paths, task.train.y, self.recipe.seed, task.train.rows, task.cache)
+
+        # a fresh one, so that the model given is left as it was
+        self.plain = FineTuneModel(task.model.encoder, task.model.num_classes, self.recipe.drop_path)
+        self.plain.load_state_dict(task.model.state_dict(), strict=True)
+        self.plain.digest = task.model.digest
+        self.plain.set_grad_checkpointing(task.computing.checkpointing)
+        self.plain.to(self.device)
+        decay = self.recipe.ema_decay
+        self.ema = None if decay is None else ModelEmaV3(self.plain, decay=decay)
+        optimizer = make_optimizer(self.plain, self.recipe)
+        self.model, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
+        self.progress, self.resumed_at = Progress(), None
+        if task.resume and (task.folder / LAST).exists():
+            self.progress, tensors, scaling = read_last(task.folder / LAST, identity)
+            restore(tensors, scaling, self.plain, self.optimizer, self.accelerator.scaler, self._ema_module())
+            self.resumed_at = {"epoch": self.progress.epoch, "step": self.progress.step}
+        classes, wanted, fitted = task.model.num_classes, task.computing.micro_batch, self.progress.micro_batch
+        settings = (self.recipe, classes, self.batch, wanted, fitted)
+        self.gradients = BatchGradients(self.accelerator, self.model, *settings)
+        self.gradients.fit(self.plain)
+
+    def run(self) -> dict:
+        """Trains to the end, writing checkpoints and history; returns the facts of how."""
+        done = self.progress.epoch * self.steps + self.progress.step
+        if self.task.trackers:
+            self.accelerator.init_trackers("panderm_utils", config=asdict(self.recipe))
+        devices = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices=devices),
+            Signals() as self.signals,
+            tqdm(
+                desc="fine-tuning",
+                total=self.recipe.epochs * self.steps * self.batch,
+                initial=done * self.batch,
+                unit="image",
+                disable=not self.main,
+            ) as self.bar,
+        ):
+            if self.main and self.progress.history:
+                history = self._write_history()  # a kill may have come before it, or it was deleted since
+                if self.on_epoch is not None:
+                    self.on_epoch(history)
+            try:
+                while self.progress.epoch < self.recipe.epochs:
+                    self._train_epoch()
+                    self._end_epoch()
+            finally:
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
+        return self.facts()
+
+    def facts(self) -> dict:
+        """What a record keeps of a training, JSON-able."""
+        progress = self.progress
+        chosen = "last epoch (no val split)" if self.task.val is None else f"best {self.task.monitor} on val"
+        images = len(progress.history) * self.steps * self.batch
+        seconds = sum(row["seconds"] for row in progress.history)
+        return {
+            "recipe": asdict(self.recipe),
+            "differs_from_published": self.recipe.differences(),
+            "chosen": chosen,
+            "best_epoch": progress.best_epoch,
+            "best_value": progress.best,
+            "batch": self.batch,
+            "steps_of_epoch": self.steps,
+            "micro_batch": self.gradients.micro_batch,
+            "checkpointing": self.task.computing.checkpointing,
+            "processes": self.world,
+            "device": str(self.device),
+            "device_name": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None,
+            "precision": self.task.computing.precision,
+            "fused_optimizer": bool(self.optimizer.defaults.get("fused")),
+            "training_seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 2) if seconds else None,
+            "peak_memory_mb": peak_memory_mb(),
+            "resumed_at": self.resumed_at,
+        }
+
+    def _train_epoch(self) -> None:
+        progress = self.progress
+        labels, weighted = self.task.train.y, self.recipe.weighted_sampling
+        order = epoch_order(labels, self.plain.num_classes, weighted, self.recipe.seed, progress.epoch)
+        items = draws(order)
+        starts = [step * self.batch for step in range(progress.step, self.steps)]
+        self.images.set_epoch(progress.epoch)
+        self.model.train()
+        batches = [[items[start + place] for place in self.gradients.places] for start in starts]
+        with loaded(self.images, batches, self.device, self.task.computing.num_workers) as loader:
+            started = time.perf_counter()
+            for _, images, targets in loader:
+                loss, stop = self._step(images, targets)
+                progress.losses.append(loss)
+                progress.step += 1
+                now = time.perf_counter()
+                progress.seconds, started = progress.seconds + now - started, now
+                self.bar.update(self.batch)
+                self.bar.set_postfix({"epoch": progress.epoch + 1, "loss": f"{loss:.3f}"}, refresh=False)
+                if stop:
+                    self._save_last()
+                    self.signals.stop()
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[float, bool]:
+        """Takes one optimizer step; returns the mean loss of its B images, and whether a signal asks to stop."""
+        step = self.progress.epoch * self.steps + self.progress.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates[step] * group["scale"]
+        loss, stop = self._agree(self.gradients(images, labels, self.progress.epoch, self.progress.step))
+        if not math.isfinite(loss):
+            before = ", ".join(f"{value:.4g}" for value in self.progress.losses[-5:]) or "none in this epoch"
+            raise FineTuneError(
+                f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1} of {self.steps},"
+                f" at learning rate {self.rates[step]:.3g}; the last losses were {before}. Lower lr, lengthen the"
+                f' warm-up, or use precision="fp32"; {self.task.folder} keeps the last whole epoch'
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.plain)
+        return loss, stop
+
+    def _agree(self, loss: Tensor) -> tuple[float, bool]:
+        """Returns the loss of all processes together, and whether any of them was asked to stop."""
+        if self.world == 1:
+            return loss.item(), self.signals.received is not None
+        asked = torch.tensor(float(self.signals.received is not None), device=self.device)
+        loss, asked = self.accelerator.reduce(torch.stack([loss, asked]), "mean").tolist()
+        return loss, asked > 0
+
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        last = progress.epoch * self.steps + self.steps - 1
+        row = {"epoch": progress.epoch + 1, "loss": float(np.mean(progress.losses)), "lr": float(self.rates[last])}
+        if self.task.val is not None:
+            try:
+                with self.signals.at_once() if self.world == 1 else contextlib.nullcontext():
+                    row |= self._scores()
+            except (KeyboardInterrupt, SystemExit):
+                self._save_last()
+                raise
+            value = row[f"val_{self.task.monitor}"]
+            better = progress.best is None or value > progress.best
+        else:
+            value, better = None, progress.epoch + 1 == self.recipe.epochs
+        if better:
+            progress.best, progress.best_epoch = value, progress.epoch + 1
+            self._save_best(row)
+        speed = self.steps * self.batch / progress.seconds if progress.seconds else None
+        row |= {"best": better, "seconds": progress.seconds, "images_per_second": speed}
+        progress.history.append(row)
+        progress.epoch, progress.step, progress.losses, progress.seconds = progress.epoch + 1, 0, [], 0.0
+        self._save_last()
+        if self.task.trackers:
+            numbers = {name: number for name, number in row.items() if isinstance(number, float)}
+            self.accelerator.log(numbers, step=row["epoch"])
+        if self.main:
+            history = self._write_history()
+            if self.on_epoch is not None:
+                self.on_epoch(history)
+        if self.signals.received is not None and self.world == 1:
+            self.signals.stop()
+
+    def _write_history(self) -> pd.DataFrame:
+        history = pd.DataFrame(self.progress.history)
+        text = history.to_csv(index=False)
+        replace_file(self.task.folder / "history.csv", len(text), lambda new: new.write_text(text))
+        return history
+
+    def _scores(self) -> dict[str, float]:
+        """Scores the val split; each process takes a part of it, each image once."""
+        val, model = self.task.val, self._scored()
+        mine = range(self.accelerator.process_index, len(val), self.world)
+        files = ImageFiles(val.paths, rows=val.rows)
+        precision, workers = self.task.computing.precision, self.task.computing.num_workers
+        logits = score(model.eval(), files, mine, self.device, precision, self.gradients.micro_batch, workers)[:, 0]
+        parts = gather_object([(list(mine), logits)])
+        everything = np.empty((len(val), self.plain.num_classes), dtype=np.float32)
+        for rows, part in parts:
+            everything[rows] = part
+        logs = torch.from_numpy(everything).double().log_softmax(1)
+        proba = logs.exp().numpy()
+        confusion = stats.confusion(val.y, proba)
+        scores = {
+            "val_loss": -logs[torch.arange(len(val)), torch.from_numpy(val.y.astype(np.int64))].mean().item(),
+            "val_acc": float(stats.accuracy(confusion)),
+            "val_recall": float(stats.balanced_accuracy(confusion)),
+        }
+        if self.plain.num_classes == 2:
+            scores["val_auroc"] = stats.auroc(val.y, proba)
+        return scores
+
+    def _scored(self) -> FineTuneModel:
+        """The model that is scored and kept: the moving average where there is one."""
+        return self.plain if self.ema is None else self.ema.module
+
+    def _ema_module(self):
+        return None if self.ema is None else self.ema.module
+
+    def _save_last(self) -> None:
+        self.progress.micro_batch = self.gradients.micro_batch if self.gradients.auto else None
+        if self.main:
+            path, scaler = self.task.folder / LAST, self.accelerator.scaler
+            parts = (self.plain, self.optimizer, scaler, self._ema_module())
+            save_last(path, *parts, self.progress, self.identity)
+        self.accelerator.wait_for_everyone()
+
+    def _save_best(self, row: dict) -> None:
+        facts = {"drop_path": self.recipe.drop_path, "monitor": self.task.monitor, "scores": row, **self.identity}
+        if self.main:
+            save_model(self.task.folder / BEST, self._scored(), {**facts, "encoder": self.plain.encoder.name})
+
+
+def _describe(images: LabelledImages | None) -> dict | None:
+    if images is None:
+        return None
+    lines = json.dumps([images.image_ids.tolist(), images.y.tolist()])
+    return {"images": len(images), "sha256": hashlib.sha256(lines.encode()).hexdigest()}

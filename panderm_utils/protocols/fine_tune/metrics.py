@@ -1,0 +1,103 @@
+"""The metrics that the published fine-tuning reports; rules and intervals are those of `metrics`.
+
+| metric | what it is |
+|---|---|
+| balanced_accuracy | mean recall of the classes |
+| accuracy | share of right images |
+| top3, top5 | share of images whose class is among the 3 or 5 most probable; 1 where there are no more classes |
+| sensitivity, macro_recall | mean recall of the classes: balanced accuracy under its other names |
+| specificity | mean over the classes of the share of the other classes' images that are not taken for it |
+| auroc | two classes: of class 1; more: one-versus-rest, mean over the classes |
+| weighted_f1 | F1 of each class, weighted by its images |
+| weighted_recall | recall of each class, weighted by its images: accuracy under its other name |
+
+Equal probabilities are ranked by class number, the first first, so that top1 would be accuracy. A class without a test
+image is left out of every mean, and a MetricWarning names it (upstream's AUROC is silently NaN). Where all test images
+are of one class, specificity and AUROC have nothing to compare and are NaN, with a MetricWarning.
+
+Symbols: N images, K classes, R resamples.
+"""
+
+import numpy as np
+import pandas as pd
+
+from panderm_utils.stats import (
+    Confusions,
+    Ranking,
+    accuracy,
+    balanced_accuracy,
+    check_predictions,
+    classes_present,
+    score_table,
+    weighted_f1,
+)
+
+FINE_TUNE_METRICS = (
+    "balanced_accuracy",
+    "accuracy",
+    "top3",
+    "top5",
+    "sensitivity",
+    "specificity",
+    "auroc",
+    "weighted_f1",
+    "macro_recall",
+    "weighted_recall",
+)
+
+
+def evaluate_fine_tuning(y, proba, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Returns value, low, high, normal_low, normal_high of the ten metrics, as `metrics.evaluate` does.
+
+    Args:
+        y: True labels [N], integers in 0..K-1.
+        proba: Class probabilities or scores [N, K].
+    """
+    return score_table(FineTuneScorer(y, proba), FINE_TUNE_METRICS, replicates, seed)
+
+
+class FineTuneScorer:
+    """The ten metrics of one set of predictions on any resamples of its images; used as `metrics.Scorer`.
+
+    scorer(counts)  [R, 10] in the order of FINE_TUNE_METRICS; counts [N, R]: how often each image is in each resample
+    """
+
+    def __init__(self, y, proba):
+        self.y, proba = check_predictions(y, proba)
+        means = "every mean over classes is over the others"
+        self._present = classes_present(self.y, proba, "specificity and AUROC", means)
+        self._confusions = Confusions(self.y, proba)
+        rank = ranks(self.y, proba)
+        self._among = np.stack([rank < 3, rank < 5]).astype(np.float64)
+        ranked = [1] if proba.shape[1] == 2 else self._present
+        # Of two labels only, so that a ranking compares its class with all the rest at once.
+        several = len(self._present) > 1
+        self._rankings = [Ranking((self.y == k).astype(np.int64), proba[:, k], 1) for k in ranked] if several else []
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        confusions = self._confusions(counts)
+        right, recall = accuracy(confusions), balanced_accuracy(confusions)
+        top3, top5 = self._among @ counts / counts.sum(axis=0)
+        if self._rankings:
+            # One resample a row, so that the order of a sum, and its last digit, is the same in every block.
+            areas = np.concatenate([ranking(counts)[0] for ranking in self._rankings], axis=1).mean(axis=1)
+            kept = specificity(confusions, self._present)
+        else:
+            areas = kept = np.full(counts.shape[1], np.nan)
+        f1 = weighted_f1(confusions)
+        return np.stack([recall, right, top3, top5, recall, kept, areas, f1, recall, right], axis=1)
+
+
+def ranks(y: np.ndarray, proba: np.ndarray) -> np.ndarray:
+    """Returns the rank [N] of the true class among the probabilities [N, K] of its image: 0 for the predicted one."""
+    own = np.take_along_axis(proba, y[:, None], axis=1)
+    before = np.arange(proba.shape[1]) < y[:, None]
+    return ((proba > own) | ((proba == own) & before)).sum(axis=1)
+
+
+def specificity(confusions: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Mean specificity of some classes, of confusions [..., K, K]; each needs an image of another class."""
+    images, predicted = confusions.sum(axis=-1), confusions.sum(axis=-2)
+    others = images.sum(axis=-1, keepdims=True) - images
+    taken = predicted - np.diagonal(confusions, axis1=-2, axis2=-1)
+    return (1 - taken[..., classes] / others[..., classes]).mean(axis=-1)

@@ -1,0 +1,203 @@
+"""What a fine-tuned model says of images: logits and probabilities, of one view an image or the mean of several.
+
+Symbols: N images, K classes, V views.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from panderm_utils.data import FRACTION_SEED, first_part, Dataset, ImageFiles, loaded, open_image
+from panderm_utils.encoders import arithmetic, check_precision, choose_device
+from panderm_utils.protocols.fine_tune.augmentation import tta_views
+from panderm_utils.protocols.fine_tune.recipe import FineTuneError
+
+BATCH = {"cpu": 16, "cuda": 128, "mps": 32}  # images at once to begin with; memory that runs out halves it
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """The images of one split.
+
+    Attributes:
+        paths: N files.
+        y: Labels [N], integers in 0..K-1.
+        image_ids: N names, whatever folder the files are in; by default the paths.
+        rows: The CSV line of each, named in errors.
+    """
+
+    paths: np.ndarray = field(repr=False)
+    y: np.ndarray = field(repr=False)
+    image_ids: np.ndarray | None = field(default=None, repr=False)
+    rows: np.ndarray | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "paths", np.array([str(path) for path in self.paths], dtype=np.str_))
+        put(self, "y", np.asarray(self.y))
+        put(self, "image_ids", self.paths if self.image_ids is None else np.asarray(self.image_ids).astype(np.str_))
+        put(self, "rows", None if self.rows is None else np.asarray(self.rows, dtype=np.int64))
+        sizes = {name: len(part) for name, part in vars(self).items() if part is not None}
+        if len(set(sizes.values())) != 1 or self.y.ndim != 1 or (len(self.y) and self.y.dtype.kind not in "iu"):
+            raise FineTuneError(f"one path, one integer label and one name an image, got {sizes} of {self.y.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def labelled_images(dataset: Dataset, table: pd.DataFrame) -> LabelledImages:
+    """Returns the images of some rows of a dataset's table, such as `dataset.split("val")`."""
+    paths = [str(dataset.path(image)) for image in table["image"]]
+    return LabelledImages(paths, table["label"].to_numpy(np.int64), table["image"].to_numpy(), table["row"].to_numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What `predict` returns.
+
+    Attributes:
+        y: True labels [N].
+        logits: [N, K] float32, the mean over the views.
+        image_ids: Names [N].
+        views: V; 0: one view, the evaluation transform.
+        seconds: Wall-clock time.
+    """
+
+    y: np.ndarray = field(repr=False)
+    logits: np.ndarray = field(repr=False)
+    image_ids: np.ndarray = field(repr=False)
+    views: int
+    seconds: float
+
+    @property
+    def proba(self) -> np.ndarray:
+        """Class probabilities [N, K], float64."""
+        return torch.from_numpy(self.logits).double().softmax(1).numpy()
+
+
+def predict(
+    model: nn.Module,
+    images: LabelledImages,
+    tta: int = 0,
+    device: str = "auto",
+    precision: str = "fp32",
+    batch_size: int | None = None,
+    seed: int = 0,
+    num_workers: int | None = None,
+) -> Predictions:
+    """Scores images with a fine-tuned model, in order.
+
+    Args:
+        model: Maps [n, 3, 224, 224] to logits [n, K]; it is moved to the device and left in eval mode.
+        images: Of any and of mixed sizes.
+        tta: V random views an image (published: 5), whose logits are averaged; 0: the evaluation transform.
+        device, precision: As in `load_encoder`.
+        batch_size: Views at once; by default what the device usually holds. If memory runs out it is halved.
+        seed: Draws the views, the same for an image whatever the batch size.
+        num_workers: Processes that read images.
+
+    Raises:
+        ImageError: An image cannot be read; names row, file and reason. EncoderError: no such device or precision.
+        LoadingError: A process that reads images was killed.
+    """
+    if tta < 0:
+        raise FineTuneError(f"tta {tta} is negative; write 0 for none, 5 for the published number of views")
+    chosen = choose_device(device)
+    check_precision(precision, chosen)
+    started = time.perf_counter()
+    files = _Views(images, tta, seed)
+    size = max(1, (batch_size or BATCH[chosen.type]) // max(tta, 1))
+    model = model.to(chosen).eval()
+    with tqdm(desc="predict", total=len(images), unit="image", delay=1, leave=False) as bar:
+        logits = score(model, files, range(len(images)), chosen, precision, size, num_workers, bar)
+    return Predictions(images.y, logits.mean(axis=1), images.image_ids, tta, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    files: ImageFiles,
+    rows: Sequence[int],
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    num_workers: int | None = None,
+    bar: tqdm | None = None,
+) -> np.ndarray:
+    """Returns logits [len(rows), V, K] float32 of some rows of `files`, whose items are `(i, views [V, 3, 224, 224])`.
+
+    Items `(i, image [3, 224, 224])` count as one view. `batch_size` is in images.
+    """
+    batches = [list(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
+    outputs, portion = [], None
+    with loaded(files, batches, device, num_workers) as loader:
+        for _, views in loader:
+            views = views[:, None] if views.ndim == 4 else views
+            flat = views.flatten(0, 1)
+            portion = min(portion or len(flat), len(flat))
+            logits, portion = _forward(model, flat, device, precision, portion)
+            outputs.append(logits.unflatten(0, views.shape[:2]))
+            if bar is not None:
+                bar.update(len(views))
+    return torch.cat(outputs).numpy() if outputs else np.zeros((0, 1, 0), dtype=np.float32)
+
+
+def _forward(model: nn.Module, x: Tensor, device: torch.device, precision: str, portion: int) -> tuple[Tensor, int]:
+    """Returns logits on the CPU and how many images went through at once: halved where memory ran out."""
+    while True:
+        try:
+            with arithmetic(device, precision):
+                parts = [model(part.to(device, non_blocking=True)).float() for part in x.split(portion)]
+            return torch.cat(parts).cpu(), portion
+        except RuntimeError as error:
+            if portion == 1 or not should_reduce_batch_size(error):
+                raise
+        # outside the handler, so that what the failed try held can be freed
+        portion //= 2
+        free_memory(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Gives cached memory of a GPU back, after it ran out."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
+class _Views(ImageFiles):
+    """Item i is `(i, views)`: one of the evaluation transform, or random ones."""
+
+    def __init__(self, images: LabelledImages, views: int, seed: int):
+        super().__init__(images.paths, rows=images.rows)
+        self.views, self.seed = views, seed
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        if not self.views:
+            return super().__getitem__(index)
+        with self.naming(index) as path:
+            return index, tta_views(open_image(path), self.views, self.seed, index)
+
+
+def fine_tune_fraction(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    """Returns the rows that the published fine-tuning trains on at a label fraction, in its shuffled order.
+
+    Upstream's rule differs from the linear probe's: the whole table, all splits in file order, is shuffled by
+    `sample(frac=1, random_state=42)`; of its train rows the first `int(n * fraction)` are kept. So the two protocols
+    train on different rows at the same fraction. Not stratified either: a class left without a row warns.
+
+    Args:
+        table: All rows of the dataset, with the column `split`.
+
+    Raises:
+        ValueError: As `data.label_fraction`.
+    """
+    if "split" not in table:
+        raise ValueError("the table has no column `split`; pass the whole table, study.table, not one of its splits")
+    shuffled = table.sample(frac=1, random_state=FRACTION_SEED)
+    return first_part(shuffled[shuffled["split"] == "train"], fraction)

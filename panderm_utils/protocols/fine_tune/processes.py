@@ -1,0 +1,203 @@
+"""How a training computes: device, precision, memory, processes; signals; and starting itself in several processes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.tracking import get_available_trackers
+
+from panderm_utils.encoders import check_precision, choose_device
+from panderm_utils.protocols.fine_tune.recipe import FineTuneError
+from panderm_utils.workspace import REPOSITORY
+
+LOG_TAIL = 3000  # characters of a failed process's log that an error shows
+PATIENCE = 120  # seconds in which processes asked to stop may save their state
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How to compute: all but the precision changes speed and memory, not the result (beyond its last digits).
+
+    Attributes:
+        device: "auto" or what torch calls it, as in `load_encoder`.
+        precision: "fp32"; "bf16"; "fp16", with loss scaling; "auto": mixed, as published, where the device has the
+            units for it (bf16, or fp16 on a GPU without), else fp32.
+        micro_batch: Images at once in a process, an even number; the gradients of several are added up to one step of
+            the recipe's batch. "auto": all of them, halved when memory runs out.
+        checkpointing: Whether activations are computed anew for the gradients instead of kept: about 0.6 of the memory,
+            a third more time (base encoder, 16 images).
+        processes: How many to start, one a GPU; on a CPU for trying only.
+        num_workers: Processes that read images, for each of them; None chooses.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    micro_batch: int | str = "auto"
+    checkpointing: bool = False
+    processes: int = 1
+    num_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        size = self.micro_batch
+        if size != "auto" and not (isinstance(size, int) and size >= 2 and size % 2 == 0):
+            raise FineTuneError(f'micro_batch {size!r} is not an even number of images; write "auto", 32 or another')
+        if self.processes < 1:
+            raise FineTuneError(f"processes {self.processes} is less than 1")
+
+    def settle(self) -> tuple["Computing", torch.device]:
+        """Returns these settings with the precision that "auto" means here, and the device.
+
+        Raises:
+            EncoderError, FineTuneError: The device cannot do what is asked.
+        """
+        device = choose_device(self.device)
+        if self.precision == "auto":
+            return replace(self, precision=_mixed_precision(device)).settle()
+        check_precision(self.precision, device)
+        if self.precision == "fp16" and device.type != "cuda":
+            raise FineTuneError(
+                f"fp16 needs loss scaling, which {device.type} has not; use bf16 or fp32 on this device"
+            )
+        if self.processes > 1 and device.type == "cuda" and self.processes > torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise FineTuneError(f"processes {self.processes} on {count} GPUs: one process a GPU; write {count}")
+        if self.processes > 1 and device.type == "mps":
+            raise FineTuneError("processes must be 1 on mps: it is one GPU")
+        return self, device
+
+
+def _mixed_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        units = torch.cpu.get_capabilities()
+        return "bf16" if units.get("avx512_bf16") or units.get("amx_bf16") else "fp32"
+    return "fp32"
+
+
+def make_accelerator(device: torch.device, precision: str, trackers: Sequence[str], folder: Path) -> Accelerator:
+    """Returns accelerate's view of this process; trackers are started only if named.
+
+    Raises:
+        FineTuneError: A tracker that is not installed.
+    """
+    available = [str(name) for name in get_available_trackers()]
+    for name in trackers:
+        if name not in available:
+            known = f"installed: {', '.join(available)}" if available else "none is installed"
+            raise FineTuneError(f"tracker {name!r} is not to be had ({known}); pip install {name}, or leave it out")
+    # accelerate keeps one state a process; a notebook may choose another device or precision in its next cell
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    several = int(os.environ.get("LOCAL_RANK", -1)) != -1
+    wanted = {} if several else {"ACCELERATE_TORCH_DEVICE": str(device)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no" if precision == "fp32" else precision,
+            log_with=list(trackers) or None,
+            project_dir=folder,
+        )
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+class Signals:
+    """Within a `with`, SIGINT and SIGTERM are noted in `received`, so that the step at work can be finished.
+
+    A second one ends the process at once, as ever. Inside `at_once()` the first one does: nothing would be half done.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._at_once, self._before = False, {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():  # only there can they be caught
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, _frame) -> None:
+        self.received = number
+        self._restore()
+        if self._at_once:
+            self.stop()
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def stop(self) -> None:
+        """Ends as the signal would have: KeyboardInterrupt, or exit with 143."""
+        if self.received == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
+
+def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, while_waiting: Callable) -> None:
+    """Runs `python -m module arguments` in several processes that compute together, and waits for them.
+
+    By torchrun: a fork of a process that has touched a GPU fails, and a notebook's has.
+
+    Args:
+        log: Where their output goes.
+        while_waiting: Called twice a second.
+
+    Raises:
+        FineTuneError: One of them failed; with the end of the log.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "-m", module, *arguments],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C is for us, who hand it on
+        )
+        try:
+            with Signals() as signals:
+                while process.poll() is None:
+                    time.sleep(0.5)
+                    while_waiting()
+                    if signals.received is not None:
+                        signals.stop()
+        finally:
+            if process.poll() is None:
+                process.terminate()  # torchrun hands it on, and each process saves its state
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+                process.kill()
+    if process.returncode:
+        tail = log.read_text(errors="replace")[-LOG_TAIL:]
+        raise FineTuneError(f"{count} processes ended with {process.returncode}; the end of {log}:\n{tail}")
+    while_waiting()

@@ -1,0 +1,44 @@
+"""Fine-tuning: what it is. Loads neither torch nor pandas, until the published recipe is asked for."""
+
+import dataclasses
+
+from panderm_utils import results
+from panderm_utils.manifests import Protocol
+from panderm_utils.protocols import fine_tune
+
+RECIPE = ("epochs", "warmup_epochs", "batch_size", "lr", "layer_decay", "drop_path", "weight_decay", "mixup", "cutmix")
+RECIPE = (*RECIPE, "smoothing", "weighted_sampling", "monitor", "ema_decay")
+
+
+def published() -> dict:
+    return dataclasses.asdict(fine_tune.FineTuneRecipe())
+
+
+def recompute(record, folder):
+    return results.recompute_predictions(fine_tune.evaluate_fine_tuning, record, folder)
+
+
+PROTOCOL = Protocol(
+    name="fine_tune",
+    title="fine-tuning",
+    question="How much better does the whole network become when it, too, learns the dataset?",
+    reproduces="comparison of fine-tuning with linear probing (Supplementary Table 2)",
+    teaches="the published recipe step by step: augmentation, mixing of images, layer-wise learning rates, the "
+    "choice of an epoch on the val split, test-time augmentation, and how to stop and resume a training",
+    seconds_an_image=100.0,  # 50 epochs of three forward passes' work
+    settings={
+        "train_fraction": 1.0,
+        "precision": "auto",
+        "tta": 5,
+        "replicates": 1000,
+        "weights": None,
+        "checkpoint": None,
+        **dict.fromkeys(RECIPE),
+    },
+    architectures=("beit",),  # PanDerm's
+    trains=True,
+    weights_parameters=("checkpoint", "weights"),
+    single_dataset=("checkpoint",),
+    published=published,
+    recompute=recompute,
+)

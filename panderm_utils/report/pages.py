@@ -1,0 +1,98 @@
+"""Fills in the report's pages: every text escaped, every file written whole or not at all.
+
+The templates are in templates/. What they are given is text; none of it is trusted but what `inline_markdown` made.
+"""
+
+import html
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+
+from panderm_utils import protocols
+from panderm_utils.batch import duration
+from panderm_utils.disk import temporary
+
+TEMPLATES = Path(__file__).parent / "templates"
+WORDS = {"auroc": "AUROC", "aupr": "AUPR", "tta": "TTA", "f1": "F1", "sha256": "SHA-256", "gpu": "GPU"}
+WORDS |= {"csv": "CSV", "tex": "LaTeX", "md": "Markdown", "pdf": "PDF", "png": "PNG"}
+GOOD = ("done", "reproduced")
+BAD = ("failed", "damaged", "outside")
+MARKDOWN = (
+    (r"`([^`]+)`", r"<code>\1</code>"),
+    (r"\*\*(.+?)\*\*", r"<strong>\1</strong>"),
+    (r"\*(.+?)\*", r"<em>\1</em>"),
+    (r"\[([^\]]+)\]\((https://[^\s)]+)\)", r'<a href="\2">\1</a>'),
+    (r"\[([^\]]+)\]\([^\s)]+\)", r"\1"),  # a link into the repository leads nowhere from a report
+)
+
+
+def write_page(report: Path, name: str, template: str, /, **facts) -> Path:
+    """Writes the page `name`, a path below `report`, and returns its path.
+
+    Templates link with `link(target)`: a path below `report`, or an absolute one.
+    """
+    path = report / name
+
+    def link(target: str | Path) -> str:
+        return quote(Path(os.path.relpath(report / target, path.parent)).as_posix())
+
+    return write_file(path, _environment().get_template(template).render(link=link, **facts))
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Writes a file under a temporary name and renames it; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = temporary(path)
+    new.write_bytes(content.encode() if isinstance(content, str) else content)
+    new.replace(path)
+    return path
+
+
+def inline_markdown(text: str) -> str:
+    """Returns a paragraph of Markdown as HTML: code, emphasis and outside links; anything else stays text."""
+    text = html.escape(" ".join(text.split()))
+    for pattern, replacement in MARKDOWN:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def in_words(name: str) -> str:
+    """Returns a name as people write it: `weighted_f1` is weighted F1."""
+    words = name.replace("_tta", "_with_tta").split("_")
+    known = name in protocols.list_protocols()
+    return protocols.load_protocol(name).title if known else " ".join(WORDS.get(word, word) for word in words)
+
+
+def short_number(text: str) -> str:
+    """Returns a cell of a CSV as a table shows it: numbers with four decimals or digits, anything else as it is."""
+    if not re.fullmatch(r"-?\d+\.\d{4}\d+(e-?\d+)?|-?\d(\.\d+)?e-\d+", text):
+        return text
+    number = float(text)
+    return f"{number:.4f}" if abs(number) >= 1e-3 or number == 0 else f"{number:.4g}"
+
+
+def score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def tone(verdict: str) -> str:
+    """Returns how a verdict or status is coloured; it is told by its word all the same."""
+    return "good" if verdict in GOOD else "bad" if verdict.startswith(BAD) else "quiet"
+
+
+@lru_cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"words": in_words, "number": short_number, "score": score, "duration": duration}
+    environment.filters |= {"tone": tone, "zip": zip}
+    return environment

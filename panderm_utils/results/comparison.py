@@ -1,0 +1,170 @@
+"""Two records on the same test images, held against each other: fine-tuning and linear probing, or two encoders.
+
+The predictions of two records are joined by the names of their images and compared by `significance`.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from panderm_utils.manifests import Protocol
+from panderm_utils.results.records import read_predictions
+from panderm_utils.stats import ALPHA, evaluate, holm, paired_difference, permutation_test
+
+RUN = ["dataset", "encoder", "seed"]
+LABELS = ["dataset_label", "encoder_label"]
+ENDS = ("", "_low", "_high")
+VIEWS = [f"views{end}" for end in ENDS]
+CHANCE = ["difference", "low", "high", "p_value"]
+
+
+class ComparisonError(ValueError):
+    """Two records that cannot be compared; the message says why and what to do."""
+
+
+class ComparisonWarning(UserWarning):
+    """Two records that cannot be compared were left out."""
+
+
+def read_pair(
+    folder_a: str | Path, folder_b: str | Path, file_b: str = "predictions.csv"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns true labels [N] and the class probabilities [N, K] of two records, image by image in the first's order.
+
+    Raises:
+        ComparisonError: They are not of the same images, labels and classes; the message names the first that differ.
+    """
+    y_a, proba_a, names_a = read_predictions(folder_a)
+    y_b, proba_b, names_b = read_predictions(folder_b, file_b)
+    which = f"{Path(folder_a).name} and {Path(folder_b).name} cannot be compared: "
+    remedy = "run both on the same CSV and split, with run_all.py --force"
+    # Sorted by name, an image that stands in two rows (a warning, not an error) meets itself twice.
+    order_a, order_b = (np.argsort(names, kind="stable") for names in (names_a, names_b))
+    if [names_a[i] for i in order_a] != [names_b[i] for i in order_b]:
+        raise ComparisonError(f"{which}{_what_differs(names_a, names_b)}; {remedy}")
+    rows = np.empty(len(order_a), dtype=np.int64)
+    rows[order_a] = order_b
+    y_b, proba_b = y_b[rows], proba_b[rows]
+    if proba_a.shape[1] != proba_b.shape[1]:
+        text = f"the first has {proba_a.shape[1]} classes, the second {proba_b.shape[1]}"
+        raise ComparisonError(f"{which}{text}; {remedy}")
+    if len(other := np.flatnonzero(y_a != y_b)):
+        told = ", ".join(f"{names_a[i]} ({y_a[i]}, then {y_b[i]})" for i in other[:3])
+        raise ComparisonError(f"{which}{len(other)} images have two labels, first {told}; {remedy}")
+    return y_a, proba_a, proba_b
+
+
+def compare_protocols(
+    first: pd.DataFrame, second: pd.DataFrame, sides: tuple[Protocol, Protocol], replicates: int = 1000
+) -> pd.DataFrame:
+    """Compares two protocols, such as fine-tuning with linear probing, wherever a dataset, encoder and seed have both.
+
+    Args:
+        first: Rows of `paper_scores` of the first protocol: a row a run and metric.
+        second: The same of the second.
+        replicates: Bootstrap replicates, and permutations.
+
+    Returns:
+        A row a pair and metric: dataset, encoder, seed, their labels, metric, headline, images; the scores in columns
+        called as the two protocols are, and views (the second with test-time views, where there are any), with `_low`
+        and `_high` each; difference (second minus first, one view) with low and high, p_value, verdict (by that
+        interval); the ids of the two records. All computed anew from the predictions. Records that do not go together
+        are left out with a ComparisonWarning.
+    """
+    names = tuple(side.name for side in sides)
+    columns = [*_columns((*names, "views")), *CHANCE, "verdict", *(f"{name}_run" for name in names)]
+    table = _compared(first, second, [*RUN, *LABELS], names, replicates)
+    if table.empty:
+        return table.reindex(columns=columns).astype({"headline": bool})
+    table[VIEWS] = np.nan
+    for folder, rows in table.groupby(f"{names[1]}_folder"):
+        if (Path(folder) / "predictions_tta.csv").is_file():
+            y, proba, _ = read_predictions(folder, "predictions_tta.csv")
+            views = evaluate(y, proba, replicates, rows["seed"].iloc[0])
+            table.loc[rows.index, VIEWS] = views.loc[rows["metric"], ["value", "low", "high"]].to_numpy()
+    clear = (table["low"] > 0) | (table["high"] < 0)
+    table["verdict"] = _verdict(table, clear, *(side.title for side in sides))
+    return table[columns]
+
+
+def compare_encoders(scores: pd.DataFrame, reference: str, replicates: int = 1000) -> pd.DataFrame:
+    """Holds one encoder against every other wherever a dataset and seed have both.
+
+    The family of Holm's correction is the datasets, for each other encoder and metric. The headline metrics, each
+    dataset with its own, are such a family of themselves, since they are read together: p_holm of a headline row is
+    that of this family.
+
+    Args:
+        scores: Rows of `tables.paper_scores` of one protocol: a row a run and metric.
+        reference: The encoder that the others are held against.
+        replicates: Bootstrap replicates, and permutations.
+
+    Returns:
+        A row a dataset, other encoder and metric: dataset, encoder (the other), seed, their labels, reference_label,
+        metric, headline, images; reference and other, the two scores, with `_low` and `_high` each; difference
+        (reference minus other) with low and high; p_value (permutations), p_holm (corrected), p_t (the paper's
+        t-test), verdict (by p_holm); the ids of the two records. All computed anew from the predictions. Records that
+        do not go together are left out with a ComparisonWarning.
+    """
+    sides = ("other", "reference")
+    columns = [*_columns(sides[::-1]), *CHANCE, "p_holm", "p_t", "verdict", "reference_run", "other_run"]
+    columns.insert(columns.index("metric"), "reference_label")
+    mine = scores["encoder"] == reference
+    table = _compared(scores[~mine], scores[mine], ["dataset", "dataset_label", "seed"], sides, replicates)
+    if table.empty:
+        return table.reindex(columns=columns).astype({"headline": bool})
+    table = table.rename(columns={"reference_encoder_label": "reference_label"})
+    table["p_holm"] = table.groupby(["encoder", "seed", "metric"])["p_value"].transform(holm)
+    headline = table[table["headline"]]
+    table.loc[headline.index, "p_holm"] = headline.groupby(["encoder", "seed"])["p_value"].transform(holm)
+    table["verdict"] = _verdict(table, table["p_holm"] < ALPHA, table["encoder_label"], table["reference_label"])
+    return table[columns]
+
+
+def _compared(first: pd.DataFrame, second: pd.DataFrame, on: list[str], sides: tuple, replicates: int) -> pd.DataFrame:
+    """Compares each run of `first` with that of `second` which agrees in `on`: a row a pair and metric.
+
+    The columns of `paired_difference`, where a and b are called by `sides`, p_value, images, headline and what is known
+    of the runs: of the first by its own name, such as encoder; of the second with the name of its side before it.
+    """
+    if first.empty or second.empty:
+        return pd.DataFrame()
+    kept = [*RUN, *LABELS, "run_id", "folder"]
+    runs = [rows.loc[rows["headline"], [*kept, "metric"]].drop_duplicates("run_id") for rows in (first, second)]
+    pairs = runs[0].merge(runs[1][kept], on=on, suffixes=("", "_b"))
+    tables = []
+    for pair in pairs.to_dict(orient="records"):
+        try:
+            y, proba_a, proba_b = read_pair(pair["folder"], pair["folder_b"])
+        except ComparisonError as error:
+            warnings.warn(str(error), ComparisonWarning, stacklevel=3)
+            continue
+        table = paired_difference(y, proba_a, proba_b, replicates, pair["seed"])
+        table["p_value"], table["images"] = permutation_test(y, proba_a, proba_b, replicates, pair["seed"]), len(y)
+        table["headline"] = table.index == pair.pop("metric")
+        tables.append(table.assign(**pair).reset_index())
+    names = {f"{letter}{end}": f"{side}{end}" for letter, side in zip("ab", sides, strict=True) for end in ENDS}
+    names |= {f"{name}_b": f"{sides[1]}_{name}" for name in kept} | {"run_id": f"{sides[0]}_run"}
+    names |= {"run_id_b": f"{sides[1]}_run"}
+    return pd.concat(tables, ignore_index=True).rename(columns=names) if tables else pd.DataFrame()
+
+
+def _columns(sides: tuple) -> list[str]:
+    return [*RUN, *LABELS, "metric", "headline", "images", *(f"{side}{end}" for side in sides for end in ENDS)]
+
+
+def _verdict(table: pd.DataFrame, clear, a, b) -> np.ndarray:
+    """Says which of the two is better where the difference is clear of chance; a and b are their names."""
+    difference = table["difference"]
+    which = [difference.isna(), clear & (difference > 0), clear & (difference < 0)]
+    return np.select(which, ["not defined", b + " is better", a + " is better"], "no difference to be seen")
+
+
+def _what_differs(names_a: list[str], names_b: list[str]) -> str:
+    """Names the images that one record has and the other has not, or has more often."""
+    only_a, only_b = sorted(set(names_a) - set(names_b)), sorted(set(names_b) - set(names_a))
+    sides = (("first", only_a), ("second", only_b))
+    told = [f"only the {side} has {', '.join(names[:3])} ({len(names)} in all)" for side, names in sides if names]
+    return "; ".join(told) or f"the first has {len(names_a)} rows, the second {len(names_b)}: an image counts twice"

@@ -1,0 +1,291 @@
+"""One run leaves one record: a folder that says what was done, with which settings, and what came out.
+
+    records/<run id>/record.json      identity, settings, metrics with intervals, timings, environment, warnings
+    records/<run id>/predictions.csv  one row a test image, in upstream's layout
+    records/<run id>/metadata.csv     age, sex, site, ... of the test images, where the CSV has them
+
+Tables and figures are drawn from records alone; every metric can be computed anew from the predictions.
+"""
+
+import gzip
+import json
+import shutil
+import time
+import warnings
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from panderm_utils.disk import room_for, temporary
+from panderm_utils.manifests import Protocol, published_value
+from panderm_utils.results.environment import describe_environment, peak_memory_mb
+from panderm_utils.results.identity import SCHEMA, run_id, settle_settings
+from panderm_utils.workspace import Workspace
+
+
+class RecordWarning(UserWarning):
+    """A record that cannot be read was left out."""
+
+
+@dataclass
+class Run:
+    """What a notebook is doing: its identity, its folders, and what was noted on the way (see `note`)."""
+
+    run_id: str
+    dataset: str
+    protocol: str
+    encoder: str
+    seed: int
+    settings: dict
+    workspace: Workspace
+    started: float = field(default_factory=time.perf_counter)
+    notes: dict = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.workspace.records / self.run_id
+
+    def note(self, **facts) -> None:
+        """Adds JSON-able facts to the record: `run.note(data={...}, timings={...})`; dicts of one name are merged."""
+        for key, value in facts.items():
+            both_dicts = isinstance(value, dict) and isinstance(self.notes.get(key), dict)
+            self.notes[key] = {**self.notes[key], **value} if both_dicts else value
+
+
+def begin_run(protocol: Protocol, dataset: str, encoder: str, seed: int, workspace: Workspace, **settings) -> Run:
+    """Starts the clock of a run and listens for warnings, which are shown as ever and also kept for the record.
+
+    Args:
+        settings: Everything else that decides the result, such as `solver="published"`; what differs from the
+            protocol's defaults, or by the profile's own choice, becomes part of the run's id.
+    """
+    settings = settle_settings(protocol, workspace.profile, settings)
+    name = run_id(protocol, dataset, encoder, seed, settings)
+    run = Run(name, dataset, protocol.name, encoder, seed, settings, workspace)
+    show = getattr(warnings.showwarning, "shows", warnings.showwarning)  # a cell run twice must not listen twice
+
+    def listen(message, category, filename, lineno, file=None, line=None):
+        text = f"{category.__name__}: {message}"
+        if text not in run.warnings:
+            run.warnings.append(text)
+        show(message, category, filename, lineno, file, line)
+
+    listen.shows = show
+    warnings.showwarning = listen
+    warnings.simplefilter("default", append=True)  # Python forgets what it has shown, so a second run hears it again
+    return run
+
+
+def prediction_table(image_ids, y, proba) -> pd.DataFrame:
+    """Lays predictions out as upstream does: two classes have one `probability` (of class 1), more have one a class.
+
+    Args:
+        image_ids: N names, as in the dataset's `image` column.
+        y: True labels [N].
+        proba: Class probabilities [N, K].
+    """
+    proba = np.asarray(proba, dtype=np.float64)
+    table = pd.DataFrame({"filename": list(image_ids), "true_label": np.asarray(y)})
+    table["predicted_label"] = proba.argmax(axis=1)
+    if proba.shape[1] == 2:
+        table["probability"] = proba[:, 1]
+    else:
+        table[[f"probability_class_{k}" for k in range(proba.shape[1])]] = proba
+    return table
+
+
+def read_predictions(folder: str | Path, file: str = "predictions.csv") -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Returns true labels [N], class probabilities [N, K] and image names of the record in `folder`."""
+    return parse_predictions(pd.read_csv(Path(folder) / file, dtype=str))  # an image called 001 stays 001
+
+
+def parse_predictions(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """As `read_predictions`, of a table [N] of texts."""
+    columns = table.filter(regex=r"^probability_class_\d+$")
+    # Parsed from text by Python's own rule, which gives back the very number that was written.
+    if columns.empty:
+        positive = table["probability"].astype(float)
+        proba = np.stack([1 - positive, positive], axis=1)
+    else:
+        proba = columns.astype(float).to_numpy()
+    y = table["true_label"].astype(int).to_numpy()
+    return y, proba, table["filename"].tolist()
+
+
+def worst_mistakes(predictions: pd.DataFrame, names, count: int = 12) -> pd.DataFrame:
+    """Returns the `count` wrong rows of a prediction table that were the surest, with `probability` and a `caption`."""
+    table = predictions[predictions["true_label"] != predictions["predicted_label"]].copy()
+    columns = predictions.filter(regex=r"^probability_class_\d+$")
+    if columns.empty:
+        columns = pd.concat([1 - predictions["probability"], predictions["probability"]], axis=1)
+    table["probability"] = columns.to_numpy().max(axis=1)[table.index]
+    rows = zip(table["true_label"], table["predicted_label"], table["probability"], strict=True)
+    table["caption"] = [f"true {names[true]}\nsaid {names[said]} ({p:.0%})" for true, said, p in rows]
+    return table.nlargest(count, "probability")[["filename", "caption", "probability"]].reset_index(drop=True)
+
+
+def beside_published(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Returns the scores with the published value, the difference, and whether it lies inside our interval.
+
+    Drawn images are compared with nothing: in the demo profile the three columns are left out.
+    """
+    table = scores[["value", "low", "high"]].copy()
+    if run.workspace.synthetic or run.settings.get("train_fraction", 1.0) != 1.0:
+        return table
+    published = [published_value(run.dataset, run.protocol, run.encoder, metric) for metric in table.index]
+    table["published"] = pd.array(published, dtype="Float64")
+    table["difference"] = table["value"] - table["published"]
+    inside = (table["low"] <= table["published"]) & (table["published"] <= table["high"])
+    table["verdict"] = np.select(
+        [table["published"].isna(), inside.fillna(False)], ["not published", "reproduced"], "outside the interval"
+    )
+    return table
+
+
+def save_record(
+    run: Run,
+    metrics: pd.DataFrame,
+    predictions: pd.DataFrame,
+    headline_metric: str,
+    more: dict[str, pd.DataFrame] | None = None,
+) -> Path:
+    """Writes the record of a finished run and returns its folder; an older record of the same id is replaced.
+
+    The folder is written under a temporary name and renamed, so whatever is killed, no half record is ever seen.
+
+    Args:
+        metrics: Index: metric; columns: at least value, low, high (`metrics.evaluate`).
+        predictions: `prediction_table(...)` of the test split.
+        headline_metric: The metric that the paper reports for this kind of task.
+        more: Further tables of the record, by file name, such as "history.csv".
+    """
+    record = {
+        "schema": SCHEMA,
+        "run_id": run.run_id,
+        "status": "done",
+        "dataset": run.dataset,
+        "protocol": run.protocol,
+        "encoder": run.encoder,
+        "seed": run.seed,
+        "profile": run.workspace.profile,
+        "synthetic": run.workspace.synthetic,
+        "settings": run.settings,
+        "headline_metric": headline_metric,
+        "metrics": metrics.astype(object).where(metrics.notna(), None).to_dict(orient="index"),
+        **run.notes,
+        "timings": {**run.notes.get("timings", {}), "total_seconds": round(time.perf_counter() - run.started, 3)},
+        "peak_memory_mb": peak_memory_mb(),
+        "environment": describe_environment(),
+        "warnings": run.warnings,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    files = {name: _csv(table, name) for name, table in {**(more or {}), "predictions.csv": predictions}.items()}
+    text = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
+    files["record.json"] = text.encode()
+    new, old = temporary(run.folder), temporary(run.folder, ".old")
+    with room_for("the record", sum(map(len, files.values())), run.workspace.records):
+        try:
+            new.mkdir(parents=True)
+            for name, content in files.items():
+                (new / name).write_bytes(content)
+            if run.folder.exists():
+                run.folder.rename(old)  # `leftovers` puts it back, should this process die before the next line
+            new.rename(run.folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return run.folder
+
+
+def read_record(folder: str | Path) -> dict:
+    """Returns the record in `folder`.
+
+    Raises:
+        ValueError: The record is damaged or incomplete; the message says how and what to do.
+    """
+    folder = Path(folder)
+    try:
+        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        problem = _problem_of(record, folder)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if problem:
+        raise ValueError(f"{folder}: not a whole record ({problem}); delete the folder and run it again")
+    return record
+
+
+def summarise(run: Run, metrics: pd.DataFrame, headline_metric: str) -> pd.DataFrame:
+    """Returns what a reader wants to know of a run that is about to be saved: one column, a row a fact."""
+    headline = metrics.loc[headline_metric]
+    encoder = {**run.notes.get("training", {}), **run.notes.get("encoder_facts", {})}
+    facts = {
+        "run": run.run_id,
+        headline_metric: "{value:.4f} [{low:.4f}, {high:.4f}]".format(**headline.fillna(np.nan)),
+        "weights (SHA-256)": encoder.get("digest"),
+        "fingerprint": encoder.get("fingerprint"),
+        "data (SHA-256 of the rows)": run.notes.get("data", {}).get("rows_sha256"),
+        "device": encoder.get("device_name") or encoder.get("device"),
+        "seconds": f"{time.perf_counter() - run.started:.1f}",
+        "peak memory": ", ".join(f"{place} {mb:,} MB" for place, mb in peak_memory_mb().items() if mb is not None),
+        "warnings": "\n".join(run.warnings) or "none",
+        "folder": str(run.folder),
+    }
+    return pd.DataFrame({"record": {name: fact for name, fact in facts.items() if fact is not None}})
+
+
+def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
+    """Reads all records below `root` (a workspace's `records` folder) into one tidy table: a row a run and metric.
+
+    Columns: run_id, dataset, protocol, encoder, seed, profile, synthetic, the settings, headline (whether the metric
+    is the run's headline metric), metric, value, low, high and whatever else the metrics hold, test_images (how many,
+    where the record says so), folder. A damaged record is left out with a RecordWarning.
+    """
+    rows = []
+    for path in sorted(Path(root).glob("[!.]*/record.json")):
+        try:
+            record = read_record(path.parent)
+        except ValueError as error:
+            warnings.warn(str(error), RecordWarning, stacklevel=2)
+            continue
+        keys = ("run_id", "dataset", "protocol", "encoder", "seed", "profile", "synthetic")
+        shared = {**{k: record[k] for k in keys}, **record["settings"], "folder": str(path.parent)}
+        shared["test_images"] = record.get("data", {}).get("split_sizes", {}).get("test")
+        for metric, numbers in record["metrics"].items():
+            rows.append({**shared, "metric": metric, "headline": metric == record["headline_metric"], **numbers})
+    columns = ["run_id", "dataset", "protocol", "encoder", "seed", "metric", "headline", "value", "low", "high"]
+    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns).astype({"headline": bool})
+    return table if protocol is None else table[table["protocol"] == protocol].reset_index(drop=True)
+
+
+def _problem_of(record, folder: Path) -> str | None:
+    if not isinstance(record, dict):
+        return "record.json holds no object"
+    needed = ("run_id", "status", "dataset", "protocol", "encoder", "seed", "profile", "settings", "metrics")
+    if missing := [key for key in needed if key not in record]:
+        return f"record.json lacks {', '.join(missing)}"
+    if record.get("schema") != SCHEMA:
+        return f"it is of schema {record.get('schema')!r}, this version of panderm_utils reads {SCHEMA}"
+    if record["status"] != "done" or record["run_id"] != folder.name:
+        return f"record.json is of run {record['run_id']!r}, status {record['status']!r}"
+    metrics = record["metrics"].values() if isinstance(record["metrics"], dict) else [None]
+    if not all(isinstance(part, dict) for part in (record["settings"], *metrics)):
+        return "its settings or metrics are not laid out as a record's"
+    return None if (folder / "predictions.csv").is_file() else "predictions.csv is missing"
+
+
+def _csv(table: pd.DataFrame, name: str) -> bytes:
+    content = table.to_csv(index=False, lineterminator="\n").encode()
+    return gzip.compress(content, mtime=0) if name.endswith(".gz") else content
+
+
+def _plain(value):
+    """JSON for NumPy scalars, arrays and paths."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a record cannot hold {type(value).__name__}")

@@ -1,0 +1,115 @@
+"""Recomputes every metric of every record from its stored predictions and tells which differ.
+
+A number of a record is right if the same predictions, seed and number of replicates give it again, interval included.
+Each protocol says how, in `Protocol.recompute`. A record of any other protocol is not passed over: it counts as
+unverified.
+"""
+
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from panderm_utils.manifests import ManifestError, Pair, Protocol
+from panderm_utils.pool import in_processes
+from panderm_utils.results.records import read_predictions, read_record
+from panderm_utils.stats import MetricWarning
+
+TOLERANCE = 1e-9
+DIFFERS = "differs"
+SHOWN = 10  # numbers of a record that a message names
+COLUMNS = ["run_id", "metric", "column", "stored", "recomputed", "difference", "problem"]
+# What reading a damaged file raises: lost, cut off, not gzip, not a table, not numbers, columns missing.
+DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError)
+
+
+def verify_records(root: Path, find: Callable[[str], Protocol], jobs: int = 2) -> pd.DataFrame:
+    """Recomputes the metrics of all records below `root`, in several processes.
+
+    Args:
+        find: Returns a protocol by its name, or raises a ManifestError: `protocols.load_protocol`.
+
+    Returns:
+        A row a number: run_id, metric, column ("value", "low", ...), stored, recomputed, difference, problem. The
+        problem is "" where the two agree to TOLERANCE, DIFFERS where they do not; where there was nothing to compare,
+        one row names the record and says why.
+    """
+    folders = sorted(path for path in Path(root).glob("[!.]*") if path.is_dir())
+    tables = in_processes(partial(_verify_record, find), folders, jobs, "verify")
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def describe_verification(table: pd.DataFrame) -> str:
+    """Says in a line that all is equal, or in a table what is not."""
+    wrong = table[table["problem"] != ""]
+    records, compared = table["run_id"].nunique(), int((table["column"] == "value").sum())
+    counted = f"{records:,} records, {compared:,} metrics recomputed with their intervals"
+    if wrong.empty:
+        return f"{counted}: all equal (to {TOLERANCE:g})"
+    lines = [f"{counted}: {wrong['run_id'].nunique():,} of the records cannot be confirmed", ""]
+    for run, rows in wrong.groupby("run_id", sort=False):
+        lines.append(run)
+        for row in rows.head(SHOWN).itertuples(index=False):
+            numbers = f"stored {row.stored:.10g}, recomputed {row.recomputed:.10g}"
+            what = f"{row.metric} {row.column}: {numbers}" if row.problem == DIFFERS else row.problem
+            lines.append(f"  {what}")
+        if len(rows) > SHOWN:
+            lines.append(f"  ... and {len(rows) - SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def _verify_record(find: Callable[[str], Protocol], folder: Path) -> pd.DataFrame:
+    rows, problem = [], ""
+    try:
+        record = read_record(folder)
+        recompute = find(record["protocol"]).recompute
+        rows = [(folder.name, *pair) for pair in _compared(recompute(record, folder))]
+        problem = "" if rows else "holds no metric"
+    except ManifestError as error:
+        problem = f"cannot be verified: {error}"
+    except DAMAGE as error:
+        problem = f"damaged: no {error.args[0]!r} in it" if isinstance(error, KeyError) else f"damaged: {error}"
+    if problem:
+        rows.append((folder.name, "", "", np.nan, np.nan, np.nan, problem))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _compared(pairs: Iterator[Pair]) -> Iterator[tuple]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MetricWarning)  # the run that left the record was told
+        for metric, column, stored, again in pairs:
+            stored = np.nan if stored is None else float(stored)
+            same = np.isclose(stored, again, rtol=0, atol=TOLERANCE, equal_nan=True)
+            yield metric, column, stored, again, again - stored, "" if same else DIFFERS
+
+
+def resampling(record: dict) -> dict:
+    """Returns the replicates and the seed of the resamples behind a record's intervals."""
+    return {"replicates": record["settings"]["replicates"], "seed": record["seed"]}
+
+
+def compare_metrics(stored: dict, again: pd.DataFrame, suffix: str = "") -> Iterator[Pair]:
+    """Yields the metrics of a record, each with its value in a table of recomputed ones (index: metric)."""
+    for metric, numbers in stored.items():
+        name = metric.removesuffix(suffix)
+        for column, value in numbers.items():
+            known = name in again.index and column in again.columns
+            yield metric, column, value, float(again.loc[name, column]) if known else np.nan
+
+
+def recompute_predictions(score: Callable, record: dict, folder: Path) -> Iterator[Pair]:
+    """Yields the metrics of predictions.csv and, with the suffix _tta, of predictions_tta.csv where there are any.
+
+    Args:
+        score: As `stats.evaluate`.
+    """
+    parts = {"": "predictions.csv", "_tta": "predictions_tta.csv"}
+    for suffix, file in parts.items():
+        stored = {m: n for m, n in record["metrics"].items() if m.endswith("_tta") == bool(suffix)}
+        if stored:
+            y, proba, _ = read_predictions(folder, file)
+            yield from compare_metrics(stored, score(y, proba, **resampling(record)), suffix)

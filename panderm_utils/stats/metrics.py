@@ -1,0 +1,296 @@
+"""Every metric of the paper from true labels and class probabilities: NumPy in, NumPy or a table out.
+
+| metric | what it is |
+|---|---|
+| accuracy | share of right images |
+| balanced_accuracy | mean recall of the classes |
+| quadratic_kappa | Cohen's kappa, disagreement weighted by the squared distance of the classes |
+| weighted_f1 | F1 of each class, weighted by its images |
+| auroc | two classes: of class 1; more: one-versus-one, mean over all pairs of classes and both directions |
+| aupr | average precision; two classes: of class 1; more: one-versus-rest, mean over the classes |
+
+The predicted class is the largest probability, the first of equals. Each number is scikit-learn's, ties in the scores
+included, with what scikit-learn leaves open, refuses or calls zero settled so:
+
+- A class without a test image: balanced accuracy, AUROC and AUPR are means over the classes that have one, weighted F1
+  gives it no weight. A MetricWarning names it. (Kappa numbers the classes that are true or predicted, as scikit-learn.)
+- Test images of one class only: nothing to tell apart, so kappa, AUROC and AUPR are NaN, with a MetricWarning.
+- Rows of proba need not sum to 1; NaN and infinity are a MetricError.
+
+Symbols: N images, K classes, R resamples (`bootstrap`).
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from panderm_utils.stats.resampling import Confusions, MetricError, Ranking, bootstrap, intervals
+
+METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
+
+
+class MetricWarning(UserWarning):
+    """A metric that is undefined, or that leaves a class out."""
+
+
+def evaluate(y, proba, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Returns value, low, high (percentiles), normal_low, normal_high (the paper's interval) of the six metrics.
+
+    value is that of the whole test set, not the mean of the replicates. See `bootstrap` for the resamples.
+
+    Args:
+        y: True labels [N], integers in 0..K-1.
+        proba: Class probabilities or scores [N, K].
+    """
+    return score_table(Scorer(y, proba), METRICS, replicates, seed)
+
+
+def score_table(scorer, names: Sequence[str], replicates: int, seed: int) -> pd.DataFrame:
+    """Returns what `evaluate` returns, of any scorer's metrics."""
+    columns = {"value": on_test_set(scorer), **intervals(bootstrap(scorer, scorer.y, replicates, seed))}
+    return pd.DataFrame(columns, index=pd.Index(names, name="metric"))
+
+
+def on_test_set(scorer) -> np.ndarray:
+    """Returns a scorer's metrics [M] of the test set itself."""
+    return scorer(np.ones((len(scorer.y), 1)))[0]
+
+
+def auroc(y, proba) -> float:
+    """AUROC of class 1 where K = 2, else one-versus-one, macro."""
+    return float(on_test_set(Scorer(y, proba))[METRICS.index("auroc")])
+
+
+def aupr(y, proba) -> float:
+    """Average precision of class 1 where K = 2, else one-versus-rest, macro."""
+    return float(on_test_set(Scorer(y, proba))[METRICS.index("aupr")])
+
+
+def confusion(y, proba) -> np.ndarray:
+    """Counts of images [K, K]: true classes in rows, predicted classes in columns."""
+    y, proba = check_predictions(y, proba)
+    num_classes = proba.shape[1]
+    cells = y * num_classes + proba.argmax(axis=1)
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def per_class_report(y, proba, class_names) -> pd.DataFrame:
+    """Returns precision, recall (sensitivity), specificity, f1, auroc and average_precision (one-versus-rest), support.
+
+    One row a class; support is its number of test images. A class that is never predicted has precision 0, as in
+    scikit-learn; what needs an image of the class, or of another one, is NaN where there is none. A MetricWarning
+    names the classes of either kind.
+    """
+    y, proba = check_predictions(y, proba)
+    names = _check_names(class_names, proba.shape[1])
+    counts = confusion(y, proba)
+    images, predicted, right = counts.sum(axis=1), counts.sum(axis=0), np.diagonal(counts)
+    others = len(y) - images
+    areas, precisions = np.transpose([_one_versus_rest(y, proba, k) for k in range(len(names))])
+    columns = {
+        "precision": _ratio(right, predicted, otherwise=np.where(images > 0, 0.0, np.nan)),
+        "recall": _ratio(right, images),
+        "specificity": _ratio(others - predicted + right, others),
+        "f1": np.where(images > 0, _ratio(2 * right, images + predicted), np.nan),
+        "auroc": areas,
+        "average_precision": precisions,
+        "support": images,
+    }
+    report = pd.DataFrame(columns, index=pd.Index(names, name="class"))
+    if undefined := report.index[report.isna().any(axis=1)].tolist():
+        text = f"{_listed(undefined)}: NaN where a measure needs a test image of the class, or of another class"
+        warnings.warn(text, MetricWarning, stacklevel=2)
+    if never := report.index[(images > 0) & (predicted == 0)].tolist():
+        warnings.warn(f"{_listed(never)}: never predicted, so precision is set to 0", MetricWarning, stacklevel=2)
+    return report
+
+
+def roc_curves(y, proba, class_names) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+    """Returns class name -> (false positive rates, true positive rates, area), one-versus-rest, from (0, 0) to (1, 1).
+
+    Of two classes only class 1 has a curve; a class without a test image has none, nor has one that has them all.
+    Points inside a straight run are left out.
+    """
+    curves = {}
+    for name, tp, fp, area, _ in _one_versus_rest_curves(y, proba, class_names):
+        corner = np.ones(len(tp), dtype=bool)
+        corner[1:-1] = (tp[2:] != tp[:-2]) & (fp[2:] != fp[:-2])
+        curves[name] = (fp[corner] / fp[-1], tp[corner] / tp[-1], area)
+    return curves
+
+
+def pr_curves(y, proba, class_names) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
+    """Returns class name -> (recalls, precisions, average precision) of the classes that `roc_curves` has.
+
+    From recall 0, where precision is set to 1, to recall 1.
+    """
+    curves = {}
+    for name, tp, fp, _, average_precision in _one_versus_rest_curves(y, proba, class_names):
+        corner = np.ones(len(tp), dtype=bool)
+        corner[1:-1] = tp[2:] != tp[:-2]
+        precision = np.append(1.0, tp[1:] / (tp[1:] + fp[1:]))
+        curves[name] = (tp[corner] / tp[-1], precision[corner], average_precision)
+    return curves
+
+
+# The next four take confusions [..., K, K] and return [...]: one, or one a resample.
+
+
+def accuracy(confusions: np.ndarray) -> np.ndarray:
+    return _diagonal(confusions).sum(axis=-1) / confusions.sum(axis=(-2, -1))
+
+
+def balanced_accuracy(confusions: np.ndarray) -> np.ndarray:
+    """Mean recall of the classes that have an image."""
+    images = confusions.sum(axis=-1)
+    recall = _diagonal(confusions) / np.maximum(images, 1)
+    return recall.sum(axis=-1) / (images > 0).sum(axis=-1)
+
+
+def weighted_f1(confusions: np.ndarray) -> np.ndarray:
+    images, predicted = confusions.sum(axis=-1), confusions.sum(axis=-2)
+    f1 = 2 * _diagonal(confusions) / np.maximum(images + predicted, 1)
+    return (f1 * images).sum(axis=-1) / images.sum(axis=-1)
+
+
+def quadratic_kappa(confusions: np.ndarray) -> np.ndarray:
+    """Kappa; NaN where all images are of one class.
+
+    Quirk, as scikit-learn: a class that is neither true nor predicted is skipped in counting the distance of others.
+    """
+    images, predicted = confusions.sum(axis=-1), confusions.sum(axis=-2)
+    number = np.cumsum(images + predicted > 0, axis=-1)
+    distance = (number[..., :, None] - number[..., None, :]) ** 2
+    seen = (distance * confusions).sum(axis=(-2, -1)) * images.sum(axis=-1)
+    by_chance = (distance * (images[..., :, None] * predicted[..., None, :])).sum(axis=(-2, -1))
+    several = (images > 0).sum(axis=-1) > 1
+    return np.where(several, 1 - seen / np.where(several, by_chance, 1), np.nan)
+
+
+class Scorer:
+    """The six metrics of one set of predictions on any resamples of its images, many at once.
+
+    Everything that needs sorting is sorted here, once; a resample is then a matter of counts.
+
+        scorer(counts)  [R, 6] in the order of METRICS; counts [N, R]: how often each image is in each resample
+
+    Every class of y must be in every resample, as `bootstrap.resampled_counts` has it. For a subgroup, make a scorer
+    of its rows.
+    """
+
+    def __init__(self, y, proba):
+        self.y, proba = check_predictions(y, proba)
+        means = "balanced accuracy, AUROC and AUPR are means over the others"
+        present = classes_present(self.y, proba, "kappa, AUROC and AUPR", means)
+        self._confusions = Confusions(self.y, proba)
+        ranked = [1] if proba.shape[1] == 2 else present
+        self._rankings = [Ranking(self.y, proba[:, k], k) for k in ranked] if len(present) > 1 else []
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        confusions = self._confusions(counts)
+        from_labels = [f(confusions) for f in (accuracy, balanced_accuracy, quadratic_kappa, weighted_f1)]
+        if not self._rankings:
+            return np.stack([*from_labels, *np.full((2, counts.shape[1]), np.nan)], axis=1)
+        areas, precisions = zip(*(ranking(counts) for ranking in self._rankings), strict=True)
+        # One resample a row, so that the order of a sum, and its last digit, is the same in every block.
+        means = [np.concatenate(areas, axis=1).mean(axis=1), np.stack(precisions, axis=1).mean(axis=1)]
+        return np.stack([*from_labels, *means], axis=1)
+
+
+def classes_present(y, proba, comparing: str, means: str) -> np.ndarray:
+    """Returns the classes that have a test image; a MetricWarning names the others.
+
+    Args:
+        comparing: The metrics that are NaN where there is but one class.
+        means: What to say of the metrics that leave a class out.
+    """
+    present = np.unique(y)
+    missing = np.setdiff1d(np.arange(proba.shape[1]), present)
+    text = f"no test image of class {_listed(missing)}: {means}"
+    if len(present) == 1:
+        text = f"all test images are of class {present[0]}: {comparing} compare classes and are NaN; "
+        text += "take a test split with two classes or more"
+    if len(missing):
+        warnings.warn(text, MetricWarning, stacklevel=4)  # at the call of `evaluate`
+    return present
+
+
+def _diagonal(confusions):
+    return np.diagonal(confusions, axis1=-2, axis2=-1)
+
+
+def _listed(things) -> str:
+    return ", ".join(map(str, things))
+
+
+def _ratio(part, whole, otherwise=np.nan):
+    return np.where(whole > 0, part / np.maximum(whole, 1), otherwise)
+
+
+def _one_versus_rest(y, proba, k) -> tuple[float, float]:
+    """AUROC and average precision of class k against all others; NaN where either side has no image."""
+    positive = (y == k).astype(np.int64)
+    if positive.min() == positive.max():
+        return np.nan, np.nan
+    area, average_precision = Ranking(positive, proba[:, k], 1)(np.ones((len(y), 1)))
+    return area.item(), average_precision.item()
+
+
+def _one_versus_rest_curves(y, proba, class_names):
+    """Yields name, true and false positives from the highest threshold to the lowest, AUROC, average precision."""
+    y, proba = check_predictions(y, proba)
+    for k, name in enumerate(_check_names(class_names, proba.shape[1])):
+        area, average_precision = _one_versus_rest(y, proba, k)
+        if np.isnan(area) or (proba.shape[1] == 2 and k == 0):
+            continue
+        order = np.argsort(-proba[:, k], kind="stable")
+        scores = proba[order, k]
+        last_of_ties = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+        tp = np.cumsum(y[order] == k)[last_of_ties]
+        yield name, np.append(0, tp), np.append(0, last_of_ties + 1 - tp), area, average_precision
+
+
+def _check_names(class_names, num_classes) -> list[str]:
+    names = [str(name) for name in class_names]
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise MetricError(
+            f"class_names must be {num_classes} different names, one a column of proba, got {len(names)} "
+            f"({len(set(names))} different): pass the manifest's class_names, in label order"
+        )
+    return names
+
+
+def check_predictions(y, proba) -> tuple[np.ndarray, np.ndarray]:
+    """Returns y [N] as int64 and proba [N, K] as float64.
+
+    Raises:
+        MetricError: They cannot be scored; the message says what was given, what is valid and what to do.
+    """
+    y, proba = np.asarray(y), np.asarray(proba)
+    if proba.dtype.kind not in "fiu":
+        raise MetricError(f"proba must be numbers, got {proba.dtype}: convert it with proba.astype(float)")
+    if proba.ndim != 2 or proba.shape[1] < 2:
+        raise MetricError(
+            f"proba must be [N, K] with a column for each of at least two classes, got {list(proba.shape)}: "
+            "from the probability p [N] of class 1 make np.stack([1 - p, p], axis=1)"
+        )
+    if y.shape != proba.shape[:1]:
+        raise MetricError(f"y must have one label a row of proba, [{len(proba)}], got {list(y.shape)}")
+    if not len(y):
+        raise MetricError("y and proba are empty: there is nothing to score; check the split's name")
+    if y.dtype.kind not in "iub":
+        raise MetricError(f"labels must be integers, got {y.dtype}: convert them with y.astype(int)")
+    y, proba, num_classes = y.astype(np.int64), proba.astype(np.float64), proba.shape[1]
+    if outside := np.unique(y[(y < 0) | (y >= num_classes)]).tolist():
+        raise MetricError(
+            f"labels {outside[:5]} are outside 0..{num_classes - 1}, the columns of proba: check the CSV's labels, "
+            "or give the model one output a class"
+        )
+    if len(broken := np.flatnonzero(~np.isfinite(proba).all(axis=1))):
+        raise MetricError(
+            f"proba has NaN or infinity in {len(broken)} of {len(y)} rows, first in row {broken[0]}: "
+            "look at the features of these images, or predict in fp32"
+        )
+    return y, proba

@@ -1,0 +1,125 @@
+"""Is one set of predictions better than another on the same test images, and how sure is that: arrays in, arrays out.
+
+Two intervals that overlap say little: most of what moves either is the choice of test images, which both share. So the
+difference is taken within each resample of the images, where what is shared cancels out. The metrics are those of
+`metrics` for both sides, whatever the protocols report: AUROC is one-versus-one in both.
+
+Symbols: N images, K classes, R replicates, M metrics, a and b the two sets of predictions; a difference is b - a.
+"""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from panderm_utils.stats.metrics import METRICS, MetricWarning, Scorer, check_predictions, on_test_set
+from panderm_utils.stats.resampling import BLOCK_CELLS, MetricError, bootstrap, intervals
+
+ALPHA = 0.05  # a p-value below it is called significant
+
+
+def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Returns a row a metric: a, a_low, a_high, b, b_low, b_high, difference (b - a), low and high of it, p_t.
+
+    Intervals are percentiles of the same stratified resamples for a, b and the difference; p_t is the p-value of
+    `t_test_on_replicates` of the same resamples.
+
+    Args:
+        y: True labels [N], integers in 0..K-1.
+        proba_a: Class probabilities or scores [N, K].
+        proba_b: The same of the same images in the same order.
+
+    Raises:
+        MetricError: As `metrics.evaluate`, or the two differ in shape.
+    """
+    scorers = _scorers(y, proba_a, proba_b)
+    in_a, in_b = (bootstrap(scorer, scorer.y, replicates, seed) for scorer in scorers)
+    a, b = (on_test_set(scorer) for scorer in scorers)
+    of_a, of_b, of_both = (intervals(values) for values in (in_a, in_b, in_b - in_a))
+    columns = {"a": a, "a_low": of_a["low"], "a_high": of_a["high"], "b": b, "b_low": of_b["low"]}
+    columns |= {"b_high": of_b["high"], "difference": b - a, "low": of_both["low"], "high": of_both["high"]}
+    columns["p_t"] = t_test_on_replicates(in_a, in_b)
+    return pd.DataFrame(columns, index=pd.Index(METRICS, name="metric"))
+
+
+def permutation_test(y, proba_a, proba_b, permutations: int = 1000, seed: int = 0) -> pd.Series:
+    """Returns the two-sided p-value of each metric: how often chance alone makes so large a difference (the paper's).
+
+    A permutation swaps the two predictions of each image or not, by the toss of a coin: were the models
+    interchangeable, it would not matter which of them said what. The observed difference counts as one of the
+    permutations, so that no p-value is 0.
+    """
+    a, b = (on_test_set(scorer) for scorer in _scorers(y, proba_a, proba_b))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MetricWarning)  # said already
+        both = Scorer(np.tile(y, 2), np.concatenate([proba_a, proba_b]))
+    generator, as_large, block = np.random.default_rng(seed), np.zeros(len(METRICS)), max(1, BLOCK_CELLS // len(y))
+    for start in range(0, permutations, block):
+        swapped = generator.random((min(block, permutations - start), len(y))).T < 0.5
+        # Each image once: from a (the first N rows) unless swapped, and for the other side the other way round.
+        counts = np.concatenate([~swapped, swapped]).astype(np.float64)
+        differences = both(1 - counts) - both(counts)
+        as_large += (np.abs(differences) >= np.abs(b - a) - 1e-12).sum(axis=0)
+    p_values = np.where(np.isnan(b - a), np.nan, (1 + as_large) / (1 + permutations))
+    return pd.Series(p_values, pd.Index(METRICS, name="metric"), name="p_value")
+
+
+def t_test_on_replicates(in_a, in_b) -> np.ndarray:
+    """Returns the p-value [M] of the paper's two-sided t-test, which takes bootstrap replicates for observations.
+
+    It overstates: how many replicates are drawn is the analyst's choice, and p shrinks with their number at will,
+    though no test image is added. It is here to stand beside the published one; judge by `permutation_test`.
+
+    Args:
+        in_a: A metric in each replicate [R], or several [R, M], as `bootstrap.bootstrap` returns them.
+        in_b: The same of the other model.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of scores that are the same in every replicate
+        p_values = stats.ttest_ind(in_a, in_b).pvalue
+    one_value = np.ptp(np.concatenate([in_a, in_b]), axis=0) == 0  # two models without a mistake: 0 / 0
+    return np.where(one_value, 1.0, p_values)
+
+
+def holm(p_values) -> np.ndarray:
+    """Returns Holm's corrected p-values: the chance that any of those below 0.05 is a false alarm is 0.05 at most.
+
+    Args:
+        p_values: One p-value a question of the family; NaN is no question and stays NaN.
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    asked = np.flatnonzero(~np.isnan(p_values))
+    asked = asked[np.argsort(p_values[asked], kind="stable")]
+    corrected = np.full(len(p_values), np.nan)
+    steps = p_values[asked] * np.arange(len(asked), 0, -1)
+    corrected[asked] = np.minimum(1, np.maximum.accumulate(steps))
+    return corrected
+
+
+def fold_summary(values) -> dict[str, np.ndarray]:
+    """Returns `mean`, `reach` (1.96 standard errors of it), `low` and `high` over the folds of a k-fold study.
+
+    As the paper reports such studies. Folds share training images, so the interval tends to be too narrow.
+
+    Args:
+        values: A score a fold [folds], or several [folds, M].
+
+    Raises:
+        MetricError: Fewer than two folds.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim < 1 or len(values) < 2:
+        raise MetricError(f"values must hold a score of each of at least two folds, got {list(values.shape)}")
+    mean, reach = values.mean(axis=0), 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    return {"mean": mean, "reach": reach, "low": mean - reach, "high": mean + reach}
+
+
+def _scorers(y, proba_a, proba_b) -> tuple[Scorer, Scorer]:
+    shapes = [list(check_predictions(y, proba)[1].shape) for proba in (proba_a, proba_b)]
+    if shapes[0] != shapes[1]:
+        raise MetricError(f"the two sets of predictions are {shapes[0]} and {shapes[1]}: give both of the same images")
+    scorer_a = Scorer(y, proba_a)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MetricWarning)  # the first has said it
+        return scorer_a, Scorer(y, proba_b)
