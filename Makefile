@@ -23,6 +23,7 @@ chaos: $(BIN)/.installed  ## a hundred kills at random moments of a batch, and a
 
 lint: $(BIN)/.installed  ## what CI and pre-commit check
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id $$(git ls-files '*.ipynb')
 	$(BIN)/python run_all.py --sync --check

@@ -19,8 +19,8 @@ import pandas as pd
 
 from benchmarks.measuring import describe_machine, timed
 from panderm_utils import batch, results, stats, workspace
-from panderm_utils.protocols import linear_probe
 from panderm_utils.pool import in_processes
+from panderm_utils.protocols import linear_probe
 
 RECORDS, NOTEBOOKS, GOAL = 500, 20, 60  # seconds, on 2 cores
 COUNTS = (35, 44, 107, 8, 70, 951, 17)  # test images of each class of HAM10000

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from PIL import Image, ImageDraw, ImageFont
 
-from panderm_utils.protocols import fine_tune, linear_probe
 from panderm_utils import demo, figures, manifests, results
+from panderm_utils.protocols import fine_tune, linear_probe
 from panderm_utils.workspace import REPOSITORY, open_workspace
 
 DOCS = REPOSITORY / "docs"

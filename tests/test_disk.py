@@ -1,6 +1,7 @@
 """Full and read-only disks, for real: small ones in memory, mounted for a test; skipped where that is not allowed."""
 
 import panderm_utils  # noqa: F401  first of all: makes torchvision, and so timm, importable
+from panderm_utils.protocols import load_protocol
 
 # isort: split
 import json
@@ -13,27 +14,25 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_batch import PARAMETERS, make, write_notebook
 
 import run_all
 from panderm_utils import disk, workspace
-from panderm_utils.batch.running import plan
-from panderm_utils.batch.running import running as batch
-from panderm_utils.encoders.loading import feature_cache, features, load_encoder
-from panderm_utils.protocols.fine_tune.model import read_facts
-from panderm_utils.protocols.fine_tune.training import (
-    Computing,
-    FineTuneRecipe,
-    LabelledImages,
-    finetune,
-    load_finetune_model,
-)
+from panderm_utils.batch import plan
+from panderm_utils.batch import running as batch
+from panderm_utils.encoders import feature_cache, features, load_encoder
+from panderm_utils.protocols.fine_tune.model import load_finetune_model, read_facts
+from panderm_utils.protocols.fine_tune.prediction import LabelledImages
+from panderm_utils.protocols.fine_tune.processes import Computing
+from panderm_utils.protocols.fine_tune.recipe import FineTuneRecipe
+from panderm_utils.protocols.fine_tune.training import finetune
 from panderm_utils.results import records
+from tests.batch.test_batch import PARAMETERS, make, write_notebook
 
 # Once for each seed, leaves 40 kB free, then: 0 prints more than that, 1 writes a record that needs more.
 ACT = """\
 import pathlib, shutil
-from panderm_utils import workspace
+from panderm_utils import results, workspace
+from panderm_utils.protocols import linear_probe
 space = workspace.open_workspace(profile, weights_root=weights_root, output_root=output_root)
 once = pathlib.Path(weights_root) / f"filled-{seed}"
 if not once.exists():
@@ -44,8 +43,10 @@ if seed == 0:
 """
 RECORD = """\
 import pandas as pd
-from panderm_utils.results import records
-run = records.begin_run("linear_probe", dataset, encoder, seed, space, train_fraction=train_fraction, solver=solver)
+from panderm_utils import results as records
+from panderm_utils.protocols import linear_probe
+settings = {"train_fraction": train_fraction, "solver": solver}
+run = records.begin_run(linear_probe.PROTOCOL, dataset, encoder, seed, space, **settings)
 scores = pd.DataFrame({"value": [0.5], "low": [0.4], "high": [0.6]}, index=["auroc"])
 predictions = records.prediction_table([f"{i:08}.jpg" for i in range(5_000)], [0] * 5_000, [[0.5, 0.5]] * 5_000)
 records.save_record(run, scores, predictions, "auroc")
@@ -157,7 +158,7 @@ def test_a_record_without_room_leaves_the_old_one_as_it_was(mount):
     space = workspace.open_workspace("demo", output_root=folder)
 
     def save(rows: int) -> Path:
-        run = records.begin_run("linear_probe", "demo", "random_tiny", 0, space)
+        run = records.begin_run(load_protocol("linear_probe"), "demo", "random_tiny", 0, space)
         table = records.prediction_table([f"{i:08}.jpg" for i in range(rows)], [0] * rows, [[0.5, 0.5]] * rows)
         return records.save_record(run, pd.DataFrame({"value": [0.5]}, index=["auroc"]), table, "auroc")
 

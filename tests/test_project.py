@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from panderm_utils.batch.stamper import METADATA
-from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.manifests import reading as manifests
 
 if sys.version_info >= (3, 11):
     import tomllib

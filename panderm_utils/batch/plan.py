@@ -259,8 +259,7 @@ def _combinations(part: Part) -> Iterator[Key]:
 
 def _job(protocol: Protocol, key: Key, seed: int, settled: Settled, needs, space: Workspace, notebooks: Path) -> Job:
     _, encoder, dataset, _ = key
-    settings = results.settle_settings(protocol, space.profile, settled.settings)
-    name = results.run_id(protocol, dataset, encoder, seed, settings)
+    name = results.run_id(protocol, space.profile, dataset, encoder, seed, **settled.settings)
     return Job(
         name=name,
         notebook=_notebook(protocol, dataset, notebooks),

@@ -30,16 +30,14 @@ def settle_settings(protocol: Protocol, profile: str, settings: Mapping[str, Any
     return {**settled, PROFILE_SETTINGS: json.dumps(kept) if kept else None}
 
 
-def run_id(protocol: Protocol, dataset: str, encoder: str, seed: int, settings: Mapping[str, Any]) -> str:
+def run_id(protocol: Protocol, profile: str, dataset: str, encoder: str, seed: int, **settings: Any) -> str:
     """Names a run after what it is: `ham10000-linear_probe-panderm_large-seed0`.
 
     Settings that differ from the protocol's defaults are appended in alphabetical order, as in
     `...-seed0-train_fraction_0.1`: a file by the end of its path and a digest of the whole path, what the profile
     changed by a digest. What no disk would take as a name is cut, and ends in a digest of the whole.
-
-    Args:
-        settings: Of `settle_settings`.
     """
+    settings = settle_settings(protocol, profile, settings)
     parts = [dataset, protocol.name, encoder, f"seed{seed}"]
     for name, value in sorted(settings.items()):
         if name == PROFILE_SETTINGS:

@@ -64,7 +64,7 @@ def begin_run(protocol: Protocol, dataset: str, encoder: str, seed: int, workspa
             protocol's defaults, or by the profile's own choice, becomes part of the run's id.
     """
     settings = settle_settings(protocol, workspace.profile, settings)
-    name = run_id(protocol, dataset, encoder, seed, settings)
+    name = run_id(protocol, workspace.profile, dataset, encoder, seed, **settings)
     run = Run(name, dataset, protocol.name, encoder, seed, settings, workspace)
     show = getattr(warnings.showwarning, "shows", warnings.showwarning)  # a cell run twice must not listen twice
 

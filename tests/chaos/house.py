@@ -16,8 +16,8 @@ from unittest import mock
 
 import nbformat
 
-from panderm_utils.demo.stand_ins import stand_ins as demo
-from panderm_utils.manifests.reading import reading as manifests
+from panderm_utils.demo import stand_ins as demo
+from panderm_utils.manifests import reading as manifests
 
 REPOSITORY = Path(__file__).parents[2]
 DATASET = "ddi"
@@ -35,20 +35,14 @@ output_root = None
 seed = 0
 """
 SETUP = """\
-from panderm_utils.data.dataset import dataset as data
-from panderm_utils.encoders.loading import loading as encoders
-from panderm_utils.encoders.loading import features
-from panderm_utils.protocols.fine_tune import training as finetune
-from panderm_utils.protocols.linear_probe import probe as linear_probe
-from panderm_utils.manifests.reading import reading as manifests
-from panderm_utils.stats import metrics
-from panderm_utils.results import records
-from panderm_utils import workspace
+from panderm_utils import data, encoders, manifests, results, stats, workspace
+from panderm_utils.encoders import features
+from panderm_utils.protocols import fine_tune, linear_probe
 
 space = workspace.open_workspace(profile, data_root, weights_root, output_root)
 card = manifests.load_dataset_manifest(dataset)
 study = data.load_dataset(card, space.data_root)
-run = records.begin_run(PROTOCOL, dataset, encoder, seed, space)
+run = results.begin_run(PROTOCOL, dataset, encoder, seed, space)
 """
 PROBE = """\
 features.SHARD = 8  # images, so that little is lost by a kill, and much is there to be done twice
@@ -61,25 +55,26 @@ run.note(features={"train": train.describe(), "test": test.describe()})
 """
 TUNE = """\
 few = study.split("train").groupby("label").head(12)
-train, val, tested = (finetune.labelled_images(study, t) for t in (few, study.split("val"), study.split("test")))
+train, val, tested = (fine_tune.labelled_images(study, t) for t in (few, study.split("val"), study.split("test")))
 usual = {"batch_size": 8, "lr": 0.003, "warmup_epochs": 1, "drop_path": 0.0, "weighted_sampling": False}
-recipe = finetune.make_recipe(usual, seed=seed, epochs=3)
-model = finetune.load_finetune_model(encoder, weights_root=space.weights_root, num_classes=card.num_classes, seed=seed)
-how, folder = finetune.Computing("cpu", "fp32", num_workers=1), space.checkpoints / run.run_id
-tuned = finetune.finetune(model, train, val, recipe, folder, how, space.cache / "images", not run.folder.exists())
-proba = finetune.predict(tuned.model, tested, device="cpu", precision="fp32").proba
+recipe = fine_tune.make_recipe(usual, seed=seed, epochs=3)
+model = fine_tune.load_finetune_model(encoder, weights_root=space.weights_root, num_classes=card.num_classes, seed=seed)
+how, folder = fine_tune.Computing("cpu", "fp32", num_workers=1), space.checkpoints / run.run_id
+tuned = fine_tune.finetune(model, train, val, recipe, folder, how, space.cache / "images", not run.folder.exists())
+proba = fine_tune.predict(tuned.model, tested, device="cpu", precision="fp32").proba
 run.note(training=tuned.describe())
 """
 RECORD = """\
-scores = metrics.evaluate(tested.y, proba, replicates=20, seed=seed)
-predictions = records.prediction_table(tested.image_ids, tested.y, proba)
+scores = stats.evaluate(tested.y, proba, replicates=20, seed=seed)
+predictions = results.prediction_table(tested.image_ids, tested.y, proba)
 ballast = {f"ballast-{i}.csv": predictions for i in range(400)}
-records.save_record(run, scores, predictions, card.headline_metric, ballast)
+results.save_record(run, scores, predictions, card.headline_metric, ballast)
 """
 DRAW = """\
 import json
-from panderm_utils.batch.running import leftovers
-from panderm_utils import workspace
+from panderm_utils.batch import leftovers
+from panderm_utils import results, workspace
+from panderm_utils.protocols import linear_probe
 space = workspace.open_workspace(profile, output_root=output_root)
 names = sorted(path.name for path in space.records.glob("[!.]*"))
 for name in names:
@@ -110,7 +105,7 @@ class House:
         for name in ("ham10000", DATASET):
             parameters = PARAMETERS.replace(DATASET, name)
             for protocol, work in (("linear_probe", PROBE), ("fine_tune", TUNE)):
-                setup = SETUP.replace("PROTOCOL", repr(protocol))
+                setup = SETUP.replace("PROTOCOL", f"{protocol}.PROTOCOL")
                 write_notebook(self.root / f"notebooks/{protocol}/{name}.ipynb", parameters, setup, work, RECORD)
         write_notebook(self.root / "notebooks/paper/table.ipynb", 'profile = "paper"\noutput_root = None\n', DRAW)
         with mock.patch.object(demo, "STAND_IN", demo.Size(train=64, val=12, test=24)):

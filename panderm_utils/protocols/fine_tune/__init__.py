@@ -5,7 +5,16 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "augmentation": ["DEGREES", "HUE", "IMAGE", "VIEWS", "TrainingImages", "generator_for", "shift_hue", "tta_views"],
+        "augmentation": [
+            "DEGREES",
+            "HUE",
+            "IMAGE",
+            "VIEWS",
+            "TrainingImages",
+            "generator_for",
+            "shift_hue",
+            "tta_views",
+        ],
         "gradients": ["BatchGradients", "make_optimizer"],
         "metrics": ["evaluate_fine_tuning"],
         "model": ["FineTuneModel", "describe", "load_finetune_model"],

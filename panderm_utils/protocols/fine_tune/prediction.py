@@ -14,7 +14,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from panderm_utils.data import FRACTION_SEED, first_part, Dataset, ImageFiles, loaded, open_image
+from panderm_utils.data import FRACTION_SEED, Dataset, ImageFiles, first_part, loaded, open_image
 from panderm_utils.encoders import arithmetic, check_precision, choose_device
 from panderm_utils.protocols.fine_tune.augmentation import tta_views
 from panderm_utils.protocols.fine_tune.recipe import FineTuneError

@@ -237,9 +237,7 @@ def _write_json(path: Path, content: dict) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "task" / "task.json").is_file():
-        sys.exit(
-            f"usage: python -m torch.distributed.run ... -m {MODULE} FOLDER (see `finetune`)"
-        )
+        sys.exit(f"usage: python -m torch.distributed.run ... -m {MODULE} FOLDER (see `finetune`)")
     try:
         main(Path(sys.argv[1]))
         # All is written and all have come this far. Taking down a group of processes was seen to hang once in a while.

@@ -1,0 +1,222 @@
+"""The front door: what a user types, and what it answers."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+import run_all
+from panderm_utils.batch import plan
+from panderm_utils.manifests import reading as manifests
+from panderm_utils.protocols import load_protocol
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "torchvision", "timm", "pandas", "numpy", "matplotlib", "papermill", "sklearn", "scipy", "nbformat")
+HEAVY += ("nbconvert", "jinja2")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["--plan", "--datasets", "ham10000"]])
+def test_answers_load_nothing_heavy(arguments):
+    code = (
+        "import sys, contextlib, run_all\n"
+        "with contextlib.suppress(SystemExit): run_all.main(sys.argv[1:])\n"
+        f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert "LOADED []" in done.stdout, done.stdout + done.stderr
+    assert "ham10000" in done.stdout or "--datasets" in done.stdout
+
+
+def test_help_names_every_flag_of_the_readme(capsys):
+    with pytest.raises(SystemExit):
+        run_all.main(["--help"])
+    text = capsys.readouterr().out
+    flags = (
+        "profile data-root weights-root output-root datasets protocols encoders seeds list plan jobs force sync check"
+    )
+    flags += " report verify only slurm slurm-script slurm-option"
+    assert [f for f in [*flags.split(), "new-dataset", "images", "name"] if f"--{f}" not in text] == []
+
+
+def test_list_names_every_dataset_and_encoder(capsys):
+    assert run_all.main(["--list"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in (*manifests.list_datasets(), *manifests.list_encoders()) if f"  {name} " not in text] == []
+
+
+def test_the_plan_of_the_paper_says_where_to_get_everything(capsys, tmp_path):
+    folders = ["--data-root", str(tmp_path), "--weights-root", str(tmp_path), "--output-root", str(tmp_path)]
+    assert run_all.main(["--profile", "paper", "--plan", *folders]) == 0
+    text = capsys.readouterr().out
+    profile = manifests.load_profile("paper")
+    chosen = {protocol: profile.choice(protocol) for protocol in profile.protocols}
+    assert chosen["external_validation"].quick == ("ham10000",)
+    runs = sum(len(load_protocol(p).fitting(c.quick)) * len(c.encoders) for p, c in chosen.items())
+    assert text.startswith(f"{runs} runs (profile paper)")
+    for name in profile.datasets:
+        card = manifests.load_dataset_manifest(name)
+        assert str(tmp_path / card.csv) in text
+        assert card.licence in text
+        assert all(access.url in text for access in card.access)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "papr"], "papr"),
+        (["--datasets", "nothing"], "dataset 'nothing' is unknown"),
+        (["-p", "sovler=sklearn", "--datasets", "ham10000"], "did you mean -p solver=sklearn"),
+        (["--datasets", "ham10000", "--only", "ham10000"], "--only ham10000: not in this plan"),
+        (
+            ["--slurm-script", "--seeds", "98", "--slurm-option", "fine_tune:mem=9G"],
+            "a script holds one: name --protocols",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line_with_status_2(capsys, arguments, message):
+    assert run_all.main(arguments) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert "Traceback" not in told.err
+    assert told.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--new-dataset", "x.csv"], ["--images", "x"], ["--jobs", "0"], ["--seeds", "a"]]
+)
+def test_flags_that_do_not_go_together_are_refused(arguments):
+    with pytest.raises(SystemExit) as told:
+        run_all.main(arguments)
+    assert told.value.code == 2
+
+
+def test_a_batch_ends_with_a_report_also_when_data_are_missing(capsys, tmp_path):
+    folders = [f"--{name}={tmp_path}" for name in ("data-root", "weights-root", "output-root")]
+    selection = ["--profile", "paper", "--protocols", "linear_probe", "--datasets", "ham10000", *folders]
+    for arguments, told in ((["--report"], "no report"), (["--verify"], "no record"), ([], "no report")):
+        assert run_all.main([*selection, *arguments]) == 1  # nothing to show yet
+        assert told in capsys.readouterr().err
+    failed = tmp_path / "paper/executed/linear_probe/ddi-linear_probe-panderm_base-seed0.failed.ipynb"
+    failed.parent.mkdir(parents=True)
+    failed.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    assert run_all.main(selection) == 1
+    index = tmp_path / "paper/report/index.html"
+    assert f"report: {index}" in capsys.readouterr().out
+    for text in (failed.name.removesuffix(".failed.ipynb"), manifests.load_dataset_manifest("bcn20000").access[0].url):
+        assert text in index.read_text()  # what failed before, and what other runs of the profile lack
+    assert run_all.main([*selection, "--report"]) == 0
+
+
+def test_a_report_needs_no_notebook_that_nobody_asked_for(house, capsys, tmp_path):
+    (house / "notebooks/linear_probe/dermnet.ipynb").unlink()
+    failed = tmp_path / "demo/executed/linear_probe/x.failed.ipynb"
+    failed.parent.mkdir(parents=True)
+    failed.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    selection = ["--datasets", "ddi", "--encoders", "random_tiny", "--protocols", "linear_probe"]
+    assert run_all.main([*selection, "--output-root", str(tmp_path), "--report"], house / "notebooks") == 0
+    page = (tmp_path / "demo/report/index.html").read_text()
+    assert "--protocols linear_probe --datasets ddi --encoders random_tiny" in page
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A copy of the manifests and the notebooks, without a user's own, which a test may write to."""
+    own = [name for name in manifests.list_datasets() if manifests.load_dataset_manifest(name).own]
+    ignored = shutil.ignore_patterns("weights", *(f"{name}.*" for name in own))
+    for name in ("data_manifests", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    monkeypatch.setattr(manifests, "MANIFEST_ROOT", tmp_path / "data_manifests")
+    return tmp_path
+
+
+def test_check_finds_a_wrong_manifest_and_a_drifted_notebook(house, capsys):
+    notebooks = house / "notebooks"
+    assert run_all.main(["--sync"], notebooks) == 0
+    assert run_all.main(["--check"], notebooks) == 0
+    sibling = notebooks / "linear_probe/ddi.ipynb"
+    sibling.write_text(sibling.read_text().replace("seed = 0", "seed = 1"))
+    for arguments in (["--check"], ["--sync", "--check"]):
+        assert run_all.main(arguments, notebooks) == 1
+        assert "python run_all.py --sync" in capsys.readouterr().err
+    assert run_all.main(["--sync"], notebooks) == 0
+    assert run_all.main(["--sync", "--check"], notebooks) == 0
+    card = house / "data_manifests/datasets/ddi.yaml"
+    card.write_text(card.read_text().replace("task: binary", "task: regression"))
+    assert run_all.main(["--check"], notebooks) == 2
+    assert "ddi.yaml" in capsys.readouterr().err
+
+
+def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, capsys):
+    rows = []
+    for i in range(40):
+        path = house / f"images/{i:02}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), (5 * i, 100, 90)).save(path)
+        rows.append({"image": path.name, "label": ("mole", "melanoma")[i % 2]})
+    csv = house / "my.csv"
+    pd.DataFrame(rows).to_csv(csv, index=False)
+    before = csv.read_bytes()
+    there = sorted(house.rglob("*"))
+    arguments = ["--new-dataset", str(csv), "--images", str(house / "images"), "--name", "mine"]
+    assert run_all.main([*arguments, "--data-root", str(house / "data")], house / "notebooks") == 0
+    text = capsys.readouterr().out
+    assert csv.read_bytes() == before
+    assert "split" in text  # explains what it guessed
+    command = text.strip().splitlines()[-1].split()
+    selection = "--profile paper --datasets mine --protocols linear_probe --encoders panderm_tiny"
+    assert command[1:] == ["run_all.py", *selection.split()]
+    assert plan.read_parameters(house / "notebooks/linear_probe/mine.ipynb")["profile"] == "paper"
+    selection = [*command[2:-1], "random_tiny", "--output-root", str(house / "outputs"), "--plan"]
+    assert run_all.main(selection, house / "notebooks") == 0
+    assert "0 done, 1 to run, 0 missing" in capsys.readouterr().out
+    assert run_all.main(["--datasets", "mine"], house / "notebooks") == 2  # a demo would draw over it
+    assert "--profile paper --datasets mine" in capsys.readouterr().err
+    assert run_all.main([*arguments, "--data-root", str(house / "data")], house / "notebooks") == 2  # never overwritten
+    # What a user made is nobody's drift, also when it was edited; and the line that undoes it all leaves nothing.
+    (house / "notebooks/linear_probe/mine.ipynb").write_text("edited")
+    run_all.main(["--sync"], house / "notebooks")
+    (house / "notebooks/linear_probe/mine.ipynb").write_text("edited")
+    assert run_all.main(["--check"], house / "notebooks") == 0
+    undo = shlex.split(next(line for line in text.splitlines() if " to undo " in line).partition(": ")[2])
+    assert undo[0] == "rm"
+    for path in undo[1:]:
+        Path(path).unlink()
+    assert [path for path in house.rglob("*") if path.is_file() and path not in there] == []
+    assert csv.read_bytes() == before
+
+
+def test_a_csv_that_is_used_as_it_is_is_not_named_for_deletion(house, capsys):
+    rows = []
+    for i, split in enumerate(["train", "train", "test", "test"]):
+        Image.new("RGB", (40, 30), (5 * i, 100, 90)).save(house / f"{i}.png")
+        rows.append({"image": f"{i}.png", "split": split, "binary_label": i % 2})
+    pd.DataFrame(rows).to_csv(house / "my.csv", index=False)
+    arguments = ["--new-dataset", str(house / "my.csv"), "--images", str(house), "--name", "mine"]
+    assert run_all.main(arguments, house / "notebooks") == 0
+    undo = next(line for line in capsys.readouterr().out.splitlines() if " to undo " in line)
+    assert "my.csv" not in undo
+    assert "mine.yaml" in undo
+
+
+def test_commands_are_told_as_they_must_be_typed_elsewhere(monkeypatch, tmp_path):
+    assert shlex.split(run_all.myself())[-1] == ("run_all.py" if Path.cwd() == ROOT else str(ROOT / "run_all.py"))
+    monkeypatch.chdir(tmp_path)
+    python, script = shlex.split(run_all.myself())
+    done = subprocess.run([python, script, "--help"], capture_output=True, text=True)
+    assert "--new-dataset" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("buffered", [[], ["-u"]])  # the pipe breaks at the last flush, or at a print
+def test_a_reader_who_has_had_enough_is_no_traceback(buffered):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *buffered, str(ROOT / "run_all.py"), "--list"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

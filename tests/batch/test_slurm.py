@@ -1,0 +1,354 @@
+"""Batches on a real Slurm: arrays, failures, requeues, time limits, a controller that restarts; accounting is off."""
+
+import json
+import os
+import pickle
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import run_all
+from panderm_utils import workspace
+from panderm_utils.batch import parameters, plan, slurm, slurm_queue
+from panderm_utils.batch import running as batch
+from tests.batch.slurm_on_loopback import missing_programs, slurm_on_loopback, until
+from tests.batch.test_batch import write_notebooks
+from tests.chaos import house
+
+ROOT = Path(__file__).parents[2]
+NAME, ROW = "demo-linear_probe-random_tiny-seed", "row 7 of my.csv has no image"
+SELECTION = ["--protocols", "linear_probe", "--datasets", "demo", "--encoders", "random_tiny"]
+MAIN = "import sys, pathlib, run_all; sys.exit(run_all.main(sys.argv[2:], pathlib.Path(sys.argv[1])))"
+# Seed 1: fails; 2 and 5: wait to be interrupted, and are well when they run again; 3 and 7: wait for ever; 4: waits for
+# a file; others: well.
+ACT = """\
+lives = space.root / f"lives-{seed}"
+with lives.open("a") as file:
+    file.write(os.environ.get("SLURM_JOB_ID", "here") + "\\\\n")
+first = len(lives.read_text().split()) == 1
+if seed == 1:
+    raise ValueError("row 7 of my.csv has no image")
+try:
+    while seed in (3, 7) or (seed in (2, 5) and first) or (seed == 4 and not (space.root / "go").exists()):
+        time.sleep(0.05)
+except KeyboardInterrupt:
+    (space.root / f"saved-{seed}").touch()
+    raise
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "predictions.csv").write_text("filename\\\\n")
+threads = os.environ["OMP_NUM_THREADS"]
+(folder / "record.json").write_text(json.dumps({"run_id": run, "status": "done", "schema": 2, "threads": threads}))
+""".replace("\\\\", "\\")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    pytest.importorskip("submitit", reason='needs submitit: pip install -e ".[cluster]"')
+    if absent := missing_programs():
+        pytest.skip(f"needs {', '.join(absent)}: apt-get install slurm-wlm munge")
+    with slurm_on_loopback() as running, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slurm_queue, "ASK", 0.5)
+        patch.setattr(slurm, "LOOK", 0.1)
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory):
+    return write_notebooks(tmp_path_factory.mktemp("notebooks"), ACT)
+
+
+@pytest.fixture
+def space(tmp_path):
+    return workspace.open_workspace("demo", output_root=tmp_path / "all outputs")
+
+
+def make(space, notebooks, *seeds):
+    return plan.make_plan(space, ["demo"], ["random_tiny"], ["linear_probe"], seeds, notebooks=notebooks)
+
+
+def job_of(space, seed):
+    """The Slurm job that the batch noted for a run."""
+    return json.loads((space.root / "slurm/jobs.json").read_text())[f"demo-linear_probe-random_tiny-seed{seed}"]
+
+
+def lives(space, seed):
+    file = space.root / f"lives-{seed}"
+    return len(file.read_text().split()) if file.is_file() else 0
+
+
+def begin(planned, jobs=1, options=()):
+    """Starts a batch in a thread; returns what it says, and a function that waits for its outcomes."""
+    said, outcomes = [], []
+
+    def follow():
+        outcomes.extend(slurm.run_on_slurm(planned, batch.How(jobs), options, said.append))
+
+    thread = threading.Thread(target=follow, daemon=True)  # it waits as long as Slurm is away, so also after a failure
+    thread.start()
+
+    def wait():
+        thread.join(120)
+        return {outcome.job.parameters.get("seed"): outcome for outcome in outcomes}
+
+    return said, wait
+
+
+@pytest.fixture(scope="module")
+def under_way(cluster, notebooks, tmp_path_factory):
+    """Two batches to which much happens; as Slurm looks at time limits twice a minute only, other tests go first."""
+    space = workspace.open_workspace("demo", output_root=tmp_path_factory.mktemp("eventful"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slurm, "WARNING", 0)  # none, so that Slurm kills at the time limit
+        _, wait_killed = begin(make(space, notebooks, 3))
+        until(lambda: (space.root / "slurm/jobs.json").is_file())
+    killed = job_of(space, 3)
+    said, wait = begin(make(space, notebooks, 2, 4, 5, 7), jobs=4)
+    until(lambda: all(lives(space, seed) for seed in (2, 3, 4, 5, 7)))
+    cluster.stop("slurmctld")
+    until(lambda: any("Slurm does not answer" in line for line in said))
+    (space.root / "go").touch()
+    until(lambda: plan.is_done(space.records / f"{NAME}4"))
+    cluster.start("slurmctld")
+    until(lambda: cluster.facts(job_of(space, 2))["JobState"] == "RUNNING")
+    cluster("scontrol", "update", f"JobId={killed}", "EndTime=now")
+    cluster("scontrol", "update", f"JobId={job_of(space, 5)}", "EndTime=now+1minute")
+    cluster("scontrol", "requeue", job_of(space, 2))
+    cluster("scancel", job_of(space, 7))
+    cluster.hurry(job_of(space, 2))
+
+    def end():
+        cluster.hurry(job_of(space, 5), "TimeLimit=60")  # a new end had made it two minutes
+        return wait() | wait_killed()
+
+    return space, end, said
+
+
+def test_an_array_completes_and_a_failure_is_as_it_is_here(cluster, under_way, space, notebooks):
+    assert subprocess.run(["sacct"], capture_output=True).returncode  # accounting is off, and not needed
+    planned, said = make(space, notebooks, 0, 1, 6), []
+    options = ["cpus-per-task=1", "linear_probe:comment=two words"]
+    (space.root / "slurm").mkdir(parents=True)
+    for number in range(20):  # outcomes of an earlier Slurm that gave the same numbers
+        (space.root / f"slurm/{number}_0_0_result.pkl").write_bytes(pickle.dumps(("error", "an old one")))
+    outcomes = slurm.run_on_slurm(planned, batch.How(jobs=2), options, said.append)
+    assert [outcome.status for outcome in outcomes] == ["done", "failed", "done", "done"]
+    assert batch.exit_status(outcomes) == 1
+    (here, _) = batch.run_batch(make(space, notebooks, 1), say=lambda line: None)
+    assert (outcomes[1].cell, outcomes[1].error) == (here.cell, here.error) == ("cell-1", f"ValueError: {ROW}")
+    jobs = [job_of(space, seed) for seed in (0, 1, 6)]
+    array = jobs[0].split("_")[0]
+    assert jobs == [f"{array}_{index}" for index in range(3)]
+    facts = cluster.facts(jobs[2])
+    assert (facts["ArrayTaskThrottle"], facts["TimeLimit"], facts["Requeue"]) == ("2", "04:00:00", "1")
+    assert said[0] == f"3 of 3 runs submitted as Slurm job {array}, 2 at a time"
+    assert [line[:5] for line in said if line.startswith("[")] == ["[1/3]", "[2/3]", "[3/3]", "[1/1]"]
+    assert sorted(p.name for p in (space.root / "executed/linear_probe").iterdir()) == [
+        f"{NAME}0.ipynb",
+        f"{NAME}1.failed.ipynb",
+        f"{NAME}6.ipynb",
+    ]
+    record = json.loads((space.records / f"{NAME}0/record.json").read_text())
+    assert record["threads"] == "1"  # not all of the node's, which no control group hides here
+    assert (space.figures / "figure.txt").read_text() == f"{NAME}0 {NAME}6"
+    again = slurm.run_on_slurm(make(space, notebooks, 0, 6), batch.How(), [], said.append)
+    assert [outcome.status for outcome in again] == ["skipped"] * 3
+
+
+def test_a_run_that_reaches_its_time_limit_too_often_has_failed(cluster, space, notebooks, monkeypatch):
+    monkeypatch.setattr(slurm, "TIMEOUTS", 0)
+    _, wait = begin(make(space, notebooks, 3), options=["time=5"])
+    until(lambda: lives(space, 3))
+    cluster("scancel", "--signal=USR2", job_of(space, 3))  # as Slurm does before the limit
+    outcome = wait()[3]
+    assert (outcome.status, lives(space, 3)) == ("failed", 1)
+    assert "timed-out too many times" in outcome.error
+
+
+def test_a_batch_that_is_left_can_be_attached_to_again(cluster, space, notebooks):
+    command = [sys.executable, "-c", MAIN, str(notebooks), *SELECTION, "--output-root", str(space.root.parent)]
+    command += ["--slurm", "--seeds"]
+    left = subprocess.Popen([*command, "4"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    until(lambda: lives(space, 4))
+    left.send_signal(signal.SIGINT)
+    told, _ = left.communicate(timeout=60)
+    job = job_of(space, 4)
+    assert left.returncode == 130
+    assert f"1 runs go on in Slurm; the same command attaches to them, `scancel {job}` ends them" in told
+    said, wait = begin(make(space, notebooks, 4, 0))
+    until(lambda: len(said) > 1)
+    assert said[0] == f"1 of 2 runs are in Slurm already, as job {job}"
+    assert said[1].startswith("1 of 2 runs submitted")
+    assert job_of(space, 4) == job
+    (space.root / "go").touch()
+    assert {seed: outcome.status for seed, outcome in wait().items()} == {4: "done", 0: "done", None: "done"}
+    assert lives(space, 4) == 1
+
+
+@pytest.mark.parametrize(("answer", "state"), [("l", "RUNNING"), ("c", "CANCELLED")])
+def test_ctrl_c_on_a_terminal_offers_to_leave_or_to_cancel(cluster, space, notebooks, answer, state):
+    arguments = [str(notebooks), *SELECTION, "--seeds", "3", "--output-root", str(space.root.parent), "--slurm"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", MAIN, *arguments])
+    shown = b""
+
+    def show(text):
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(terminal, 1000)
+
+    show(b"Slurm's own")
+    os.write(terminal, b"\x03")
+    show(b"[l]eave them in Slurm or [c]ancel them?")
+    os.write(terminal, answer.encode() + b"\n")
+    show(b"outputs: ")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    until(lambda: cluster.facts(job_of(space, 3))["JobState"] == state)
+    cluster("scancel", job_of(space, 3))
+
+
+def test_a_printed_script_does_the_same(cluster, space, notebooks, tmp_path, capsys):
+    front = tmp_path / "front.py"
+    front.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        + MAIN.replace("sys.argv[2:]", "None").replace("sys.argv[1]", repr(str(notebooks)))
+    )
+    arguments = [*SELECTION, "--seeds", "2", "0", "--output-root", str(space.root.parent), "--jobs", "2"]
+    assert run_all.main([*arguments, "--slurm-script", "--slurm-option", "partition=main"], notebooks) == 0
+    script = capsys.readouterr().out.replace(str(ROOT / "run_all.py"), str(front))
+    (tmp_path / "runs.sh").write_text(script)
+    line = next(line for line in script.splitlines() if line.startswith("# sbatch"))
+    last = subprocess.run(
+        line[1:], shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.split()[-1]
+    array = cluster.facts(last)["Dependency"].split(":")[1].split("_")[0]
+    until(lambda: lives(space, 2) and plan.is_done(space.records / f"{NAME}0"))
+    cluster("scancel", "--batch", "--signal=USR2", f"{array}_0")  # as Slurm does before the time limit
+    cluster.hurry(f"{array}_0")
+    until(lambda: cluster.facts(last)["JobState"] == "COMPLETED")
+    assert (space.root / "saved-2").is_file()
+    assert (lives(space, 2), lives(space, 0)) == (2, 1)
+    assert (space.figures / "figure.txt").read_text() == f"{NAME}0 {NAME}2"
+
+
+@pytest.fixture(scope="module")
+def eventful(under_way):
+    """The outcomes of the two batches."""
+    space, end, said = under_way
+    return space, end(), said
+
+
+def test_a_requeued_run_is_executed_again(eventful):
+    space, outcomes, _ = eventful
+    assert (outcomes[2].status, lives(space, 2)) == ("done", 2)
+    assert plan.is_done(space.records / f"{NAME}2")
+
+
+def test_a_restart_of_the_controller_is_waited_out(eventful):
+    space, outcomes, said = eventful
+    assert (outcomes[4].status, lives(space, 4)) == ("done", 1)
+    assert len([line for line in said if "Slurm does not answer" in line]) == 1
+
+
+def test_before_its_time_limit_a_run_is_ended_cleanly_and_queued_again(eventful):
+    space, outcomes, _ = eventful
+    assert (space.root / "saved-5").is_file()  # the notebook heard of it, and could write a checkpoint
+    assert (outcomes[5].status, lives(space, 5)) == ("done", 2)
+
+
+@pytest.mark.parametrize(("seed", "state"), [(3, "TIMEOUT"), (7, "CANCELLED")])
+def test_what_slurm_ended_for_good_is_a_failure_that_says_so(eventful, seed, state):
+    space, outcomes, _ = eventful
+    job = job_of(space, seed)
+    log = space.root / f"slurm/{job}_0_log.out"
+    assert (outcomes[seed].status, lives(space, seed)) == ("failed", 1)
+    assert outcomes[seed].error == f"Slurm ended job {job}: {state}; see {log}"
+    assert log.is_file()
+
+
+def test_a_preempted_run_goes_on_later(cluster, space, notebooks):
+    """Where Slurm asks with TERM and leaves a minute's grace, a run that just ended would not be queued again."""
+    _, wait = begin(make(space, notebooks, 2))
+    until(lambda: lives(space, 2))
+    cluster("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.hurry(job_of(space, 2))
+    assert (wait()[2].status, lives(space, 2)) == ("done", 2)
+
+
+def test_fine_tuning_goes_on_from_its_checkpoint_when_it_was_queued_again(cluster, tmp_path):
+    at = house.House(tmp_path)
+    outputs, run = at.new_outputs(), house.run_name("fine_tune")
+    space = workspace.open_workspace("paper", at.data, at.root, outputs)
+    selection = ([house.DATASET], ["panderm_tiny"], ["fine_tune"])
+    _, wait = begin(plan.make_plan(space, *selection, notebooks=at.root / "notebooks"))
+    until(lambda: house.epochs(outputs))
+    job = json.loads((space.root / "slurm/jobs.json").read_text())[run]
+    cluster("scontrol", "requeue", job)
+    cluster.hurry(job)
+    before = house.epochs(outputs)
+    assert 1 <= len(before) < 3
+    assert wait()[0].status == "done"
+    assert cluster.facts(job)["Restarts"] == "1"
+    after = house.epochs(outputs)
+    assert (len(after), after[: len(before)]) == (3, before)  # with the seconds that each had taken
+
+
+def test_an_array_that_slurm_finds_too_long_is_told_with_the_remedy(cluster, space, notebooks):
+    limit = int(re.search(r"MaxArraySize\s*= (\d+)", cluster("scontrol", "show", "config"))[1])
+    with pytest.raises(parameters.PlanError, match=r"(?s)did not take \d+ runs: .*name fewer --datasets or --seeds"):
+        slurm.run_on_slurm(make(space, notebooks, *range(limit + 1)), batch.How(), [], lambda line: None)
+
+
+def test_limits_are_read_as_slurm_reads_them(cluster):
+    for limit in ("90", "90:30", "4:00:00", "1-12", "1-12:30", "2-0:0:30"):
+        job = cluster("sbatch", "--parsable", "--hold", f"--time={limit}", "--wrap=true").strip()
+        days, _, clock = cluster.facts(job)["TimeLimit"].rpartition("-")
+        hours, mins, _ = map(int, clock.split(":"))
+        assert slurm.minutes(limit) == int(days or 0) * 1440 + hours * 60 + mins, limit
+        cluster("scancel", job)
+    with pytest.raises(parameters.PlanError, match="time=soon"):
+        slurm.minutes("soon")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("partition=nowhere", "invalid partition"),
+        ("array=0-3", "not any of array"),
+        ("fine_tune:mem=1G", "linear_probe"),
+    ],
+)
+def test_what_slurm_does_not_take_is_told_in_a_line(cluster, space, notebooks, option, message, capsys):
+    arguments = [*SELECTION, "--output-root", str(space.root.parent), "--slurm", "--slurm-option", option]
+    assert run_all.main(arguments, notebooks) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_told_in_a_line(cluster, space, notebooks, monkeypatch, capsys):
+    arguments = [*SELECTION, "--output-root", str(space.root.parent), "--slurm"]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "submitit", None)
+        assert run_all.main(arguments, notebooks) == 2
+    monkeypatch.setenv("PATH", "")
+    assert run_all.main(arguments, notebooks) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert ['pip install -e ".[cluster]"' in told[0], "no `squeue` here" in told[1]] == [True, True]
+
+
+def test_runs_of_one_shape_share_an_array(space):
+    runs = plan.make_plan(space, datasets=["demo"]).runs
+    given = ["partition=gpu", "fine_tune:gpus-per-node=1", "linear_probe:time=30"]
+    shapes = slurm.by_shape(runs, slurm.settle_options(runs, given))
+    usual = {"partition": "gpu", "time": slurm.HOURS}
+    expected = {**dict.fromkeys(plan.list_protocols(), usual), "linear_probe": {**usual, "time": "30"}}
+    expected["fine_tune"] = {**usual, "gpus_per_node": "1"}
+    assert {run.notebook.parent.name: options for options, alike in shapes for run in alike} == expected
+    assert len(shapes) == 3

@@ -1,0 +1,250 @@
+"""Tables: the right runs, in the right order, with honest verdicts."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from panderm_utils import workspace
+from panderm_utils.figures import paper as paper_plots
+from panderm_utils.figures import plots, tables
+from panderm_utils.manifests import reading as manifests
+from panderm_utils.protocols import load_protocol
+from panderm_utils.protocols.fine_tune.metrics import FINE_TUNE_METRICS
+from panderm_utils.results import records, run_id, selection
+
+METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
+
+
+def runs(*cells, value=0.92, profile="paper", seed=0, **settings):
+    """Rows as `records.read_records` has them; a cell is (dataset, encoder)."""
+    rows = []
+    for dataset, encoder in cells:
+        headline = manifests.load_dataset_manifest(dataset).headline_metric
+        for i, metric in enumerate(METRICS):
+            row = {"run_id": f"{dataset}-{encoder}", "dataset": dataset, "encoder": encoder, "seed": seed}
+            row |= {
+                **load_protocol("linear_probe").settings,
+                **settings,
+                "metric": metric,
+                "headline": metric == headline,
+            }
+            rows.append(row | {"value": value - i / 100, "low": value - i / 100 - 0.02, "high": value - i / 100 + 0.02})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def scores():
+    cells = [("ddi", "dinov2_large"), ("ham10000", "panderm_base"), ("ham10000", "panderm_large")]
+    return selection.paper_scores(runs(*cells), "paper", load_protocol("linear_probe"))
+
+
+def test_rows_come_in_the_profiles_order_with_names_for_people(scores):
+    shown = scores.drop_duplicates(["dataset", "encoder"])
+    assert shown["dataset"].tolist() == ["ham10000", "ham10000", "ddi"]
+    assert shown["encoder"].tolist() == ["panderm_large", "panderm_base", "dinov2_large"]
+    assert shown["dataset_label"].tolist() == ["HAM10000", "HAM10000", "DDI"]
+    assert list(tables.encoder_colors(scores)) == ["PanDerm (large)", "PanDerm (base)", "DINOv2 (large)"]
+
+
+def test_only_the_published_settings_and_the_asked_seed_are_shown():
+    both = pd.concat(
+        [
+            runs(("ddi", "panderm_large"), value=0.9),
+            runs(("ddi", "panderm_large"), value=0.5, train_fraction=0.1),
+            runs(("ddi", "panderm_large"), value=0.4, solver="sklearn"),
+            runs(("ddi", "panderm_large"), value=0.3, seed=1),
+            runs(("demo", "panderm_large"), value=0.2),
+        ]
+    )
+    assert selection.paper_scores(both, "paper", load_protocol("linear_probe"))["value"].max() == 0.9
+    assert len(selection.paper_scores(both, "paper", load_protocol("linear_probe"))) == len(METRICS)
+    assert selection.paper_scores(both, "paper", load_protocol("linear_probe"), seed=1)["value"].max() == 0.3
+    assert selection.paper_scores(both, "paper", load_protocol("linear_probe"), solver="sklearn")["value"].max() == 0.4
+
+
+def test_no_records_give_empty_tables_and_all_runs_missing():
+    empty = selection.paper_scores(
+        pd.DataFrame(columns=["dataset", "encoder", "run_id", "metric", "value"]),
+        "paper",
+        load_protocol("linear_probe"),
+    )
+    assert empty.empty
+    missing = selection.missing_runs(empty, "paper", load_protocol("linear_probe"))
+    paper = manifests.load_profile("paper")
+    assert len(missing) == len(load_protocol("linear_probe").fitting(paper.datasets)) * len(paper.encoders)
+    assert not set(missing["dataset"]) & {"ph2", "med_node"}
+    assert set(selection.published_verdicts(empty, load_protocol("linear_probe"), synthetic=False)["verdict"]) == {
+        "not run"
+    }
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_figures_and_tables_of_nothing_are_drawn_and_say_so(tmp_path, own):
+    """No record at all, or only of own data: the paper's notebooks must still run."""
+    space = workspace.open_workspace("paper", output_root=tmp_path)
+    if own:
+        run = records.begin_run(load_protocol("linear_probe"), "mine", "panderm_tiny", 0, space)
+        metrics = pd.DataFrame(dict.fromkeys(("value", "low", "high"), 0.5), index=list(METRICS))
+        records.save_record(run, metrics, records.prediction_table(["a"], [0], [[0.7, 0.3]]), "auroc")
+    scores = selection.paper_scores(
+        records.read_records(space.records, "linear_probe"), "paper", load_protocol("linear_probe")
+    )
+    headline = scores[scores["headline"]]
+    for figure in (
+        paper_plots.figure_2a(headline, tables.encoder_colors(headline)),
+        paper_plots.extended_data_figure_1(scores, tables.encoder_colors(scores)),
+    ):
+        assert "no record yet" in [text.get_text() for axis in figure.axes for text in axis.texts]
+        plots.save_figure(figure, tmp_path, "figure", list(scores["run_id"]), tables.in_words(scores))
+    assert tables.metrics_table(scores).empty
+    tables.write_tables(tables.metrics_table(scores), tmp_path, "table")
+    assert tables.upstream_results(scores) == {}
+    assert set(selection.published_verdicts(scores, load_protocol("linear_probe"), synthetic=False)["verdict"]) == {
+        "not run"
+    }
+
+
+def test_missing_runs_name_the_command(scores):
+    missing = selection.missing_runs(scores, "paper", load_protocol("linear_probe"))
+    assert ("ham10000", "panderm_large") not in set(zip(missing["dataset"], missing["encoder"], strict=True))
+    assert "python run_all.py --profile paper --protocols linear_probe --datasets ddi --encoders panderm_large" in set(
+        missing["command"]
+    )
+
+
+def test_cells_are_value_and_interval(scores):
+    table = tables.metrics_table(scores)
+    assert table["Dataset"].tolist() == ["HAM10000", "HAM10000", "DDI"]
+    assert table.loc[0, "Accuracy"] == "0.920 [0.900, 0.940]"
+    assert table.loc[0, "AUPR"] == "0.870 [0.850, 0.890]"
+
+
+def test_upstreams_table_has_its_columns_and_four_decimals():
+    scores = selection.paper_scores(runs(("ham10000", "panderm_large"), value=0.123456), "paper")
+    text = tables.upstream_results(scores)["panderm_large"].to_csv(index=False)
+    assert text == "Dataset,W_F1,AUROC,BACC,ACC,AUPR\nham10000,0.0935,0.0835,0.1135,0.1235,0.0735\n"
+
+
+def test_verdicts_compare_with_the_published_numbers(scores):
+    verdicts = selection.published_verdicts(scores, load_protocol("linear_probe"), synthetic=False).set_index("metric")
+    published = next(r for r in manifests.load_published_results() if r.protocol == "linear_probe")
+    assert verdicts["published"].to_dict() == published.metrics
+    for metric, row in verdicts.iterrows():
+        inside = row["low"] <= published.metrics[metric] <= row["high"]
+        assert row["verdict"] == ("reproduced" if inside else "outside the interval")
+    assert set(verdicts["verdict"]) == {"reproduced", "outside the interval"}
+
+
+def test_drawn_images_are_never_compared_with_published_numbers(scores):
+    verdicts = selection.published_verdicts(scores, load_protocol("linear_probe"), synthetic=True)
+    assert len(verdicts) == 6
+    assert set(verdicts["verdict"]) == {"not run"}
+    assert verdicts["ours"].isna().all()
+
+
+def fine_tuned(dataset, encoder, seed=0, **settings):
+    """A fine-tuning run's rows, each metric at 0.5 in 0.4 to 0.9."""
+    usual = {**load_protocol("fine_tune").settings, **settings, "protocol": "fine_tune", "seed": seed}
+    name = run_id(load_protocol("fine_tune"), "paper", dataset, encoder, seed, **settings)
+    shared = {"run_id": name, "dataset": dataset, "encoder": encoder, **usual}
+    return pd.DataFrame([shared | {"metric": m, "value": 0.5, "low": 0.4, "high": 0.9} for m in FINE_TUNE_METRICS])
+
+
+def test_every_published_metric_is_one_that_the_protocol_s_records_have():
+    known = {"linear_probe": METRICS, "fine_tune": FINE_TUNE_METRICS}
+    for result in manifests.load_published_results():
+        assert set(result.metrics) <= set(known[result.protocol])
+        settings = {*load_protocol(result.protocol).settings, "seed"}
+        assert set(result.settings) <= settings, "a name that no run has is never compared"
+
+
+def test_published_fine_tuning_is_held_against_the_nearest_run_and_says_what_differs():
+    usual, exact = fine_tuned("pad_ufes", "panderm_large"), fine_tuned("pad_ufes", "panderm_large", 122, monitor="acc")
+    short = fine_tuned("pad_ufes", "panderm_large", 122, monitor="acc", epochs=5, lr=0.001)
+    said = [
+        fine_tuned("ham10000", "panderm_base"),
+        fine_tuned("ham10000", "panderm_large", epochs=50, monitor="recall"),
+    ]
+    verdicts = selection.published_verdicts(
+        pd.concat([usual, short, exact, *said]), load_protocol("fine_tune"), synthetic=False
+    )
+    runs = verdicts.drop_duplicates(["dataset", "encoder"]).set_index(["dataset", "encoder"])
+    assert runs.loc[("pad_ufes", "panderm_large"), "run_id"] == exact["run_id"].iloc[0]
+    assert set(verdicts["differs"]) == {"nothing"}  # None is as published, and so is what says the published value
+    settings = "monitor acc, weighted_sampling True, tta False, seed 122, epochs 50"
+    assert runs.loc[("pad_ufes", "panderm_large"), "settings"] == settings
+    inside = verdicts["published"].between(0.4, 0.9)
+    assert (verdicts["verdict"] == np.where(inside, "reproduced", "outside the interval")).all()
+    assert 0 < inside.sum() < len(verdicts) == 20
+
+    others = selection.published_verdicts(
+        pd.concat([usual, short]), load_protocol("fine_tune"), synthetic=False
+    ).set_index("dataset")
+    assert set(others.loc["pad_ufes", "run_id"]) == {usual["run_id"].iloc[0]}
+    assert set(others.loc["pad_ufes", "differs"]) == {"monitor recall, not acc; seed 0, not 122"}
+    assert set(others.loc["ham10000", "verdict"]) == {"not run"}
+    assert others.loc["ham10000", "differs"].isna().all()
+
+
+def test_runs_of_every_seed_come_in_order_where_asked_for():
+    both = pd.concat([runs(("ddi", "panderm_large"), seed=s) for s in (2, 0)] + [runs(("hiba", "panderm_large"))])
+    found = selection.paper_scores(both, "paper", load_protocol("linear_probe"), seed=None).drop_duplicates(
+        ["dataset", "seed"]
+    )
+    assert found[["dataset", "seed"]].to_numpy().tolist() == [["hiba", 0], ["ddi", 0], ["ddi", 2]]
+
+
+def test_an_interval_is_never_broken_over_two_lines():
+    html = tables.readable(pd.DataFrame({"AUROC": ["0.900 [0.880, 0.920]"], "names": ["a, b"]})).to_html()
+    assert "0.900 [0.880,\u00a00.920]" in html
+    assert "a, b" in html
+
+
+def test_a_wide_table_is_set_smaller():
+    wide = {columns: tables.readable(pd.DataFrame([range(columns)])).to_html() for columns in (7, 8)}
+    assert ["font-size" in html for html in wide.values()] == [False, True]
+
+
+def test_tables_are_written_in_three_formats(tmp_path):
+    table = pd.DataFrame({"Dataset": ["a & b", "<script>"], "AUROC": [0.5, 0.25]})
+    csv, tex, md = tables.write_tables(table, tmp_path / "t", "table")
+    pd.testing.assert_frame_equal(pd.read_csv(csv), table)
+    assert "a \\& b" in tex.read_text()
+    rows = pd.read_csv(io.StringIO(md.read_text()), sep="|", skipinitialspace=True).iloc[1:, 1:-1]
+    assert [cell.strip() for cell in rows.iloc[:, 0]] == ["a & b", "<script>"]
+    assert len(list(csv.parent.iterdir())) == 3
+
+
+def test_readable_tables_show_whole_texts_few_digits_and_no_markup():
+    table = pd.DataFrame(
+        {
+            "why": ["x" * 200, "<script>alert(1)</script>"],
+            "value": [0.123456, np.nan],
+            "images": pd.array([12345, None], dtype="Int64"),
+        },
+        index=["a", "<b>"],
+    )
+    html = tables.readable(table).to_html()
+    for wanted in ("x" * 200, "0.1235", "12,345", "&lt;script&gt;", "&lt;b&gt;", "–"):
+        assert wanted in html
+    assert "<script>" not in html
+    long = tables.readable(pd.DataFrame({"n": range(5000)})).to_html()
+    assert long.count("<tr>") == 31
+    assert "the first 30 of 5,000 rows" in long
+    assert "nothing" in tables.readable(table.iloc[:0]).to_html()
+
+
+def test_own_datasets_come_last_where_asked_for(monkeypatch):
+    load = manifests.load_dataset_manifest
+    mine = dataclasses.replace(load("hiba"), name="mine", short_title="Mine", own=True)
+    monkeypatch.setattr(tables, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
+    monkeypatch.setattr(tables, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
+    rows = runs(("ham10000", "panderm_base"), ("hiba", "panderm_base")).replace({"dataset": {"hiba": "mine"}})
+    found = selection.paper_scores(rows, "paper", load_protocol("linear_probe"), own=True)["dataset_label"].unique()
+    assert found.tolist() == ["HAM10000", "Mine"]
+    assert selection.paper_scores(rows, "paper", load_protocol("linear_probe"))["dataset_label"].unique().tolist() == [
+        "HAM10000"
+    ]

@@ -1,0 +1,373 @@
+"""Every notebook runs for real: its own kernel, synthetic stand-ins, the tiny encoders, through the front door."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import nbclient
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from panderm_utils import workspace
+from panderm_utils.data import dataset as data
+from panderm_utils.manifests import reading as manifests
+from panderm_utils.protocols import load_protocol
+from panderm_utils.protocols.external_validation import study as external_validation
+from panderm_utils.protocols.fine_tune.metrics import evaluate_fine_tuning
+from panderm_utils.protocols.label_efficiency import data_needed
+from panderm_utils.protocols.label_efficiency import sweep as label_efficiency
+from panderm_utils.results import paper_scores, records
+from panderm_utils.stats import metrics
+
+pytestmark = pytest.mark.notebooks
+ROOT = Path(__file__).parents[2]
+SHIPPED = [name for name in manifests.list_datasets() if not manifests.load_dataset_manifest(name).own]
+DATASETS = load_protocol("linear_probe").fitting(SHIPPED)
+PAPER = sorted(p.stem for p in (ROOT / "notebooks/paper").glob("*.ipynb"))
+
+
+def run_all(*arguments, output, root=ROOT):
+    """Runs without drawings, unless the arguments say what is wanted instead."""
+    only = () if {"--only", "--verify", "--report", "--new-dataset"} & set(arguments) else ("--only", "*")
+    command = [sys.executable, root / "run_all.py", "--output-root", output, "--jobs", "2", *arguments, *only]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, env={**os.environ, "CI": "true"})
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The records of one demo batch over every dataset, and of both encoders on the demo dataset."""
+    output = tmp_path_factory.mktemp("outputs")
+    for selection in (
+        ["--datasets", *DATASETS, "--encoders", "panderm_tiny", "--protocols", "linear_probe"],
+        ["--datasets", "demo", "--protocols", "linear_probe", "label_efficiency"],
+        ["--protocols", "external_validation"],
+    ):
+        done = run_all(*selection, output=output)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return workspace.open_workspace("demo", output_root=output)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_study_runs_and_leaves_its_record(demo, dataset):
+    record = records.read_record(demo.records / f"{dataset}-linear_probe-panderm_tiny-seed0")
+    card = manifests.load_dataset_manifest(dataset)
+    assert record["synthetic"]
+    assert record["headline_metric"] == card.headline_metric
+    y, proba, names = records.read_predictions(demo.records / record["run_id"])
+    assert proba.shape == (len(names), card.num_classes)
+    metadata = pd.read_csv(demo.records / record["run_id"] / "metadata.csv", dtype=str)
+    assert metadata["filename"].tolist() == names
+    assert metadata.columns.tolist() == ["filename", *card.metadata]
+    again = metrics.evaluate(y, proba, replicates=record["settings"]["replicates"], seed=0)
+    for metric, numbers in record["metrics"].items():
+        assert numbers["value"] == pytest.approx(again.loc[metric, "value"], abs=1e-12)
+        assert numbers["low"] == pytest.approx(again.loc[metric, "low"], abs=1e-12)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_an_executed_study_shows_something_in_every_cell(demo, dataset):
+    path = demo.root / "executed/linear_probe" / f"{dataset}-linear_probe-panderm_tiny-seed0.ipynb"
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    silent = [c.id for c in cells if not c.outputs and not set(c.metadata.tags) & {"parameters", "injected-parameters"}]
+    assert silent == []
+    pictures = [o for c in cells for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 7
+    errors = [o for c in cells for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert [e for e in errors if "Error" in str(e) or "Traceback" in str(e)] == []
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_notebook_leaves_its_files(tuned, name):
+    demo = tuned  # with records of every protocol
+    assert (demo.root / "executed/paper" / f"{name}.ipynb").is_file()
+    folder, kinds = (
+        (demo.tables, ("csv", "tex", "md")) if name.startswith("table") else (demo.figures, ("pdf", "png", "csv"))
+    )
+    for kind in kinds:
+        assert (folder / f"{name}.{kind}").stat().st_size > 200
+
+
+def test_a_figure_carries_the_ids_of_its_records(tuned):
+    demo = tuned
+    from PIL import Image
+
+    ids = Image.open(demo.figures / "figure_2a.png").text["Records"].split()
+    assert "demo-linear_probe-random_tiny-seed0" in ids
+    assert set(ids) <= {p.name for p in demo.records.iterdir()}
+    assert b"demo-linear_probe-panderm_tiny-seed0" in (demo.figures / "figure_2a.pdf").read_bytes()
+
+
+def test_the_batch_leaves_a_report_and_every_number_is_verified(tuned):
+    demo = tuned
+    assert (demo.root / "report/index.html").is_file()
+    assert run_all("--report", output=demo.root.parent).returncode == 0  # other tests have left more
+    index = (demo.root / "report/index.html").read_text()
+    for folder in demo.records.iterdir():
+        assert f'href="runs/{folder.name}.html"' in index
+        protocol = records.read_record(folder)["protocol"]
+        notebook = demo.root / "report/notebooks" / protocol / f"{folder.name}.html"
+        assert notebook.read_text().count('src="data:image/png') >= 3
+    done = run_all("--verify", output=demo.root.parent)
+    assert done.returncode == 0, done.stdout
+    assert "all equal" in done.stdout
+
+
+def test_pretraining_helps_and_nothing_saturates(demo):
+    table = records.read_records(demo.records, "linear_probe")
+    headline = table.query("headline and dataset == 'demo' and seed == 0").set_index("encoder")["value"]
+    assert 0.55 < headline["random_tiny"] < headline["panderm_tiny"] - 0.05
+    assert headline["panderm_tiny"] < 0.95
+
+
+def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(demo):
+    folder = demo.records / "demo-linear_probe-panderm_tiny-seed0"
+    before, written = records.read_predictions(folder)[1], (folder / "record.json").stat().st_mtime_ns
+    selection = ("--protocols", "linear_probe", "--datasets", "demo", "--encoders", "panderm_tiny")
+    again = run_all(*selection, output=demo.root.parent)
+    assert again.returncode == 0, again.stdout
+    assert (folder / "record.json").stat().st_mtime_ns == written
+    forced = run_all(*selection, "--force", output=demo.root.parent)
+    assert forced.returncode == 0, forced.stdout
+    assert (folder / "record.json").stat().st_mtime_ns != written
+    np.testing.assert_array_equal(records.read_predictions(folder)[1], before)
+
+
+def test_curves_rise_and_separate_and_the_dashed_line_is_drawn(demo):
+    runs = records.read_records(demo.records, "label_efficiency")
+    scores = paper_scores(runs, "demo", load_protocol("label_efficiency"))
+    draws = label_efficiency.read_curves(scores, "draws.csv").query("headline and dataset == 'demo'")
+    mean = draws.groupby(["encoder", "fraction"])["value"].mean().unstack("encoder")
+    assert mean.loc[1.0, "panderm_tiny"] > mean.loc[0.2, "panderm_tiny"] + 0.04 > mean.loc[0.05, "panderm_tiny"] + 0.08
+    assert (mean["panderm_tiny"] > mean["random_tiny"] + 0.02).all()
+    needed, *_ = data_needed.answer(draws)
+    assert needed.state == data_needed.REACHED
+    assert 0.1 < needed.fraction < 0.5
+
+
+@pytest.mark.parametrize("encoder", ["panderm_tiny", "random_tiny"])
+def test_all_labels_give_the_linear_probe_s_own_scores_and_every_draw_can_be_scored_anew(demo, encoder):
+    folder = demo.records / f"demo-label_efficiency-{encoder}-seed0"
+    record = records.read_record(folder)
+    probe = records.read_record(demo.records / f"demo-linear_probe-{encoder}-seed0")
+    assert record["features"] == probe["features"]
+    for metric, numbers in probe["metrics"].items():  # of another solver, which stops a little before the optimum
+        assert record["metrics"][metric]["value"] == pytest.approx(numbers["value"], abs=0.03)
+    kept = pd.read_csv(folder / "draws.csv").set_index(["fraction", "draw", "metric"])["value"]
+    read, trained = label_efficiency.read_draw_predictions(folder), label_efficiency.read_subsets(folder)
+    assert set(read) == set(trained)
+    assert len(read) == 6 * 5 + 1
+    for (fraction, draw), (y, proba, _) in list(read.items())[::7]:
+        value = metrics.evaluate(y, proba, 2)["value"]["weighted_f1"]
+        assert kept[fraction, draw, "weighted_f1"] == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize("dataset", ["dermnet", "hiba"])
+def test_label_efficiency_leaves_its_record(demo, dataset):
+    """Few draws: that it runs where small fractions cannot hold every class, and what it leaves."""
+    short = ("-p", "draws=2", "-p", "replicates=20")
+    chosen = ("--datasets", dataset, "--encoders", "panderm_tiny")
+    done = run_all("--protocols", "label_efficiency", *chosen, *short, output=demo.root.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    (folder,) = demo.records.glob(f"{dataset}-label_efficiency-panderm_tiny-seed0-*")
+    dropped = "cannot hold every class" in str(records.read_record(folder)["warnings"])
+    assert dropped == (pd.read_csv(folder / "curve.csv")["fraction"].min() > 0.05)
+    assert dropped or dataset == "hiba"
+    assert pd.read_csv(folder / "curve.csv")["fraction"].max() == 1
+    assert {path.name for path in folder.iterdir()} >= set(label_efficiency.FILES)
+
+
+@pytest.mark.parametrize("encoder", ["panderm_tiny", "random_tiny"])
+def test_external_validation_scores_the_source_and_every_target_and_all_of_it_can_be_computed_anew(demo, encoder):
+    folder = demo.records / f"ham10000-external_validation-{encoder}-seed0"
+    record = records.read_record(folder)
+    read = external_validation.read_external_predictions(folder)
+    assert list(read) == ["demo", "pad_ufes", "ph2", "med_node"]
+    assert record["left_out"] == {}
+    for name, (y, proba, images) in read.items():
+        card = manifests.load_dataset_manifest(name)
+        table = data.load_dataset(card, demo.data_root).table.set_index("image")["label"]
+        assert sorted(images) == sorted(table.index)
+        assert [int(card.class_names[table[image]] in card.melanoma) for image in images] == y.tolist()
+        value = record["metrics"][f"auroc_{name}"]["value"]
+        assert value == pytest.approx(roc_auc_score(y, proba[:, 1]), abs=1e-12)
+        assert 0.6 < value < 0.99
+    y, proba, _ = records.read_predictions(folder)
+    again = metrics.evaluate(y, proba, replicates=1000, seed=0)
+    for metric, numbers in again.iterrows():
+        assert record["metrics"][metric] == pytest.approx(numbers.to_dict(), abs=1e-12)
+    if encoder == "panderm_tiny":  # linear probing had extracted the same features of the source
+        probe = records.read_record(demo.records / "ham10000-linear_probe-panderm_tiny-seed0")
+        assert {split: record["features"][split] for split in ("train", "test")} == probe["features"]
+
+
+def test_figure_2c_draws_every_record_of_external_validation(tuned):
+    demo = tuned
+    table = pd.read_csv(demo.figures / "figure_2c.csv")
+    assert len(table) == 2 * (1 + 4)
+    assert table[table["internal"]]["dataset"].tolist() == ["ham10000"] * 2
+    means = table[~table["internal"]].groupby("encoder")["value"].mean()
+    assert means["panderm_tiny"] > means["random_tiny"] + 0.03
+
+
+@pytest.fixture(scope="session")
+def shortly(demo):
+    """Every fine-tuning notebook with two epochs and one view: that it runs and what it leaves, not what it learns."""
+    short = [word for text in ("epochs=2", "tta=1", "replicates=50") for word in ("-p", text)]
+    done = run_all("--protocols", "fine_tune", "--datasets", *DATASETS, *short, output=demo.root.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return demo
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_fine_tuning_leaves_its_record(shortly, dataset):
+    demo = shortly
+    (folder,) = demo.records.glob(f"{dataset}-fine_tune-panderm_tiny-seed0-epochs_2-replicates_50-tta_1")
+    record, card = records.read_record(folder), manifests.load_dataset_manifest(dataset)
+    assert (record["settings"]["epochs"], record["training"]["recipe"]["epochs"]) == (2, 2)
+    for file, suffix in (("predictions.csv", ""), ("predictions_tta.csv", "_tta")):
+        y, proba, _ = records.read_predictions(folder, file)
+        assert proba.shape[1] == card.num_classes
+        again = evaluate_fine_tuning(y, proba, replicates=50, seed=0)
+        for metric, numbers in again.iterrows():
+            assert record["metrics"][f"{metric}{suffix}"]["value"] == pytest.approx(numbers["value"], abs=1e-12)
+    assert len(pd.read_csv(folder / "history.csv")) == 2
+    assert (demo.checkpoints / folder.name / "best.safetensors").is_file()
+
+
+@pytest.fixture(scope="session")
+def tuned(demo):
+    """The demo dataset fine-tuned as the profile has it, with three seeds; then all tables, figures and the report."""
+    selection = ("--datasets", "demo", "--encoders", "panderm_tiny", "--seeds", "0", "1", "2")
+    for chosen in ((*selection, "--protocols", "linear_probe", "fine_tune"), ("--only",)):
+        done = run_all(*chosen, output=demo.root.parent)
+        assert done.returncode == 0, done.stdout[-4000:]
+    return demo
+
+
+def test_on_the_demo_fine_tuning_beats_linear_probing_over_three_seeds(tuned):
+    pairs = pd.read_csv(tuned.figures / "table_fine_tuning.csv")
+    pairs = pairs[pairs["headline"] & (pairs["dataset"] == "demo")]
+    assert sorted(pairs["seed"]) == [0, 1, 2]
+    for pair in pairs.itertuples():
+        y, proba, names = records.read_predictions(tuned.records / pair.fine_tune_run)
+        assert pair.fine_tune == pytest.approx(f1_score(y, proba.argmax(1), average="weighted"), abs=1e-12)
+        assert sorted(names) == sorted(records.read_predictions(tuned.records / pair.linear_probe_run)[2])
+    assert pairs["difference"].mean() > 0.005
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_curves_of_the_demo_go_the_right_way(tuned, seed):
+    history = pd.read_csv(tuned.records / f"demo-fine_tune-panderm_tiny-seed{seed}" / "history.csv")
+    for column, way in (("loss", -1), ("val_loss", -1), ("val_acc", 1), ("val_recall", 1)):
+        assert way * (history[column].iloc[-1] - history[column].iloc[0]) > 0, column
+
+
+def test_a_checkpoint_is_evaluated_without_pretrained_weights_or_training(shortly, tmp_path):
+    demo = shortly
+    (folder,) = demo.checkpoints.glob("pad_ufes-fine_tune-*-epochs_2-replicates_50-tta_1")
+    short = ("--protocols", "fine_tune", "--encoders", "panderm_tiny", "-p", "replicates=50", "-p", "tta=0")
+    given = (*short, "-p", f"checkpoint={folder}/best.safetensors", "--weights-root", tmp_path)
+    done = run_all(*given, "--datasets", "pad_ufes", output=demo.root.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    (evaluated,) = demo.records.glob("pad_ufes-fine_tune-*-checkpoint_*best.safetensors-replicates_50-tta_0")
+    there, again = (records.read_predictions(f) for f in (demo.records / folder.name, evaluated))
+    np.testing.assert_array_equal(again[1], there[1])
+    assert records.read_record(evaluated)["training"]["evaluated_only"]
+    # of another dataset, with fewer classes
+    other = run_all(*given, "--datasets", "ham10000", output=demo.root.parent)
+    assert other.returncode == 1
+    assert "tells 6 classes apart, the dataset has 7" in other.stdout
+
+
+def test_a_training_interrupted_in_its_notebook_goes_on_when_the_cell_is_run_again(demo, monkeypatch):
+    monkeypatch.setenv("PANDERM_OUTPUT_ROOT", str(demo.root.parent))
+    path = ROOT / "notebooks/fine_tune/ddi.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    parameters.source += "\nepochs, replicates = 3, 60"
+    training = next(i for i, cell in enumerate(notebook.cells) if "finetune.finetune(" in cell.source)
+    history = demo.checkpoints / "ddi-fine_tune-panderm_tiny-seed0-epochs_3-replicates_60" / "history.csv"
+    client = nbclient.NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    )
+    with client.setup_kernel():
+        for i, cell in enumerate(notebook.cells[:training]):
+            client.execute_cell(cell, i)
+
+        def interrupt():
+            while not history.exists():
+                time.sleep(0.05)
+            os.kill(client.km.provisioner.pid, signal.SIGINT)  # as Kernel > Interrupt does
+
+        waiting = threading.Thread(target=interrupt, daemon=True)
+        waiting.start()
+        with pytest.raises(nbclient.exceptions.CellExecutionError, match="KeyboardInterrupt"):
+            client.execute_cell(notebook.cells[training], training)
+        before = pd.read_csv(history)
+        client.execute_cell(notebook.cells[training], training)
+    after = pd.read_csv(history)
+    assert 1 <= len(before) < len(after) == 3
+    pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
+    assert json.loads(history.with_name("facts.json").read_text())["resumed_at"]["epoch"] == len(before)
+    outputs = notebook.cells[training].outputs
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1  # the live curves
+
+
+def test_own_data_without_a_val_split_are_fine_tuned_to_the_last_epoch(demo, tmp_path):
+    study = data.load_dataset(manifests.load_dataset_manifest("ddi"), demo.data_root)
+    table = study.table[study.table["split"] != "val"]
+    table = table.assign(file=[str(study.path(image)) for image in table["image"]])
+    table = pd.concat([table[table["split"] == "train"].head(80), table[table["split"] == "test"]])
+    table[["file", "label", "split"]].to_csv(tmp_path / "own.csv", index=False)
+    for name in ("data_manifests", "notebooks", "panderm_utils"):  # a copy, so that the manifest stays out of ours
+        shutil.copytree(ROOT / name, tmp_path / "clone" / name)
+    shutil.copy(ROOT / "run_all.py", tmp_path / "clone")
+    own = ("--new-dataset", tmp_path / "own.csv", "--images", "/", "--name", "mine", "--data-root", tmp_path / "data")
+    assert run_all(*own, output=tmp_path, root=tmp_path / "clone").returncode == 0
+    selection = ("--profile", "paper", "--datasets", "mine", "--protocols", "fine_tune", "--encoders", "panderm_tiny")
+    short = [
+        word for text in ("epochs=2", "warmup_epochs=1", "batch_size=20", "replicates=50") for word in ("-p", text)
+    ]
+    done = run_all(*selection, *short, "--data-root", tmp_path / "data", output=tmp_path, root=tmp_path / "clone")
+    assert done.returncode == 0, done.stdout[-4000:]
+    (folder,) = (tmp_path / "paper/records").iterdir()
+    assert records.read_record(folder)["training"]["chosen"] == "last epoch (no val split)"
+    assert not (folder / "predictions_val.csv").exists()
+
+
+def run_all_cells(path, output, monkeypatch):
+    """What JupyterLab's Run All does: the notebook as it is, in its own folder, with the environment's kernel."""
+    monkeypatch.setenv("PANDERM_OUTPUT_ROOT", str(output))
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    )
+    return client.execute()
+
+
+def test_run_all_in_jupyterlab_needs_no_preparation_and_gives_the_batch_s_numbers(demo, monkeypatch):
+    folder = demo.records / "hiba-linear_probe-panderm_tiny-seed0"
+    before = records.read_record(folder)
+    done = run_all_cells(ROOT / "notebooks/linear_probe/hiba.ipynb", demo.root.parent, monkeypatch)
+    assert done.cells[-2].outputs[0].data["text/html"].count("hiba-linear_probe-panderm_tiny-seed0") == 2
+    after = records.read_record(folder)
+    assert after["written"] != before["written"]
+    assert after["metrics"] == before["metrics"]
+    assert after["features"] == before["features"]
+
+
+def test_a_figure_without_a_record_says_what_to_run(tmp_path, monkeypatch):
+    done = run_all_cells(ROOT / "notebooks/paper/figure_2a.ipynb", tmp_path, monkeypatch)
+    shown = str([cell.get("outputs") for cell in done.cells])
+    assert (
+        "python run_all.py --profile demo --protocols linear_probe --datasets ham10000 --encoders panderm_tiny" in shown
+    )
