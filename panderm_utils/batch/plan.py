@@ -12,7 +12,7 @@ from pathlib import Path
 from panderm_utils import manifests, protocols, results
 from panderm_utils.batch.needs import Need, data_need, find_encoder, other_need, weights_need
 from panderm_utils.batch.parameters import PlanError, Settled, read_parameters, settle_parameters, split_overrides
-from panderm_utils.manifests import DatasetManifest, EncoderManifest, Profile, Protocol, unknown
+from panderm_utils.manifests import EncoderManifest, Profile, Protocol, unknown
 from panderm_utils.workspace import REPOSITORY, Workspace
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -101,23 +101,18 @@ def make_plan(
     parts = _parts(profile, datasets, encoders, protocols, notebooks, problems)
     overrides = split_overrides(overrides, [name for part in parts for name in part.encoders], problems)
     parts = _with_companions(parts, profile, encoders, overrides, notebooks, problems)
-    load_card, load_model = manifests.load_dataset_manifest, find_encoder
-    cards = {name: _load(load_card, name, problems) for name in _names(parts, "datasets")}
-    models = {name: _load(load_model, name, problems) for name in _names(parts, "encoders")}
+    cards = {name: _load(manifests.load_dataset_manifest, name, problems) for part in parts for name in part.datasets}
+    models = {name: _load(find_encoder, name, problems) for part in parts for name in part.encoders}
     _leave_out_misfits(parts, cards, models, named, bool(encoders), profile, problems)
     problems += _out_of_place(parts, cards, overrides, space)
-    studies = _settle(parts, cards, overrides, notebooks, problems)
     problems += [f"seed {n}: write a whole number from 0 to {2**32 - 1}" for n in seeds if not 0 <= n < 2**32]
-    beside = _beside(parts, cards, models, profile, studies, problems)
+    drafts = list(_drafts(parts, cards, models, profile, overrides, space, notebooks, problems))
     if problems:
         raise PlanError("\n".join(dict.fromkeys(problems)))
     seeds, runs = tuple(dict.fromkeys(seeds or profile.seeds)), {}
-    needs = _needs(parts, cards, models, overrides, beside, space)
-    # Datasets innermost: two jobs at once then rarely draw or read the same images, and later seeds find the features.
-    for seed, part in product(seeds, parts):
-        for key in _combinations(part):
-            job = _job(part.protocol, key, seed, studies[key[0], key[2], key[3]], needs[key], space, notebooks)
-            runs.setdefault(job.name, job)  # all labels as a fraction are the run that may be there anyway
+    for seed, draft in product(seeds, drafts):
+        job = draft.with_seed(seed, space)
+        runs.setdefault(job.name, job)  # all labels as a fraction are the run that may be there anyway
     return Plan(space, tuple(runs.values()), _plan_paper(space, seeds[0], notebooks))
 
 
@@ -140,10 +135,6 @@ def select_runs(plan: Plan, names: Sequence[str]) -> Plan:
 def list_protocols(notebooks: Path = NOTEBOOKS) -> list[str]:
     """Returns the protocols that have a canonical notebook."""
     return sorted(path.parent.name for path in notebooks.glob(f"*/{CANONICAL}.ipynb"))
-
-
-# A run of a plan but for its seed: names of protocol, encoder and dataset, number of the variant.
-Key = tuple[str, str, str, int]
 
 
 def _parts(profile: Profile, datasets, encoders, names, notebooks: Path, problems: list[str]) -> list[Part]:
@@ -207,69 +198,60 @@ def _out_of_place(parts: list[Part], cards: dict, overrides: dict, space: Worksp
             yield f"dataset {name} is your own, no demo; write --profile paper --datasets {name}"
 
 
-def _settle(parts, cards, overrides, notebooks: Path, problems: list[str]) -> dict[tuple, Settled]:
-    """Returns the parameters and settings of each (protocol, dataset, variant)."""
+def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems) -> Iterator["_Draft"]:
+    """Yields the runs of one seed; notes what is wrong with their parameters."""
     offered = {part.protocol.name: _parameter_names(notebooks / part.protocol.name) for part in parts}
-    settled = {}
+    studied = {name for part in parts for name in part.datasets}
     for part in parts:
+        protocol = part.protocol
         # What another of the protocols takes is not unknown, only not for this one.
-        elsewhere = set().union(*offered.values()) - offered[part.protocol.name]
+        elsewhere = set().union(*offered.values()) - offered[protocol.name]
         mine = {key: value for key, value in overrides.items() if key not in elsewhere}
-        for name, (number, variant) in product(part.datasets, enumerate(part.variants)):
-            path = _notebook(part.protocol, name if cards[name] else CANONICAL, notebooks)
-            found = settle_parameters(path, part.protocol, mine | variant, problems)
-            settled[part.protocol.name, name, number] = found
-    return settled
-
-
-def _beside(parts, cards, models, profile, studies, problems) -> dict[Key, list[DatasetManifest | EncoderManifest]]:
-    """Returns the datasets and encoders that each run reads besides its own."""
-    found = {}
-    for part in parts:
-        for key in _combinations(part):
-            _, encoder, dataset, variant = key
-            if not (cards[dataset] and models[encoder]):
+        file = next((mine[name] for name in protocol.weights_parameters if name in mine), None)
+        # Datasets innermost: two jobs at once then rarely draw or read the same images.
+        for encoder, dataset, variant in product(part.encoders, part.datasets, part.variants):
+            card, model = cards[dataset], models[encoder]
+            notebook = notebooks / protocol.name / f"{dataset if card else CANONICAL}.ipynb"
+            settled = settle_parameters(notebook, protocol, mine | variant, problems)
+            if not (card and model):
                 continue
-            parameters = studies[part.protocol.name, dataset, variant].parameters
             try:
-                others = list(part.protocol.beside(cards[dataset], encoder, profile, parameters))
-                found[key] = [find_encoder(o.name) if isinstance(o, EncoderManifest) else o for o in others]
+                others = [
+                    find_encoder(o.name) if isinstance(o, EncoderManifest) else o
+                    for o in protocol.beside(card, encoder, profile, settled.parameters)
+                ]
             except ValueError as error:
                 problems.append(str(error))
-    return found
+                continue
+            needs = [data_need(card, space), weights_need(model, space, file)]
+            needs += [other_need(other, space) for other in others if other.name not in studied]
+            yield _Draft(protocol, dataset, encoder, notebook, settled, tuple(dict.fromkeys(filter(None, needs))))
 
 
-def _needs(parts, cards, models, overrides, beside, space: Workspace) -> dict[Key, tuple[Need, ...]]:
-    data = {name: data_need(cards[name], space) for name in _names(parts, "datasets")}
-    needs = {}
-    for part in parts:
-        file = next((overrides[name] for name in part.protocol.weights_parameters if name in overrides), None)
-        for key in _combinations(part):
-            _, encoder, dataset, _ = key
-            others = [other_need(other, space) for other in beside[key] if other.name not in data]
-            mine = [data[dataset], weights_need(models[encoder], space, file), *others]
-            needs[key] = tuple(dict.fromkeys(need for need in mine if need))
-    return needs
+@dataclass(frozen=True)
+class _Draft:
+    """A run but for its seed."""
 
+    protocol: Protocol
+    dataset: str
+    encoder: str
+    notebook: Path
+    settled: Settled
+    needs: tuple[Need, ...]
 
-def _combinations(part: Part) -> Iterator[Key]:
-    for encoder, dataset, variant in product(part.encoders, part.datasets, range(len(part.variants))):
-        yield part.protocol.name, encoder, dataset, variant
-
-
-def _job(protocol: Protocol, key: Key, seed: int, settled: Settled, needs, space: Workspace, notebooks: Path) -> Job:
-    _, encoder, dataset, _ = key
-    name = results.run_id(protocol, space.profile, dataset, encoder, seed, **settled.settings)
-    return Job(
-        name=name,
-        notebook=_notebook(protocol, dataset, notebooks),
-        parameters={**_folders(space), "encoder": encoder, "seed": seed, **settled.parameters},
-        output=space.root / "executed" / protocol.name / f"{name}.ipynb",
-        log=space.root / "logs" / f"{name}.log",
-        protocol=protocol.name,
-        record=space.records / name,
-        needs=needs,
-    )
+    def with_seed(self, seed: int, space: Workspace) -> Job:
+        settings = self.settled.settings
+        name = results.run_id(self.protocol, space.profile, self.dataset, self.encoder, seed, **settings)
+        return Job(
+            name=name,
+            notebook=self.notebook,
+            parameters={**_folders(space), "encoder": self.encoder, "seed": seed, **self.settled.parameters},
+            output=space.root / "executed" / self.protocol.name / f"{name}.ipynb",
+            log=space.root / "logs" / f"{name}.log",
+            protocol=self.protocol.name,
+            record=space.records / name,
+            needs=self.needs,
+        )
 
 
 def _plan_paper(space: Workspace, seed: int, notebooks: Path) -> tuple[Job, ...]:
@@ -287,20 +269,12 @@ def _folders(space: Workspace) -> dict[str, str]:
     return {"profile": space.profile, **folders, "output_root": str(space.root.parent)}
 
 
-def _notebook(protocol: Protocol, dataset: str, notebooks: Path) -> Path:
-    return notebooks / protocol.name / f"{dataset}.ipynb"
-
-
 def _parameter_names(folder: Path) -> set[str]:
     """The parameters of a protocol's canonical notebook; none where it cannot be read, which is reported elsewhere."""
     try:
         return set(read_parameters(folder / f"{CANONICAL}.ipynb"))
     except PlanError:
         return set()
-
-
-def _names(parts: list[Part], kind: str) -> list[str]:
-    return list(dict.fromkeys(chain(*(getattr(part, kind) for part in parts))))
 
 
 def _load(load: Callable, name: str, problems: list[str]):

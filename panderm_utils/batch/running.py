@@ -6,14 +6,15 @@ The paper notebooks run after the runs, and only when what they read has changed
 import hashlib
 import importlib.metadata
 import json
+import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from panderm_utils.batch.devices import VARIABLE, gpus_of
 from panderm_utils.batch.estimates import Costs
 from panderm_utils.batch.execution import Outcome, child_environment, execute
 from panderm_utils.batch.leftovers import GRACE
@@ -199,3 +200,51 @@ def _is_drawn(job: Job, inputs: str) -> bool:
 
 def _stamp_file(job: Job) -> Path:
     return job.output.with_name(f".{job.name}.json")
+
+
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+
+def read_gpus(text: str) -> tuple[str, ...]:
+    """Returns the ids that `--gpus` names: "0,1,3"; "all": those in a preset CUDA_VISIBLE_DEVICES, else all there are.
+
+    Raises:
+        ValueError: None is there, one is named twice, or one is not there or not among the preset ones.
+    """
+    preset = os.environ.get(VARIABLE)
+    there = _split(preset) if preset is not None else _numbers()
+    whence = f"{VARIABLE}={preset}" if preset is not None else "nvidia-smi -L"
+    if not there:
+        raise ValueError(f"--gpus {text}: {whence} shows no GPU; leave --gpus out to run on the CPU")
+    wanted = there if text == "all" else _split(text)
+    known = f"{', '.join(there)} ({whence})"
+    if absent := [gpu for gpu in wanted if gpu not in there]:
+        raise ValueError(f"--gpus {text}: no GPU {', '.join(absent)} here; write --gpus all, or of these: {known}")
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise ValueError(f"--gpus {text}: name each GPU once, of {known}; or write --gpus all")
+    return tuple(wanted)
+
+
+def gpus_of(job: Job) -> int:
+    """Returns how many GPUs a run takes: as many as the processes that train together."""
+    return job.parameters.get("processes", 1)
+
+
+def check_gpus(runs: Sequence[Job], gpus: tuple[str, ...]) -> None:
+    """Raises ValueError where a run asks for more GPUs than are named."""
+    if wide := [run for run in runs if gpus_of(run) > len(gpus)]:
+        count = gpus_of(wide[0])
+        raise ValueError(f"{wide[0].name} asks for {count} GPUs; name as many with --gpus, or write -p processes=1")
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers() -> list[str]:
+    """The numbers of the GPUs that the driver lists; none where there is no driver."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(number) for number, line in enumerate(filter(lambda x: x.startswith("GPU "), listed.splitlines()))]

@@ -11,8 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from panderm_utils.data.checks import check_pixels, check_repeats, check_table, find_images, name_images
-from panderm_utils.data.csv_tables import DataError, Problems, read_text
+from panderm_utils.data.csv_tables import (
+    DataError,
+    Problems,
+    check_pixels,
+    check_repeats,
+    check_table,
+    find_images,
+    name_images,
+    read_text,
+)
 from panderm_utils.manifests import SPLITS, DatasetManifest
 
 

@@ -2,9 +2,8 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "finding": ["list_protocols", "load_protocol"],
-    },
-)
+OFFERS = {
+    "finding": "list_protocols load_protocol",
+}
+offered = {module: names.split() for module, names in OFFERS.items()}
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

@@ -17,8 +17,7 @@ from filelock import FileLock
 
 from panderm_utils import manifests, protocols
 from panderm_utils.batch import PAPER, Job
-from panderm_utils.report.contents import Contents, Run, gather
-from panderm_utils.report.exhibits import FAILED, Exhibit, Sheet, pick_columns
+from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, pick_columns
 from panderm_utils.report.notebooks import NotebookPage, write_notebooks
 from panderm_utils.report.pages import TEMPLATES, write_file, write_page
 from panderm_utils.results import ANY, PROFILE_SETTINGS

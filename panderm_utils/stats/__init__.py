@@ -2,32 +2,15 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "calibration": ["BINS", "evaluate_calibration", "reliability"],
-        "embedding": ["choose_examples", "embed", "neighbour_agreement", "principal_plane", "spread"],
-        "metrics": [
-            "METRICS",
-            "MetricWarning",
-            "Scorer",
-            "accuracy",
-            "auroc",
-            "balanced_accuracy",
-            "check_predictions",
-            "classes_present",
-            "confusion",
-            "evaluate",
-            "on_test_set",
-            "per_class_report",
-            "pr_curves",
-            "roc_curves",
-            "score_table",
-            "weighted_f1",
-        ],
-        "resampling": ["Confusions", "MetricError", "Ranking", "bootstrap", "intervals", "resampled_rows"],
-        "significance": ["ALPHA", "holm", "paired_difference", "permutation_test"],
-        "subgroups": ["FEWEST_IMAGES", "Gap", "compare_groups", "group_labels"],
-        "thresholds": ["LEVELS", "operating_points"],
-    },
-)
+OFFERS = {
+    "calibration": "BINS evaluate_calibration reliability",
+    "embedding": "choose_examples embed neighbour_agreement principal_plane spread",
+    "metrics": "METRICS MetricWarning Scorer accuracy auroc balanced_accuracy check_predictions classes_present "
+    "confusion evaluate on_test_set per_class_report pr_curves roc_curves score_table weighted_f1",
+    "resampling": "Confusions MetricError Ranking bootstrap intervals resampled_rows",
+    "significance": "ALPHA holm paired_difference permutation_test",
+    "subgroups": "FEWEST_IMAGES Gap compare_groups group_labels",
+    "thresholds": "LEVELS operating_points",
+}
+offered = {module: names.split() for module, names in OFFERS.items()}
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

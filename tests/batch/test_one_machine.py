@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from panderm_utils import workspace
-from panderm_utils.batch import devices, estimates, leftovers, plan, progress
+from panderm_utils.batch import estimates, leftovers, plan, progress
 from panderm_utils.batch import running as batch
+from panderm_utils.batch import running as devices
 from tests.batch.test_batch import PARAMETERS, make, write_notebook
 
 ROOT = Path(__file__).parents[2]

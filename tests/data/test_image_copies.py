@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from panderm_utils.data import image_copies
-from panderm_utils.data.image_copies import RECORD, ImageCopies, ImageCopiesWarning, stamp_of
+from panderm_utils.data import transforms as image_copies
+from panderm_utils.data.transforms import RECORD, ImageCopies, ImageCopiesWarning, stamp_of
 
 STAMP = (1, 2, 3, 4)
 

@@ -20,7 +20,7 @@ from panderm_utils.demo import stand_ins as demo
 from panderm_utils.demo.signs import DEFAULT, RECIPES, draw_signs, recipe_of
 from panderm_utils.encoders.loading import load_encoder
 from panderm_utils.manifests import reading as manifests
-from panderm_utils.protocols.external_validation.shared_images import isic_id
+from panderm_utils.protocols.external_validation.study import isic_id
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = [n for n in manifests.list_datasets() if not manifests.load_dataset_manifest(n).own]

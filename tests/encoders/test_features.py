@@ -31,9 +31,10 @@ from panderm_utils.data import dataset as data
 from panderm_utils.data.image_files import ImageError
 from panderm_utils.data.loading import LoadingError
 from panderm_utils.data.transforms import EvaluationTransform
+from panderm_utils.encoders import feature_cache, features
 from panderm_utils.encoders.feature_cache import FeatureCacheWarning
 from panderm_utils.encoders.features import FeatureError, extract_features, extract_files
-from panderm_utils.encoders.loading import Encoder, feature_cache, features, load_encoder
+from panderm_utils.encoders.loading import Encoder, load_encoder
 from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,9 @@ from PIL import Image
 from panderm_utils.figures import comparison_plots, plots
 from panderm_utils.figures import embedding as embedding_plots
 from panderm_utils.figures import paper as paper_plots
+from panderm_utils.protocols import load_protocol
 
+SIDES = load_protocol("linear_probe"), load_protocol("fine_tune")
 COLORS = {"PanDerm": "#D55E00", "DINOv2": "#0072B2"}
 
 
@@ -80,9 +82,9 @@ def figures():
     yield "figure 2a", lambda s: paper_plots.figure_2a(bars(), COLORS, s)
     yield "one bar", lambda s: paper_plots.figure_2a(bars(("HAM10000",), ("DINOv2",)), COLORS, s)
     four = [bars(metric=m) for m in ("weighted_f1", "auroc", "aupr", "balanced_accuracy")]
-    yield "protocols", lambda s: comparison_plots.probing_and_tuning(pairs((0,)), COLORS, s)
-    yield "protocols, seeds", lambda s: comparison_plots.probing_and_tuning(pairs((0, 1, 2)), COLORS, s)
-    yield "no protocols", lambda s: comparison_plots.probing_and_tuning(pairs(()), COLORS, s)
+    yield "protocols", lambda s: comparison_plots.protocol_differences(pairs((0,)), SIDES, COLORS, s)
+    yield "protocols, seeds", lambda s: comparison_plots.protocol_differences(pairs((0, 1, 2)), SIDES, COLORS, s)
+    yield "no protocols", lambda s: comparison_plots.protocol_differences(pairs(()), SIDES, COLORS, s)
     panels = {"two encoders": panel(), "one encoder and target": panel(("DINOv2",), ("PH2",))}
     panels |= {"a missing run": panel().drop(index=4), "no record": panel().head(0)}
     yield from ((f"figure 2c, {n}", lambda s, p=p: paper_plots.figure_2c(p, COLORS, s)) for n, p in panels.items())

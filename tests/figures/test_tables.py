@@ -26,6 +26,7 @@ def runs(*cells, value=0.92, profile="paper", seed=0, **settings):
         for i, metric in enumerate(METRICS):
             row = {"run_id": f"{dataset}-{encoder}", "dataset": dataset, "encoder": encoder, "seed": seed}
             row |= {
+                "protocol": "linear_probe",
                 **load_protocol("linear_probe").settings,
                 **settings,
                 "metric": metric,
@@ -67,7 +68,7 @@ def test_only_the_published_settings_and_the_asked_seed_are_shown():
 
 def test_no_records_give_empty_tables_and_all_runs_missing():
     empty = selection.paper_scores(
-        pd.DataFrame(columns=["dataset", "encoder", "run_id", "metric", "value"]),
+        pd.DataFrame(columns=["dataset", "protocol", "encoder", "run_id", "metric", "value"]),
         "paper",
         load_protocol("linear_probe"),
     )
@@ -123,7 +124,9 @@ def test_cells_are_value_and_interval(scores):
 
 
 def test_upstreams_table_has_its_columns_and_four_decimals():
-    scores = selection.paper_scores(runs(("ham10000", "panderm_large"), value=0.123456), "paper")
+    scores = selection.paper_scores(
+        runs(("ham10000", "panderm_large"), value=0.123456), "paper", load_protocol("linear_probe")
+    )
     text = tables.upstream_results(scores)["panderm_large"].to_csv(index=False)
     assert text == "Dataset,W_F1,AUROC,BACC,ACC,AUPR\nham10000,0.0935,0.0835,0.1135,0.1235,0.0735\n"
 
@@ -240,8 +243,8 @@ def test_readable_tables_show_whole_texts_few_digits_and_no_markup():
 def test_own_datasets_come_last_where_asked_for(monkeypatch):
     load = manifests.load_dataset_manifest
     mine = dataclasses.replace(load("hiba"), name="mine", short_title="Mine", own=True)
-    monkeypatch.setattr(tables, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
-    monkeypatch.setattr(tables, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
+    monkeypatch.setattr(selection, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
+    monkeypatch.setattr(selection, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
     rows = runs(("ham10000", "panderm_base"), ("hiba", "panderm_base")).replace({"dataset": {"hiba": "mine"}})
     found = selection.paper_scores(rows, "paper", load_protocol("linear_probe"), own=True)["dataset_label"].unique()
     assert found.tolist() == ["HAM10000", "Mine"]

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import panderm_utils  # noqa: F401  (prepares torchvision)
-from panderm_utils.data import image_copies
+from panderm_utils.data import transforms as image_copies
 from panderm_utils.data.image_files import ImageError
 from panderm_utils.protocols.fine_tune import augmentation as augment
 from tests.data.test_images import noise

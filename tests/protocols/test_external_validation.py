@@ -15,9 +15,13 @@ from panderm_utils.encoders.loading import load_encoder
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import load_protocol
 from panderm_utils.protocols.external_validation import study as external_validation
-from panderm_utils.protocols.external_validation.shared_images import find_shared
-from panderm_utils.protocols.external_validation.study import find_targets, melanoma_labels, target_features
-from panderm_utils.protocols.external_validation.targets import TargetError, choose_targets
+from panderm_utils.protocols.external_validation.protocol import TargetError, choose_targets
+from panderm_utils.protocols.external_validation.study import (
+    find_shared,
+    find_targets,
+    melanoma_labels,
+    target_features,
+)
 from panderm_utils.results import records, selection
 from panderm_utils.stats import metrics
 

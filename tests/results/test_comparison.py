@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn import metrics as sk
 
 from panderm_utils import workspace
-from panderm_utils.figures import comparison_plots, comparison_tables, tables
+from panderm_utils.figures import comparison_plots, tables
+from panderm_utils.figures import comparison_plots as comparison_tables
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import load_protocol
 from panderm_utils.protocols.fine_tune.metrics import evaluate_fine_tuning
@@ -103,7 +104,7 @@ def save(space, dataset, encoder="panderm_large", seed=0, tuned_by=1.0, probe=Tr
 
 def scores_of(space, own=True):
     runs = records.read_records(space.records)
-    return [selection.paper_scores(runs, space.profile, p, None, own) for p in ("linear_probe", "fine_tune")]
+    return [selection.paper_scores(runs, space.profile, side, None, own) for side in SIDES]
 
 
 @pytest.fixture
@@ -165,14 +166,14 @@ def test_a_record_without_views_leaves_their_cells_empty(space):
     save(space, "ddi")
     (space.records / "ddi-fine_tune-panderm_large-seed0/predictions_tta.csv").unlink()
     table = comparison.compare_protocols(*scores_of(space), SIDES, replicates=20)
-    assert comparison_tables.fine_tuning_table(table, False).loc[0, "Fine-tuning, 5 views"] == ""
+    assert comparison_tables.protocols_table(table, SIDES, False).loc[0, "Fine-tuning, 5 views"] == ""
 
 
 def test_the_table_shows_both_scores_their_difference_and_what_was_published(space):
     save(space, "ham10000")
     save(space, "ddi")
     table = comparison.compare_protocols(*scores_of(space), SIDES, replicates=20)
-    shown = comparison_tables.fine_tuning_table(table, synthetic=False)
+    shown = comparison_tables.protocols_table(table, SIDES, synthetic=False)
     assert shown["Dataset"].tolist() == ["HAM10000", "DDI"]
     assert shown["Metric"].tolist() == ["Weighted F1", "AUROC"]
     assert shown["Published linear probing"].tolist() == ["0.922", ""]
@@ -180,7 +181,7 @@ def test_the_table_shows_both_scores_their_difference_and_what_was_published(spa
     row = table[table["headline"]].iloc[0]
     assert shown.loc[0, "Difference"] == f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
     assert shown.loc[0, "Fine-tuning"].startswith(f"{row['fine_tune']:.3f} [")
-    assert not [name for name in comparison_tables.fine_tuning_table(table, synthetic=True) if "Published" in name]
+    assert not [name for name in comparison_tables.protocols_table(table, SIDES, synthetic=True) if "Published" in name]
     every = comparison_tables.differences_table(table)
     assert every.loc[0, "Weighted F1"] == shown.loc[0, "Difference"]
     assert every.shape == (2, 2 + len(metrics.METRICS))
@@ -191,12 +192,12 @@ def test_several_seeds_have_a_mean_and_a_range(space):
         save(space, "ddi", seed=seed)
     save(space, "hiba")
     table = comparison.compare_protocols(*scores_of(space), SIDES, replicates=20)
-    shown = comparison_tables.seeds_table(table)
+    shown = comparison_tables.seeds_table(table, SIDES)
     assert shown[["Dataset", "Seeds"]].to_numpy().tolist() == [["DDI", "0 1 2"]]
     values = table[table["headline"] & (table["dataset"] == "ddi")]["fine_tune"]
     assert len(values) == 3
     assert shown.loc[0, "Fine-tuning"] == f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
-    assert len(comparison_tables.fine_tuning_table(table[table["seed"] == 1], False)) == 1
+    assert len(comparison_tables.protocols_table(table[table["seed"] == 1], SIDES, False)) == 1
 
 
 def test_the_figure_stands_at_the_numbers(space):
@@ -205,7 +206,7 @@ def test_the_figure_stands_at_the_numbers(space):
     save(space, "ham10000", tuned_by=-1)
     table = comparison.compare_protocols(*scores_of(space), SIDES, replicates=20)
     main = table[table["headline"]]
-    left, right = comparison_plots.probing_and_tuning(main, tables.encoder_colors(main)).axes
+    left, right = comparison_plots.protocol_differences(main, SIDES, tables.encoder_colors(main)).axes
     points = sorted(line.get_xdata()[0] for line in left.lines if line.get_marker() == "o")
     ddi, ham = main[main["dataset"] == "ddi"], main[main["dataset"] == "ham10000"]
     sides = ["linear_probe", "fine_tune"]
@@ -228,7 +229,7 @@ def test_the_figure_stands_at_the_numbers(space):
 
 def save_probes(space, dataset, *encoders, seed=0, shift=0, images=30):
     """Leaves a linear probe of each encoder, given as (name, how far from chance); images are named from `shift` on."""
-    card = tables.load_dataset_manifest(dataset)  # which may have been told of one that is mine
+    card = selection.load_dataset_manifest(dataset)  # which may have been told of one that is mine
     for i, (encoder, gain) in enumerate(encoders):
         y, proba = predictions(images * card.num_classes, card.num_classes, gain, 10 * seed + i)
         run = records.begin_run(load_protocol("linear_probe"), dataset, encoder, seed, space)
@@ -390,8 +391,8 @@ def run_notebook(output, profile="paper", notebook=NOTEBOOK, **given):
 def own_dataset(monkeypatch):
     load = manifests.load_dataset_manifest
     mine = dataclasses.replace(load("demo"), name="mine", short_title="Mine", own=True)
-    monkeypatch.setattr(tables, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
-    monkeypatch.setattr(tables, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
+    monkeypatch.setattr(selection, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
+    monkeypatch.setattr(selection, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
 
 
 @pytest.mark.parametrize("there", ["nothing", "probes", "own", "both"])

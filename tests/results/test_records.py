@@ -167,8 +167,9 @@ def test_a_kill_while_writing_leaves_no_half_record(space, tmp_path, moment):
 import os, pandas as pd
 from itertools import product
 from pathlib import Path
-from panderm_utils.results import records
 from panderm_utils import workspace
+from panderm_utils.protocols import load_protocol
+from panderm_utils.results import records
 space = workspace.open_workspace("demo", output_root={str(tmp_path)!r})
 run = records.begin_run(load_protocol("linear_probe"), "demo", "random_tiny", 0, space)
 table = records.prediction_table(["a"], [0], [[0.5, 0.25, 0.25]])
@@ -198,8 +199,9 @@ def test_a_second_run_in_one_kernel_hears_what_the_first_heard(space, tmp_path):
     """In a process of its own, as pytest changes how warnings are shown."""
     code = f"""
 import warnings
-from panderm_utils.results import records
 from panderm_utils import workspace
+from panderm_utils.protocols import load_protocol
+from panderm_utils.results import records
 space = workspace.open_workspace("demo", output_root={str(tmp_path)!r})
 for seed in (0, 1):
     run = records.begin_run(load_protocol("linear_probe"), "demo", "random_tiny", seed, space)

@@ -14,7 +14,7 @@ import pytest
 
 import run_all
 from panderm_utils import workspace
-from panderm_utils.batch import plan
+from panderm_utils.batch import plan, what_is_missing
 from panderm_utils.figures import paper as paper_plots
 from panderm_utils.figures import tables
 from panderm_utils.manifests import ManifestError
@@ -48,7 +48,7 @@ def save(space, protocol, dataset, encoder, scores, y=(0, 1), proba=((0.6, 0.4),
 
 
 def board_of(space):
-    return scoreboard.scoreboard(records.read_records(space.records), space)
+    return scoreboard.scoreboard(records.read_records(space.records), space, load_protocol, what_is_missing)
 
 
 def test_numbers_inside_above_and_below_our_interval(space):
@@ -73,11 +73,13 @@ def test_numbers_inside_above_and_below_our_interval(space):
     others = board[board["protocol"] == "fine_tune"]
     assert set(others["verdict"]) == {"not run"}
     assert others[["ours", "low", "high", "by_how_much", "difference", "run_id"]].isna().all(axis=None)
-    total = scoreboard.summary(board).set_index("run")
+    total = scoreboard.scoreboard_summary(board).set_index("run")
     assert total.loc["all"].to_dict() == {"published": 26, "reproduced": 4, "outside": 2, "not run": 20}
     assert total.loc["HAM10000, PanDerm (large), linear probing"].tolist() == [6, 4, 2, 0]
-    assert scoreboard.in_a_sentence(board) == "4 of 26 numbers reproduced, 2 outside our interval, 20 not run"
-    assert "balanced_accuracy 0.797 (ours 0.720, outside the interval)" in scoreboard.in_words(board)
+    assert (
+        scoreboard.scoreboard_in_a_sentence(board) == "4 of 26 numbers reproduced, 2 outside our interval, 20 not run"
+    )
+    assert "balanced_accuracy 0.797 (ours 0.720, outside the interval)" in scoreboard.scoreboard_in_words(board)
 
 
 def test_predictions_that_are_too_good_are_outside_and_the_nearest_run_is_compared(space):
@@ -111,20 +113,20 @@ def planned_by(text, space):
 def test_the_command_of_a_missing_run_is_the_published_run_like_for_like(result, space):
     other = dataclasses.replace(result, settings={**result.settings, "weighted_sampling": False, "epochs": 30})
     for published in [result] + [other] * (result.protocol == "fine_tune"):
-        text = scoreboard.what_is_missing(published, space)
+        text = what_is_missing(published, space)
         (job,) = planned_by(text, space)
         assert job.name.startswith(f"{result.dataset}-{result.protocol}-{result.encoder}-seed")
         assert (
             selection.differing_settings({**load_protocol(result.protocol).settings, **job.parameters}, published) == {}
         )
-    usual = scoreboard.what_is_missing(result, space)
+    usual = what_is_missing(result, space)
     assert ("--seeds 122 -p monitor=acc" in usual) == (result is PAD)
     assert ("-p" in usual.split()) == (result is PAD)  # nothing is given that is as usual
 
 
 def test_what_is_missing_is_looked_for(space):
     def said(result):
-        return scoreboard.what_is_missing(result, space).split("python")[0]
+        return what_is_missing(result, space).split("python")[0]
 
     assert said(HAM) == "the data and the weights; then: "
     card = manifests.load_dataset_manifest("ham10000")

@@ -10,7 +10,7 @@ import pytest
 
 from panderm_utils import workspace
 from panderm_utils.figures import tables
-from panderm_utils.protocols import load_protocol
+from panderm_utils.protocols import list_protocols, load_protocol
 from panderm_utils.protocols.fine_tune.metrics import evaluate_fine_tuning
 from panderm_utils.protocols.label_efficiency import subsets
 from panderm_utils.protocols.label_efficiency import sweep as label_efficiency
@@ -82,7 +82,7 @@ def wrong(table):
 
 
 def test_every_number_of_every_protocol_is_recomputed_and_equal(space):
-    for protocol in verify.RECOMPUTE:
+    for protocol in list_protocols():
         save(space, protocol, seed=3)
     save(space, "linear_probe", classes=2)
     found = verify.verify_records(space.records, load_protocol, 2)
@@ -163,7 +163,10 @@ def lose_a_row(folder):
         (lambda folder: (folder / "curve.csv").unlink(), "curve.csv"),
         (lambda folder: change(folder / "predictions.csv", "00.jpg", "0.jpg"), "are not those of predictions.csv"),
         (lambda folder: (folder / "predictions_draws.csv.gz").write_bytes(b"\x1f\x8b\x08"), "damaged"),
-        (lambda folder: change(folder / "record.json", '"label_efficiency"', '"divination"'), "unknown protocol 'div"),
+        (
+            lambda folder: change(folder / "record.json", '"label_efficiency"', '"divination"'),
+            "cannot be verified: protocol 'divination' is unknown",
+        ),
         (lambda folder: change(folder / "record.json", '"accuracy"', '"luck"'), verify.DIFFERS),
         (lose_a_row, verify.DIFFERS),
     ],

@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss
 
 from panderm_utils.figures import plots
 from panderm_utils.figures import reliability as reliability_plots
-from panderm_utils.results import records
+from panderm_utils.results import calibrate_records, records
 from panderm_utils.stats import calibration
 from panderm_utils.stats.resampling import MetricError, bootstrap, resampled_rows
 
@@ -147,7 +147,7 @@ def calibrate(root, datasets, encoders, **options):
     pairs = [(dataset, encoder) for dataset in range(datasets) for encoder in range(encoders)]
     rows = [folder_of(root, f"set{d}", f"encoder {e}", classes=2 + d % 3, seed=7 * d + e) for d, e in pairs]
     columns = ["dataset", "encoder", "dataset_label", "encoder_label", "run_id", "seed", "folder"]
-    return calibration.calibrate_records(pd.DataFrame(rows, columns=columns), replicates=20, **options)
+    return calibrate_records(pd.DataFrame(rows, columns=columns), replicates=20, **options)
 
 
 def test_records_are_calibrated_from_their_predictions(tmp_path):
@@ -158,10 +158,10 @@ def test_records_are_calibrated_from_their_predictions(tmp_path):
         y, proba, _ = records.read_predictions(tmp_path / run.run_id)
         assert (run.ece, run.brier) == pytest.approx(by_loop(y, proba, 10))
         assert run.images == bins.loc[bins["run_id"] == run.run_id, "images"].sum() == 120
-    table = calibration.calibration_table(numbers)
+    table = reliability_plots.calibration_table(numbers)
     first = numbers.iloc[0]
     assert table["ECE"][0] == f"{first['ece']:.3f} [{first['ece_low']:.3f}, {first['ece_high']:.3f}]"
-    assert f"SET1: encoder 0 {numbers['ece'][2]:.3f} [" in calibration.in_words(numbers)
+    assert f"SET1: encoder 0 {numbers['ece'][2]:.3f} [" in reliability_plots.calibration_in_words(numbers)
 
 
 @pytest.mark.parametrize(("datasets", "encoders"), [(0, 0), (1, 1), (2, 2), (5, 5)])

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_curve
 
-from panderm_utils.results import records
+from panderm_utils.figures import points_table
+from panderm_utils.results import points_of_records, records
 from panderm_utils.stats import thresholds as operating_points
 from panderm_utils.stats.metrics import MetricWarning
 from panderm_utils.stats.resampling import MetricError, resampled_rows
@@ -97,16 +98,16 @@ def test_records_of_two_and_of_more_classes_and_both_measures_side_by_side(tmp_p
         records.prediction_table(map(str, range(100)), y, proba).to_csv(tmp_path / dataset / "predictions.csv")
         row = {"dataset": dataset, "encoder": "e", "dataset_label": dataset, "encoder_label": "E", "run_id": dataset}
         rows.append(row | {"seed": 0, "folder": str(tmp_path / dataset)})
-    points = operating_points.points_of_records(pd.DataFrame(rows), replicates=10)
+    points = points_of_records(pd.DataFrame(rows), replicates=10)
     assert points.groupby("dataset")["class"].nunique().to_dict() == {"ddi": 1, "ham10000": 7}
-    two = operating_points.points_table(points[points["binary"]])
+    two = points_table(points[points["binary"]])
     assert two["Class"].tolist() == ["malignant"] * 3
     first = points.iloc[0]
     assert two["Sensitivity at this specificity"][0] == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**first)
     assert two["Specificity at this sensitivity"][0] == "{value:.3f} [{low:.3f}, {high:.3f}]".format(**points.iloc[3])
-    more = operating_points.points_table(points[~points["binary"]])
+    more = points_table(points[~points["binary"]])
     assert len(more) == 21
     assert more["Level"].tolist() == ["0.8", "0.9", "0.95"] * 7
     last = points.query("dataset == 'ham10000' and given == 'sensitivity'").iloc[-1]
     assert more["Specificity at this sensitivity"].iloc[-1].startswith(f"{last['value']:.3f}")
-    assert operating_points.points_table(operating_points.points_of_records(pd.DataFrame(rows[:0]))).empty
+    assert points_table(points_of_records(pd.DataFrame(rows[:0]))).empty

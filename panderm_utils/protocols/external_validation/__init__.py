@@ -2,26 +2,10 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "protocol": ["PROTOCOL"],
-        "study": [
-            "CLASSES",
-            "example_images",
-            "find_targets",
-            "melanoma_counts",
-            "melanoma_labels",
-            "missed_melanomas",
-            "read_left_out",
-            "read_panel",
-            "recompute_targets",
-            "record_scores",
-            "record_tables",
-            "score_targets",
-            "target_features",
-            "target_table",
-        ],
-        "targets": ["choose_targets"],
-    },
-)
+OFFERS = {
+    "protocol": "PROTOCOL choose_targets",
+    "study": "CLASSES example_images find_targets melanoma_counts melanoma_labels missed_melanomas read_left_out "
+    "read_panel recompute_targets record_scores record_tables score_targets target_features target_table",
+}
+offered = {module: names.split() for module, names in OFFERS.items()}
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

@@ -20,6 +20,8 @@ others are of predictions.csv. Either way `metrics.evaluate(y, proba, replicates
 Symbols: N test images, 2 classes: 0 the rest, 1 melanoma.
 """
 
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +32,7 @@ import pandas as pd
 from panderm_utils.data import Dataset, class_counts, load_dataset
 from panderm_utils.encoders import Encoder, Features, extract_features
 from panderm_utils.manifests import SPLITS, DatasetManifest, Pair, load_dataset_manifest
-from panderm_utils.protocols.external_validation.shared_images import find_shared
-from panderm_utils.protocols.external_validation.targets import TargetError
+from panderm_utils.protocols.external_validation.protocol import TargetError
 from panderm_utils.results import (
     compare_metrics,
     parse_predictions,
@@ -266,3 +267,38 @@ def recompute_targets(record: dict, folder: Path) -> Iterator[Pair]:
     for row in pd.read_csv(folder / "external.csv", dtype=str).to_dict(orient="records"):
         for column, again in scores[row["dataset"]].loc[row["metric"]].items():
             yield f"{row['metric']} on {row['dataset']} (external.csv)", column, row[column], again
+
+
+ISIC_ID = re.compile(r"ISIC_\d{7,}", re.IGNORECASE)
+
+
+def find_shared(source: Dataset, target: Dataset) -> pd.DataFrame:
+    """Returns the target's images that the source has too, in whichever split.
+
+    Columns: image, kind ("file": of the same bytes; else "isic_id") and source_image, its twin.
+    """
+    ours, theirs = _sizes(source), _sizes(target)
+    both = set(ours.values()) & set(theirs.values())  # equal files are equally long, so few have to be read
+    digests = {_digest(source.path(image)): image for image, size in ours.items() if size in both}
+    ids = {found: image for image in ours if (found := isic_id(source.files[image]))}
+    rows = []
+    for image, size in theirs.items():
+        same = digests.get(_digest(target.path(image))) if size in both else None
+        namesake = ids.get(isic_id(target.files[image]))
+        if same or namesake:
+            rows.append((image, "file" if same else "isic_id", same or namesake))
+    return pd.DataFrame(rows, columns=["image", "kind", "source_image"])
+
+
+def isic_id(name: str) -> str:
+    """Returns the id of the ISIC Archive in a file's name, "" if there is none."""
+    found = ISIC_ID.search(Path(name).name)
+    return found[0].upper() if found else ""
+
+
+def _sizes(dataset: Dataset) -> dict[str, int]:
+    return {image: dataset.path(image).stat().st_size for image in dataset.files}
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()

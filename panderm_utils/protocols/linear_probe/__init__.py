@@ -2,10 +2,9 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "probe": ["LinearProbe", "fit_linear_probe"],
-        "protocol": ["PROTOCOL"],
-    },
-)
+OFFERS = {
+    "probe": "LinearProbe fit_linear_probe",
+    "protocol": "PROTOCOL",
+}
+offered = {module: names.split() for module, names in OFFERS.items()}
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)
