@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo demo-all test chaos lint lab sync lock clean help
+.PHONY: demo demo-all test test-fast chaos lint lab sync lock clean help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -15,8 +15,11 @@ demo: $(BIN)/.installed  ## the main job on synthetic data: environment, noteboo
 demo-all: $(BIN)/.installed  ## the same for every dataset
 	$(BIN)/python run_all.py --profile demo --datasets all --jobs $(JOBS)
 
-test: $(BIN)/.installed  ## every test, every notebook at its smallest
-	$(BIN)/python -m pytest
+test: $(BIN)/.installed  ## every test, the notebooks on drawn data (two processes, a test file each)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(BIN)/.installed  ## the units alone: no notebook, no batch, no browser
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not notebooks and not slow"
 
 chaos: $(BIN)/.installed  ## a hundred kills at random moments of a batch, and a table of what came of them (half an hour)
 	$(BIN)/python tests/chaos

@@ -25,6 +25,8 @@ from panderm_utils.results.environment import describe_environment, peak_memory_
 from panderm_utils.results.identity import SCHEMA, run_id, settle_settings
 from panderm_utils.workspace import Workspace
 
+UNDEFINED = "undefined"  # a metric that the test split does not allow, such as AUROC of one class
+
 
 class RecordWarning(UserWarning):
     """A record that cannot be read was left out."""
@@ -220,11 +222,11 @@ def read_record(folder: str | Path) -> dict:
 
 def summarise(run: Run, metrics: pd.DataFrame, headline_metric: str) -> pd.DataFrame:
     """Returns what a reader wants to know of a run that is about to be saved: one column, a row a fact."""
-    headline = metrics.loc[headline_metric]
+    value, *ends = (_number(metrics.loc[headline_metric, column]) for column in ("value", "low", "high"))
     encoder = {**run.notes.get("training", {}), **run.notes.get("encoder_facts", {})}
     facts = {
         "run": run.run_id,
-        headline_metric: "{value:.4f} [{low:.4f}, {high:.4f}]".format(**headline.fillna(np.nan)),
+        headline_metric: value if value == UNDEFINED else f"{value} [{', '.join(ends)}]",
         "weights (SHA-256)": encoder.get("digest"),
         "fingerprint": encoder.get("fingerprint"),
         "data (SHA-256 of the rows)": run.notes.get("data", {}).get("rows_sha256"),
@@ -264,17 +266,21 @@ def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
 def _problem_of(record, folder: Path) -> str | None:
     if not isinstance(record, dict):
         return "record.json holds no object"
-    needed = ("run_id", "status", "dataset", "protocol", "encoder", "seed", "profile", "settings", "metrics")
+    if record.get("schema", SCHEMA) != SCHEMA:  # first: another schema may have other keys
+        return f"it is of schema {record['schema']!r}, this version of panderm_utils reads {SCHEMA}"
+    needed = ("schema", "run_id", "status", "dataset", "protocol", "encoder", "seed", "profile", "settings", "metrics")
     if missing := [key for key in needed if key not in record]:
         return f"record.json lacks {', '.join(missing)}"
-    if record.get("schema") != SCHEMA:
-        return f"it is of schema {record.get('schema')!r}, this version of panderm_utils reads {SCHEMA}"
     if record["status"] != "done" or record["run_id"] != folder.name:
         return f"record.json is of run {record['run_id']!r}, status {record['status']!r}"
     metrics = record["metrics"].values() if isinstance(record["metrics"], dict) else [None]
     if not all(isinstance(part, dict) for part in (record["settings"], *metrics)):
         return "its settings or metrics are not laid out as a record's"
     return None if (folder / "predictions.csv").is_file() else "predictions.csv is missing"
+
+
+def _number(value: float | None) -> str:
+    return UNDEFINED if pd.isna(value) else f"{value:.4f}"
 
 
 def _csv(table: pd.DataFrame, name: str) -> bytes:

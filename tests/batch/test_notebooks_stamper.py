@@ -1,5 +1,6 @@
 """The stamper: siblings differ from their canonical notebook where they may and nowhere else."""
 
+import ast
 import dataclasses
 import json
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from panderm_utils.batch import plan
 from panderm_utils.batch import stamper as notebooks
 from panderm_utils.manifests import reading as manifests
-from panderm_utils.protocols import load_protocol
+from panderm_utils.protocols import list_protocols, load_protocol
 
 ROOT = Path(__file__).parents[2]
 DATASETS = load_protocol("linear_probe").fitting(manifests.list_datasets())
@@ -47,6 +48,27 @@ def test_a_sibling_differs_in_title_and_two_parameters_only(canonical, dataset):
     namespace = {}
     exec(tagged.source, namespace)
     assert (namespace["dataset"], namespace["profile"]) == (dataset, card.default_profile)
+
+
+@pytest.mark.parametrize("canonical", CANONICALS, ids=[path.parent.name for path in CANONICALS])
+def test_the_last_thing_that_a_study_does_is_to_save_its_record(canonical):
+    """A run whose record is there is done: nothing may come after it, and nothing may leave it earlier."""
+    cells = [cell for cell in nbformat.read(canonical, as_version=4).cells if cell.cell_type == "code"]
+    saves = [
+        (cell.id, ast.unparse(node.func))
+        for cell in cells
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("save_record")
+    ]
+    assert saves == [(cells[-1].id, "results.save_record")]
+    (statement,) = ast.parse(cells[-1].source).body
+    assert isinstance(statement, ast.Expr)
+    assert isinstance(statement.value, ast.Call)
+    assert ast.unparse(statement.value.func) == "results.save_record"
+
+
+def test_every_protocol_has_its_canonical_notebook():
+    assert [path.parent.name for path in CANONICALS] == list(list_protocols())
 
 
 def test_the_title_is_a_contract():

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from panderm_utils.data import dataset as data
+from panderm_utils import data
 from panderm_utils.data.csv_tables import Problems, read_text
 from panderm_utils.data.splits import connected_groups
 from panderm_utils.manifests import Access, ClassName, DatasetManifest
+from panderm_utils.protocols.fine_tune import fine_tune_fraction
 
 
 def card(classes=("a", "b", "c"), **changes) -> DatasetManifest:
@@ -343,15 +344,15 @@ def test_the_fine_tuning_fraction_shuffles_the_whole_table_first():
     splits = ["train", "train", "test", "train", "val", "train", "train", "test", "train", "val"]
     table = pd.DataFrame({"image": [f"{i}.png" for i in range(10)], "split": splits, "label": [0, 1] * 5})
     # The whole table's order under random state 42 is 8 1 5 0 7 2 9 4 3 6, of which 8 1 5 0 3 6 are training rows.
-    assert list(data.fine_tune_fraction(table, 0.5)["image"]) == ["8.png", "1.png", "5.png"]
-    assert list(data.fine_tune_fraction(table, 1.0)["image"]) == ["8.png", "1.png", "5.png", "0.png", "3.png", "6.png"]
+    assert list(fine_tune_fraction(table, 0.5)["image"]) == ["8.png", "1.png", "5.png"]
+    assert list(fine_tune_fraction(table, 1.0)["image"]) == ["8.png", "1.png", "5.png", "0.png", "3.png", "6.png"]
     rng = np.random.default_rng(0)
     for n, fraction in ((1493, 0.1), (8207, 0.05), (137, 0.3)):
         splits = rng.choice(["train", "val", "test"], n, p=[0.7, 0.1, 0.2])
         table = pd.DataFrame({"image": np.arange(n), "split": splits, "label": np.arange(n) % 2})
         order = np.random.RandomState(42).permutation(n)
         train = order[splits[order] == "train"]
-        chosen = data.fine_tune_fraction(table, fraction)
+        chosen = fine_tune_fraction(table, fraction)
         assert list(chosen["image"]) == list(train[: int(len(train) * fraction)])
         assert list(chosen["image"]) != list(data.label_fraction(table[splits == "train"], fraction)["image"])
 
@@ -360,15 +361,15 @@ def test_the_fine_tuning_fraction_refuses_and_warns():
     table = pd.DataFrame({"image": np.arange(50), "split": ["train"] * 49 + ["test"], "label": [0] * 48 + [1, 1]})
     for fraction in (0, 1.01, float("nan")):
         with pytest.raises(ValueError, match=r"\(0, 1\].*all 49 training rows"):
-            data.fine_tune_fraction(table, fraction)
+            fine_tune_fraction(table, fraction)
     with pytest.raises(ValueError, match="smallest usable"):
-        data.fine_tune_fraction(table, 0.01)
+        fine_tune_fraction(table, 0.01)
     with pytest.raises(ValueError, match=r"study\.table"):
-        data.fine_tune_fraction(table.drop(columns="split"), 0.5)
+        fine_tune_fraction(table.drop(columns="split"), 0.5)
     with pytest.raises(ValueError, match="no row's split is train"):
-        data.fine_tune_fraction(table[table["split"] == "test"], 0.5)
+        fine_tune_fraction(table[table["split"] == "test"], 0.5)
     with pytest.warns(UserWarning, match=r"classes \[1\]") as caught:
-        data.fine_tune_fraction(table, 0.1)
+        fine_tune_fraction(table, 0.1)
     assert caught[0].filename == __file__
 
 

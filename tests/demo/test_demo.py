@@ -167,7 +167,7 @@ def test_drawn_once_then_left_alone_until_something_changes(small, tmp_path):
 
 def test_a_killed_drawing_leaves_no_table(tmp_path):
     code = (
-        "import os\nfrom panderm_utils import demo, manifests\n"
+        "import os\nfrom panderm_utils import manifests\nfrom panderm_utils.demo import stand_ins as demo\n"
         "encode, count = demo.encode, []\n"
         "def dying(*a):\n    count.append(1)\n    if len(count) == 20: os.kill(os.getpid(), 9)\n    return encode(*a)\n"
         f"demo.encode = dying\ndemo.make_stand_in(manifests.load_dataset_manifest('mskcc'), {str(tmp_path)!r})\n"
@@ -180,7 +180,8 @@ def test_a_killed_drawing_leaves_no_table(tmp_path):
 
 def test_two_processes_draw_one_stand_in_between_them(tmp_path):
     code = (
-        "from panderm_utils import demo, manifests\ndemo.STAND_IN = demo.Size(8, 2, 4)\n"
+        "from panderm_utils import manifests\nfrom panderm_utils.demo import stand_ins as demo\n"
+        "demo.STAND_IN = demo.Size(8, 2, 4)\n"
         "drawn, encode = [], demo.encode\n"
         "demo.encode = lambda *a: drawn.append(1) or encode(*a)\n"
         f"demo.make_stand_in(manifests.load_dataset_manifest('hiba'), {str(tmp_path)!r})\nprint(len(drawn))\n"

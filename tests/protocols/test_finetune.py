@@ -25,7 +25,6 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, log_loss, recall_score, roc_auc_score
 from torch.nn import functional
 
-from panderm_utils.data import dataset as data
 from panderm_utils.data.image_files import ImageError
 from panderm_utils.data.transforms import evaluation_transform
 from panderm_utils.encoders.checkpoints import EncoderError
@@ -603,7 +602,7 @@ def test_a_fraction_without_a_class_is_trained_with_weighted_sampling(start, tra
     table = pd.DataFrame({"split": "train", "label": train.y, "image": train.image_ids, "row": train.rows})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chosen = data.fine_tune_fraction(table[table["label"] < 2].reset_index(drop=True), 0.6)
+        chosen = prediction.fine_tune_fraction(table[table["label"] < 2].reset_index(drop=True), 0.6)
     part = LabelledImages([train.paths[i - 2] for i in chosen["row"]], chosen["label"], chosen["image"], chosen["row"])
     drawn = []
     original = augment.TrainingImages.__getitem__

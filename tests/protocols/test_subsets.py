@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils.data import dataset as data
+from panderm_utils import data
 from panderm_utils.data.splits import connected_groups
 from panderm_utils.demo import stand_ins as demo
 from panderm_utils.manifests import reading as manifests
@@ -276,22 +276,16 @@ def test_other_errors_say_what_to_do():
         subsets.draw_subsets(table[table["split"] == "test"])
     with pytest.raises(SubsetError, match=r"study\.table"):
         subsets.draw_subsets(table.drop(columns="split"))
-    with pytest.raises(SubsetError, match="linear_probe"):
-        subsets.published_subset(table, 0.5, "label_efficiency")
 
 
-@pytest.mark.parametrize("protocol", ["linear_probe", "fine_tune"])
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.3, 1.0])
-def test_published_subsets_are_those_of_the_other_protocols(protocol, fraction):
+def test_published_subsets_are_those_of_linear_probing(fraction):
     rng = np.random.default_rng(0)
     splits = rng.choice(["train", "val", "test"], 1500, p=[0.7, 0.1, 0.2])
     table = pd.DataFrame({"image": np.arange(1500), "split": splits, "label": np.arange(1500) % 3})
     train = table[splits == "train"].reset_index(drop=True)
-    rows = subsets.published_subset(table, fraction, protocol).rows
-    if protocol == "linear_probe":
-        expected = data.label_fraction(train, fraction)
-    else:
-        expected = data.fine_tune_fraction(table, fraction)
+    rows = subsets.published_subset(table, fraction).rows
+    expected = data.label_fraction(train, fraction)
     assert train["image"].iloc[rows].tolist() == expected["image"].tolist()
 
 

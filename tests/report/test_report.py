@@ -449,7 +449,7 @@ def test_nothing_to_show_is_no_report(tmp_path):
 def test_a_killed_writing_leaves_no_half_page(tmp_path):
     space = workspace.open_workspace("demo", output_root=tmp_path)
     leave_study(space, leave_record(space).name)
-    code = "import sys, time; from panderm_utils import report, workspace; from panderm_utils.report import pages\nwrite = pages.write_file\n"
+    code = "import sys, time; from panderm_utils import report, workspace; from panderm_utils.report import pages\n"
     code += "real = type(pages.TEMPLATES).write_bytes\n"
     code += (
         "def slowly(path, data):\n    real(path, data[: len(data) // 2]); print(path.name, flush=True); time.sleep(9)\n"

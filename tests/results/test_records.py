@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import manifests, workspace
+from panderm_utils import manifests, results, workspace
 from panderm_utils.batch import leftovers
 from panderm_utils.protocols import load_protocol
 from panderm_utils.results import identity, records, run_id
+from panderm_utils.stats import MetricWarning, evaluate
 
 
 @pytest.fixture
@@ -149,6 +150,68 @@ def test_a_damaged_record_is_reported_and_skipped(space, damage):
     with pytest.warns(records.RecordWarning, match="ham10000.*delete the folder"):
         table = records.read_records(space.records)
     assert set(table["dataset"]) == {"demo"}
+
+
+@pytest.mark.parametrize("schema", [1, 99])
+@pytest.mark.parametrize("alike", [True, False], ids=["laid out as ours", "laid out otherwise"])
+def test_a_record_of_another_schema_is_refused_and_both_are_named(space, schema, alike):
+    folder, _ = save(space)
+    save(space, dataset="ham10000")
+    assert results.is_done(folder)
+    record = json.loads((folder / "record.json").read_text())
+    assert record["schema"] == results.SCHEMA == 2
+    record["schema"] = schema
+    if not alike:
+        del record["metrics"], record["settings"]
+    (folder / "record.json").write_text(json.dumps(record))
+    said = rf"{folder.name}: .*it is of schema {schema}, this version of panderm_utils reads 2\b.*delete the folder"
+    with pytest.raises(ValueError, match=said):
+        results.read_record(folder)
+    assert not results.is_done(folder)  # so that a batch runs it again
+    with pytest.warns(records.RecordWarning, match=said):
+        table = results.read_records(space.records)
+    assert set(table["dataset"]) == {"ham10000"}
+
+
+def test_a_record_that_names_no_schema_is_refused(space):
+    folder, _ = save(space)
+    record = json.loads((folder / "record.json").read_text())
+    del record["schema"]
+    (folder / "record.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"record.json lacks schema"):
+        results.read_record(folder)
+    assert not results.is_done(folder)
+
+
+def test_a_run_is_summarised_before_it_is_saved(space):
+    run = results.begin_run(load_protocol("linear_probe"), "demo", "random_tiny", 0, space)
+    told = results.summarise(run, scores(), "accuracy")["record"]
+    assert told["accuracy"] == "0.7500 [0.5000, 1.0000]"
+    assert told[["run", "folder"]].tolist() == [run.run_id, str(run.folder)]
+    assert not run.folder.exists()
+    assert results.summarise(run, scores(), "auroc")["record"]["auroc"] == "0.9000 [0.8000, undefined]"
+
+
+def test_a_run_whose_headline_metric_is_undefined_is_summarised_and_saved(space):
+    """A test split of one class has no AUROC; the run is done all the same."""
+    y, proba = np.zeros(8, dtype=int), np.random.default_rng(0).dirichlet(np.ones(2), size=8)
+    run = results.begin_run(load_protocol("linear_probe"), "demo", "random_tiny", 0, space, replicates=20)
+    with pytest.warns(MetricWarning):
+        numbers = evaluate(y, proba, 20, 0)
+    assert numbers.loc["auroc", ["value", "low", "high"]].isna().all()
+    told = results.summarise(run, numbers, "auroc")
+    assert told.loc["auroc", "record"] == "undefined"
+    assert "nan" not in told.loc[["run", "auroc", "seconds", "peak memory", "folder"]].to_string().lower()
+    table = results.prediction_table(map(str, range(8)), y, proba)
+    folder = results.save_record(run, numbers, table, "auroc")
+    assert results.is_done(folder)
+    assert "NaN" not in (folder / "record.json").read_text()
+    record = results.read_record(folder)
+    assert record["headline_metric"] == "auroc"
+    assert record["metrics"]["auroc"]["value"] is None
+    headline = results.read_records(space.records).query("headline")
+    assert headline["metric"].tolist() == ["auroc"]
+    assert headline["value"].isna().all()
 
 
 def test_no_records_is_an_empty_table(tmp_path):

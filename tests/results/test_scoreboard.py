@@ -116,9 +116,8 @@ def test_the_command_of_a_missing_run_is_the_published_run_like_for_like(result,
         text = what_is_missing(published, space)
         (job,) = planned_by(text, space)
         assert job.name.startswith(f"{result.dataset}-{result.protocol}-{result.encoder}-seed")
-        assert (
-            selection.differing_settings({**load_protocol(result.protocol).settings, **job.parameters}, published) == {}
-        )
+        protocol = load_protocol(result.protocol)
+        assert selection.differing_settings({**protocol.settings, **job.parameters}, protocol, published) == {}
     usual = what_is_missing(result, space)
     assert ("--seeds 122 -p monitor=acc" in usual) == (result is PAD)
     assert ("-p" in usual.split()) == (result is PAD)  # nothing is given that is as usual
