@@ -1,6 +1,8 @@
 """The project's own files agree with each other."""
 
 import ast
+import importlib
+import json
 import re
 import subprocess
 import sys
@@ -154,3 +156,18 @@ def test_only_protocols_know_protocols_by_name():
                 node.body[0].value.value = ""
         found += [f"{path.name}: {name}" for name in names if name in ast.unparse(tree)]
     assert found == []
+
+
+@pytest.mark.parametrize("path", committed_notebooks(), ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_what_a_notebook_takes_from_a_room_is_offered_there(path):
+    """A paper notebook may reach a line late, after minutes of runs."""
+    cells = json.loads(path.read_text())["cells"]
+    tree = ast.parse("\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+    imported = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("panderm_utils", "panderm_utils.protocols"):
+            imported |= {name.name: importlib.import_module(f"{node.module}.{name.name}") for name in node.names}
+    assert imported
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    found = {(node.value.id, node.attr) for node in used if node.value.id in imported}
+    assert {(room, name) for room, name in found if not hasattr(imported[room], name)} == set()

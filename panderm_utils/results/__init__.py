@@ -7,7 +7,8 @@ OFFERS = {
     "comparison": "compare_encoders compare_protocols",
     "environment": "describe_environment peak_memory_mb",
     "identity": "PROFILE_SETTINGS SCHEMA is_done run_id settle_settings",
-    "published": "COLUMNS paper_items scoreboard scoreboard_in_a_sentence scoreboard_in_words scoreboard_summary",
+    "published": "SCOREBOARD_COLUMNS paper_items scoreboard scoreboard_in_a_sentence scoreboard_in_words "
+    "scoreboard_summary",
     "recorded_features": "agreement_table lay_out open_examples read_all",
     "records": "begin_run beside_published parse_predictions prediction_table read_predictions read_record "
     "read_records save_record summarise worst_mistakes",

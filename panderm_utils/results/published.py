@@ -16,8 +16,19 @@ from panderm_utils.results.selection import published_verdicts
 from panderm_utils.workspace import Workspace
 
 RUN = ["dataset", "protocol", "encoder"]
-COLUMNS = [*RUN, "metric", "published", "ours", "low", "high", "verdict", "by_how_much", "difference", "differs"]
-COLUMNS += ["missing", "run_id", "source"]
+SCOREBOARD_COLUMNS = [
+    *RUN,
+    "metric",
+    "published",
+    "ours",
+    "low",
+    "high",
+    "verdict",
+    "by_how_much",
+    "difference",
+    "differs",
+]
+SCOREBOARD_COLUMNS += ["missing", "run_id", "source"]
 LABELS = ["run", "dataset_label", "encoder_label", "test_images"]  # for people, and for the figure
 
 
@@ -27,7 +38,7 @@ def scoreboard(
     find: Callable[[str], Protocol],
     missing: Callable[[PublishedResult, Workspace], str],
 ) -> pd.DataFrame:
-    """Returns a row a published number: COLUMNS, then LABELS.
+    """Returns a row a published number: SCOREBOARD_COLUMNS, then LABELS.
 
     `verdict` is that of `tables.published_verdicts`. `by_how_much`, where the published number is outside our interval,
     is how far: above 0 it lies above the interval (ours is too low), below 0 under it. `difference` is ours minus
@@ -67,7 +78,7 @@ def scoreboard(
     )
     images = runs.drop_duplicates("run_id").set_index("run_id").get("test_images", pd.Series(dtype=float))
     board["test_images"] = board["run_id"].map(images)
-    return board[[*COLUMNS, *LABELS]]
+    return board[[*SCOREBOARD_COLUMNS, *LABELS]]
 
 
 def scoreboard_summary(board: pd.DataFrame) -> pd.DataFrame:
