@@ -13,13 +13,14 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from panderm_utils.devices import VARIABLE, gpus_of
+from panderm_utils.devices import VARIABLE, gpus_of, sees_gpus
 from panderm_utils.estimates import Costs
 from panderm_utils.execution import Outcome, child_environment, execute
 from panderm_utils.leftovers import GRACE
 from panderm_utils.manifests import MANIFEST_ROOT
 from panderm_utils.plan import Job, Plan, is_done
 from panderm_utils.progress import Progress
+from panderm_utils.warm_kernels import Server
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 LISTED = 20  # skipped runs that the closing table names one by one
@@ -64,10 +65,11 @@ def run_batch(plan: Plan, how: How = How(), say: Callable[[str], None] = print) 
     at_once = min(len(how.slots), len(plan.runs))
     if todo:
         say(f"{len(todo)} of {len(plan.runs)} runs to do, {at_once} at a time; logs: {todo[0].log.parent}")
-    outcomes |= _execute_all(todo, how, at_once, costs, say)
-    if exit_status(outcomes.values()) == 130:
-        return [outcomes[run] for run in plan.runs]
-    return [outcomes[run] for run in plan.runs] + draw(plan, how, costs, say)
+    with Server() as warm:
+        outcomes |= _execute_all(todo, how, at_once, costs, say, warm)
+        if exit_status(outcomes.values()) == 130:
+            return [outcomes[run] for run in plan.runs]
+        return [outcomes[run] for run in plan.runs] + draw(plan, how, costs, say, warm)
 
 
 def leave_out(runs: Sequence[Job], force: bool) -> dict[Job, Outcome]:
@@ -109,7 +111,7 @@ def describe_outcomes(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "", ", ".join(f"{count} {status}" for status, count in counts.items())])
 
 
-def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> dict[Job, Outcome]:
+def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say, warm: Server | None) -> dict[Job, Outcome]:
     """Executes jobs, the longest first; Ctrl-C ends those that run and never starts the rest.
 
     Args:
@@ -119,6 +121,8 @@ def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> 
     stop, waiting, running, outcomes = threading.Event(), costs.longest_first(todo), {}, {}
     slots = list(how.slots)
     environment = child_environment(at_once or 1)
+    if warm and todo and not how.gpus and not sees_gpus():
+        warm.prepare(environment, len(todo), at_once)
     progress = Progress(todo, len(slots), say, costs, how.live)
     with ThreadPoolExecutor(max_workers=len(slots)) as pool:
         try:
@@ -127,7 +131,7 @@ def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> 
                 while waiting and (width := gpus_of(waiting[0]) if how.gpus else 1) <= len(slots):
                     job, mine, slots = waiting.pop(0), slots[:width], slots[width:]
                     gpus = {VARIABLE: ",".join(mine)} if how.gpus else {}
-                    future = pool.submit(execute, job, environment | gpus, how.timeout, stop, how.retries)
+                    future = pool.submit(execute, job, environment | gpus, how.timeout, stop, how.retries, warm)
                     running[future] = job, mine
                     progress.started(job)
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
@@ -150,7 +154,7 @@ def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> 
     return {job: outcomes.get(job) or Outcome(job, "interrupted") for job in todo}
 
 
-def draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:
+def draw(plan: Plan, how: How, costs: Costs, say, warm: Server | None = None) -> list[Outcome]:
     """Executes the paper notebooks; one whose inputs and files are as they were is skipped."""
     if not any(is_done(folder) for folder in plan.space.records.glob("[!.]*")):
         return [Outcome(job, "skipped", error="there is no record to draw from yet") for job in plan.paper]
@@ -159,7 +163,7 @@ def draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:
     if todo:
         say(f"{len(todo)} tables and figures to draw")
     before = _files(plan)
-    outcomes = _execute_all(todo, how, min(len(how.slots), len(plan.paper)), costs, say)
+    outcomes = _execute_all(todo, how, min(len(how.slots), len(plan.paper)), costs, say, warm)
     drawn = [path for path, stamp in _files(plan).items() if before.get(path) != stamp]
     for job, outcome in outcomes.items():
         if outcome.status == "done":

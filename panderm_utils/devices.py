@@ -29,6 +29,12 @@ def read_gpus(text: str) -> tuple[str, ...]:
     return tuple(wanted)
 
 
+def sees_gpus() -> bool:
+    """Whether a run that is given no GPU of its own may use one."""
+    preset = os.environ.get(VARIABLE)
+    return bool(_split(preset) if preset is not None else _numbers())
+
+
 def gpus_of(job: Job) -> int:
     """Returns how many GPUs a run takes: as many as the processes that train together."""
     return job.parameters.get("processes", 1)

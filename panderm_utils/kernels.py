@@ -6,12 +6,15 @@ jupyter_client starts kernels through the provisioner that JUPYTER_DEFAULT_PROVI
 this one known as "panderm", and `execution.child_environment` asks for it.
 """
 
+import os
 import resource
 import sys
 import uuid
 from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
+
+from panderm_utils.warm_kernels import wake_kernel
 
 SAYS = "the kernel ended with exit code {code}; its peak memory was {megabytes:,} MB"  # read by `execution`
 
@@ -29,6 +32,16 @@ class TellingProvisioner(LocalProvisioner):
         if sys.platform == "linux" and self.parent and self.parent.transport == "tcp":
             self.parent.transport, self.parent.ip = "ipc", f"@panderm-{uuid.uuid4().hex}"
         return await super().pre_launch(**kwargs)
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
+        # jupyter_client's launcher sets JPY_PARENT_PID, and ipykernel has read it by now, as it was imported.
+        parent = f"--IPKernelApp.parent_handle={os.getpid()}"
+        environment = kwargs["env"] | {"JPY_PARENT_PID": str(os.getpid())}
+        kernel = wake_kernel([*cmd, parent], environment, kwargs.get("cwd"))
+        if kernel is None:
+            return await super().launch_kernel(cmd, **kwargs)
+        self.process, self.pid, self.pgid = kernel, kernel.pid, kernel.pid  # it leads a session of its own
+        return self.connection_info
 
     async def poll(self) -> int | None:
         code = await super().poll()
