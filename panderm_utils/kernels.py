@@ -6,8 +6,10 @@ jupyter_client starts kernels through the provisioner that JUPYTER_DEFAULT_PROVI
 this one known as "panderm", and `execution.child_environment` asks for it.
 """
 
+import asyncio
 import os
 import resource
+import signal
 import sys
 import uuid
 from typing import Any
@@ -17,6 +19,7 @@ from jupyter_client.provisioning import LocalProvisioner
 from panderm_utils.warm_kernels import wake_kernel
 
 SAYS = "the kernel ended with exit code {code}; its peak memory was {megabytes:,} MB"  # read by `execution`
+SETTLE = 0.05  # seconds in which a kernel that has answered becomes idle
 
 
 class TellingProvisioner(LocalProvisioner):
@@ -42,6 +45,13 @@ class TellingProvisioner(LocalProvisioner):
             return await super().launch_kernel(cmd, **kwargs)
         self.process, self.pid, self.pgid = kernel, kernel.pid, kernel.pid  # it leads a session of its own
         return self.connection_info
+
+    async def send_signal(self, signum: int) -> None:
+        # Before a shutdown, jupyter_client interrupts the kernel. One that has answered but is not quite idle yet would
+        # lose the request that follows in its KeyboardInterrupt, and be ended seconds later.
+        if signum == signal.SIGINT and self.parent and self.parent.shutting_down:
+            await asyncio.sleep(SETTLE)
+        await super().send_signal(signum)
 
     async def poll(self) -> int | None:
         code = await super().poll()
