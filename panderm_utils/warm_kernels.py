@@ -251,7 +251,8 @@ def _fork() -> int:
     """Forks as `os.fork` does; what a fork would have in common with the others, it draws anew as a new process."""
     pid = os.fork()
     if not pid:
-        sys.modules["numpy"].random.seed()  # Python's own `random` sees to it itself
+        sys.modules["numpy"].random.seed()  # Python's own `random` does so by itself
+        sys.modules["torch"].default_generator.seed()
     return pid
 
 
