@@ -16,7 +16,7 @@ from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
 
-from panderm_utils.warm_kernels import wake_kernel
+from panderm_utils.warm_server import wake_kernel
 
 SAYS = "the kernel ended with exit code {code}; its peak memory was {megabytes:,} MB"  # read by `execution`
 SETTLE = 0.05  # seconds in which a kernel that has answered becomes idle

@@ -28,7 +28,7 @@ run = workspace.run_id(dataset, "linear_probe", encoder, seed, train_fraction=tr
 folder, tries = space.records / run, space.root / f"tries-{seed}"
 tries.write_text((tries.read_text() if tries.exists() else "") + "x")
 (space.root / f"kernel-{seed}").write_text(str(os.getpid()))
-warm = "panderm_utils.warm_kernels" in sys.modules and "papermill.cli" in sys.modules
+warm = "panderm_utils.warm_server" in sys.modules and "papermill.cli" in sys.modules
 """
 # Seed 0, 1: well; 2: its kernel is killed; 3: is ended with 7; 4: its first kernel waits to be killed with its server.
 ACT = """\
@@ -104,7 +104,7 @@ def execute(planned, **options):
 
 
 def servers():
-    return [process for process in psutil.Process().children() if "panderm_utils.warm_kernels" in process.cmdline()]
+    return [process for process in psutil.Process().children() if "warm_server" in " ".join(process.cmdline())]
 
 
 def until(true, seconds=90):
@@ -177,7 +177,7 @@ def test_a_server_that_cannot_import_leaves_all_to_cold_starts(space, notebooks,
     broken = tmp_path / "site"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(
-        "import sys\nif any('warm_kernels' in part for part in sys.orig_argv):\n    raise SystemExit('no')\n"
+        "import sys\nif any('warm_server' in part for part in sys.orig_argv):\n    raise SystemExit('no')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(broken))
     planned = make(space, notebooks, seeds=[0])
