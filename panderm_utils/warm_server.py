@@ -26,6 +26,15 @@ import panderm_utils
 from panderm_utils.leftovers import RUN
 
 ROOM = 16_384  # bytes of a request, and so of what a run writes over its environment and its command line
+# ipykernel comes first: it tells tqdm, as that is imported, to draw its bars for a notebook.
+IMPORTS = (
+    "ipykernel.kernelapp",
+    "ipykernel.debugger",
+    "papermill.cli",
+    "sqlite3",
+    "tabulate",
+    "tornado.platform.asyncio",
+)
 INLINE = "module://matplotlib_inline.backend_inline"  # as ipykernel sets it before anything is imported
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -126,13 +135,15 @@ def _fork_runs(requests: int) -> list[str]:
 
 
 def _import_all() -> None:
-    """Imports what notebooks import, as a kernel would: ipykernel first, by which tqdm knows where its bars go."""
+    """Imports what papermill, kernels and notebooks import, as a kernel would."""
+    import nbformat  # not above, as batches import this module too
+
     given = os.environ.get("MPLBACKEND")
     os.environ["MPLBACKEND"] = given or INLINE
-    importlib.import_module("ipykernel.kernelapp")
-    importlib.import_module("papermill.cli")
-    for module in pkgutil.walk_packages(panderm_utils.__path__, f"{panderm_utils.__name__}."):
-        importlib.import_module(module.name)
+    ours = [module.name for module in pkgutil.walk_packages(panderm_utils.__path__, f"{panderm_utils.__name__}.")]
+    for name in (*IMPORTS, *ours):
+        importlib.import_module(name)
+    nbformat.validate(nbformat.v4.new_notebook())  # reads the schema of notebooks
     if given is None:
         del os.environ["MPLBACKEND"]
 
