@@ -20,6 +20,7 @@ import yaml
 from panderm_utils.batch import leftovers
 from panderm_utils.batch.lock import hold
 from panderm_utils.batch.plan import Job
+from panderm_utils.batch.warm_kernels import LOST, Run, Server
 from panderm_utils.disk import free, no_room, room_for
 from panderm_utils.results import is_done
 from panderm_utils.workspace import REPOSITORY
@@ -49,19 +50,26 @@ class Outcome:
 
 
 def execute(
-    job: Job, environment: dict[str, str], timeout: float | None, stop: threading.Event, retries: int = 0
+    job: Job,
+    environment: dict[str, str],
+    timeout: float | None,
+    stop: threading.Event,
+    retries: int = 0,
+    warm: Server | None = None,
 ) -> Outcome:
     """Executes a notebook, anew up to `retries` times where its kernel did not start or was killed.
 
     Never anew after an error of the code. Arguments and result as of `execute_once`.
     """
-    outcome, tried = execute_once(job, environment, timeout, stop), 1
+    outcome, tried = execute_once(job, environment, timeout, stop, warm), 1
     while outcome.by_chance and tried <= retries and not stop.is_set():
-        outcome, tried = execute_once(job, environment, timeout, stop), tried + 1
+        outcome, tried = execute_once(job, environment, timeout, stop, warm), tried + 1
     return dataclasses.replace(outcome, error=f"{outcome.error}; tried {tried} times") if outcome.by_chance else outcome
 
 
-def execute_once(job: Job, environment: dict[str, str], timeout: float | None, stop: threading.Event) -> Outcome:
+def execute_once(
+    job: Job, environment: dict[str, str], timeout: float | None, stop: threading.Event, warm: Server | None = None
+) -> Outcome:
     """Executes a notebook; the executed copy takes its place when it is whole, a failed one is kept as *.failed.ipynb.
 
     A run is done only if papermill says so and the run left a new, whole record: an executed notebook proves nothing,
@@ -71,6 +79,7 @@ def execute_once(job: Job, environment: dict[str, str], timeout: float | None, s
         environment: Of the process; see `child_environment`.
         timeout: Seconds after which the job is ended, or None.
         stop: Ends the job when set.
+        warm: Starts papermill and its kernel, if it can.
     """
     started = time.monotonic()
     try:
@@ -85,17 +94,17 @@ def execute_once(job: Job, environment: dict[str, str], timeout: float | None, s
                 remedy = f"wait until that ends, then run the same again; it writes {job.log}"
                 return Outcome(job, "failed", error=f"another process executes it, such as a Slurm task; {remedy}")
             log.truncate(0)
-            return _execute_alone(job, log, environment, timeout, stop)
+            return _execute_alone(job, log, environment, timeout, stop, warm)
     except OSError as error:  # such as a full disk
         return Outcome(job, "failed", time.monotonic() - started, error=str(error))
 
 
-def _execute_alone(job, log, environment, timeout, stop) -> Outcome:
+def _execute_alone(job, log, environment, timeout, stop, warm) -> Outcome:
     started, before = time.monotonic(), _stamp(job)
     partial, failed = job.output.with_name(f".{job.name}.ipynb"), job.output.with_suffix(".failed.ipynb")
     parameters = job.log.with_suffix(".yaml")
     parameters.write_text(yaml.safe_dump(job.parameters), encoding="utf-8")
-    code = _run_papermill(job, partial, parameters, log, environment, timeout, stop)
+    code = _run_papermill(job, partial, parameters, log, environment, timeout, stop, warm)
     parameters.unlink()
     seconds = time.monotonic() - started
     if code == 0 and (job.record is None or (is_done(job.record) and _stamp(job) != before)):
@@ -163,34 +172,40 @@ def _chance(code: int, log: Path) -> str | None:
     return None
 
 
-def _run_papermill(job, partial, parameters, log, environment, timeout, stop) -> int | str:
+def _run_papermill(job, partial, parameters, log, environment, timeout, stop, warm) -> int | str:
     """Returns papermill's exit status, or "timeout" or "interrupted" where it was ended; nothing below it is left."""
     # papermill fills {names} in its paths with parameters: it would write outside a folder called so
     paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (job.notebook, partial)]
-    command = [sys.executable, "-m", "papermill", *paths, "-k", "python3", "-l", "python"]
-    command += ["--cwd", str(REPOSITORY), "-f", str(parameters), "--no-progress-bar", "--log-output"]
+    arguments = [*paths, "-k", "python3", "-l", "python"]
+    arguments += ["--cwd", str(REPOSITORY), "-f", str(parameters), "--no-progress-bar", "--log-output"]
     deadline = None if timeout is None else time.monotonic() + timeout
     if stop.is_set():
         return "interrupted"
-    process = subprocess.Popen(
-        command,
+    mark = leftovers.mark(job.log)
+    process = warm and warm.start("papermill", arguments, environment, mark[leftovers.RUN], log)
+    process = process or subprocess.Popen(
+        [sys.executable, "-m", "papermill", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        env=environment | leftovers.mark(job.log),
+        env=environment | mark,
         cwd=REPOSITORY,
         start_new_session=True,
     )
     ended = None
-    while process.poll() is None and ended is None:
+    while (code := process.poll()) is None and ended is None:
         if stop.is_set():
             ended = "interrupted"
         elif deadline is not None and time.monotonic() > deadline:
             ended = "timeout"
         else:
             stop.wait(POLL)
+    if isinstance(process, Run):
+        process.let_go()  # first: what is forked from now on ends by itself
     leftovers.end(lambda: leftovers.family(job.log))  # papermill itself, or what it left when it was killed
-    return ended or process.wait()
+    if code == LOST and not ended:
+        return _run_papermill(job, partial, parameters, log, environment, timeout, stop, None)
+    return ended or code
 
 
 def _size(job: Job) -> int:

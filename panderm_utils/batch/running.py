@@ -20,6 +20,7 @@ from panderm_utils.batch.execution import Outcome, child_environment, execute
 from panderm_utils.batch.leftovers import GRACE
 from panderm_utils.batch.plan import Job, Plan
 from panderm_utils.batch.progress import Progress
+from panderm_utils.batch.warm_kernels import Server
 from panderm_utils.manifests import MANIFEST_ROOT
 from panderm_utils.results import is_done
 from panderm_utils.workspace import REPOSITORY
@@ -67,10 +68,11 @@ def run_batch(plan: Plan, how: How = How(), say: Callable[[str], None] = print) 
     at_once = min(len(how.slots), len(plan.runs))
     if todo:
         say(f"{len(todo)} of {len(plan.runs)} runs to do, {at_once} at a time; logs: {todo[0].log.parent}")
-    outcomes |= _execute_all(todo, how, at_once, costs, say)
-    if exit_status(outcomes.values()) == 130:
-        return [outcomes[run] for run in plan.runs]
-    return [outcomes[run] for run in plan.runs] + draw(plan, how, costs, say)
+    with Server() as warm:
+        outcomes |= _execute_all(todo, how, at_once, costs, say, warm)
+        if exit_status(outcomes.values()) == 130:
+            return [outcomes[run] for run in plan.runs]
+        return [outcomes[run] for run in plan.runs] + draw(plan, how, costs, say, warm)
 
 
 def leave_out(runs: Sequence[Job], force: bool) -> dict[Job, Outcome]:
@@ -112,7 +114,7 @@ def describe_outcomes(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*lines, "", ", ".join(f"{count} {status}" for status, count in counts.items())])
 
 
-def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> dict[Job, Outcome]:
+def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say, warm: Server | None) -> dict[Job, Outcome]:
     """Executes jobs, the longest first; Ctrl-C ends those that run and never starts the rest.
 
     Args:
@@ -122,6 +124,8 @@ def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> 
     stop, waiting, running, outcomes = threading.Event(), costs.longest_first(todo), {}, {}
     slots = list(how.slots)
     environment = child_environment(at_once or 1)
+    if warm and todo and not how.gpus and not sees_gpus():
+        warm.prepare(environment, len(todo), at_once)
     progress = Progress(todo, len(slots), say, costs, how.live)
     with ThreadPoolExecutor(max_workers=len(slots)) as pool:
         try:
@@ -130,7 +134,7 @@ def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> 
                 while waiting and (width := gpus_of(waiting[0]) if how.gpus else 1) <= len(slots):
                     job, mine, slots = waiting.pop(0), slots[:width], slots[width:]
                     gpus = {VARIABLE: ",".join(mine)} if how.gpus else {}
-                    future = pool.submit(execute, job, environment | gpus, how.timeout, stop, how.retries)
+                    future = pool.submit(execute, job, environment | gpus, how.timeout, stop, how.retries, warm)
                     running[future] = job, mine
                     progress.started(job)
                 for future in wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done:
@@ -153,7 +157,7 @@ def _execute_all(todo: list[Job], how: How, at_once: int, costs: Costs, say) -> 
     return {job: outcomes.get(job) or Outcome(job, "interrupted") for job in todo}
 
 
-def draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:
+def draw(plan: Plan, how: How, costs: Costs, say, warm: Server | None = None) -> list[Outcome]:
     """Executes the paper notebooks; one whose inputs and files are as they were is skipped."""
     if not any(is_done(folder) for folder in plan.space.records.glob("[!.]*")):
         return [Outcome(job, "skipped", error="there is no record to draw from yet") for job in plan.paper]
@@ -162,7 +166,7 @@ def draw(plan: Plan, how: How, costs: Costs, say) -> list[Outcome]:
     if todo:
         say(f"{len(todo)} tables and figures to draw")
     before = _files(plan)
-    outcomes = _execute_all(todo, how, min(len(how.slots), len(plan.paper)), costs, say)
+    outcomes = _execute_all(todo, how, min(len(how.slots), len(plan.paper)), costs, say, warm)
     drawn = [path for path, stamp in _files(plan).items() if before.get(path) != stamp]
     for job, outcome in outcomes.items():
         if outcome.status == "done":
@@ -223,6 +227,12 @@ def read_gpus(text: str) -> tuple[str, ...]:
     if not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"--gpus {text}: name each GPU once, of {known}; or write --gpus all")
     return tuple(wanted)
+
+
+def sees_gpus() -> bool:
+    """Whether a run that is given no GPU of its own may use one."""
+    preset = os.environ.get(VARIABLE)
+    return bool(_split(preset) if preset is not None else _numbers())
 
 
 def gpus_of(job: Job) -> int:

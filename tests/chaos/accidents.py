@@ -49,6 +49,8 @@ class Scene:
         command = " ".join(process.cmdline())
         if process.pid == self.driver.pid:
             return "run_all"
+        if "warm_server" in command:  # also a fork of it that is none of the below yet
+            return "server"
         if "ipykernel" in command:  # forked workers keep the command of their kernel
             above = process.parent()
             return "worker" if above and "ipykernel" in " ".join(above.cmdline()) else "kernel"
@@ -99,6 +101,7 @@ ACCIDENTS = (
     Accident("run_all killed", "run_all"),
     Accident("papermill killed", "papermill"),
     Accident("kernel killed", "kernel"),
+    Accident("server of warm starts killed", "server"),
     Accident("data-loader worker killed", "worker", lambda scene: scene.is_extracting() or scene.is_training(), 0.5),
     Accident("feature extraction killed", f"kernel {PROBE}", Scene.is_extracting, 0.5),
     Accident("fine-tuning killed", f"kernel {TUNE}", Scene.is_training, 2.0),

@@ -125,7 +125,9 @@ class House:
         command = [sys.executable, "-c", COMMAND, self.root / "notebooks", "--profile", "paper", "--jobs", "2"]
         command += ["--datasets", DATASET, "--protocols", "linear_probe", "fine_tune", "--encoders", "panderm_tiny"]
         command += ["--data-root", self.data, "--output-root", outputs, *more]
-        environment = {**os.environ, TOKEN: self.token, "PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1"}
+        # Warm, though so few runs would as soon start cold; PANDERM_START=cold tries that.
+        environment = {"PANDERM_START": "warm", **os.environ, TOKEN: self.token}
+        environment |= {"PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1"}
         if "stdout" in options:
             return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **options)
         with said(outputs).open("a") as file:
