@@ -72,8 +72,8 @@ def execute_once(
 ) -> Outcome:
     """Executes a notebook; the executed copy takes its place when it is whole, a failed one is kept as *.failed.ipynb.
 
-    A run is done only if papermill says so and the run left a new, whole record: an executed notebook proves nothing,
-    as one whose kernel was killed looks complete.
+    A run is done if it left a new, whole record, and only then: an executed notebook proves nothing, as one whose kernel
+    was killed looks complete. So what the batch says, what the next one skips and what the report lists are one.
 
     Args:
         environment: Of the process; see `child_environment`.
@@ -107,10 +107,14 @@ def _execute_alone(job, log, environment, timeout, stop, warm) -> Outcome:
     code = _run_papermill(job, partial, parameters, log, environment, timeout, stop, warm)
     parameters.unlink()
     seconds = time.monotonic() - started
-    if code == 0 and (job.record is None or (is_done(job.record) and _stamp(job) != before)):
-        partial.replace(job.output)
+    # A study saves its record last, so a new one means that all of it is done, whatever happened to papermill then.
+    recorded = job.record is not None and is_done(job.record) and _stamp(job) != before
+    if recorded or (code == 0 and job.record is None):
+        remark = "" if code == 0 else f"its record is whole, but then: {diagnose(partial, job.log)[1]}"
+        if partial.exists():
+            partial.replace(job.output)
         failed.unlink(missing_ok=True)
-        return Outcome(job, "done", seconds)
+        return Outcome(job, "done", seconds, error=remark)
     if code == "interrupted":
         partial.unlink(missing_ok=True)
         return Outcome(job, "interrupted", seconds)

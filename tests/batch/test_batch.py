@@ -335,6 +335,17 @@ def test_all_of_a_profile_in_its_order(space, notebooks):
     assert names == [(seed, e, d) for seed in (2, 1) for e in encoders for d in datasets]
 
 
+def test_a_run_whose_papermill_dies_after_the_record_is_done_for_the_batch_the_next_one_and_the_report(tmp_path):
+    dies = f"{ACT}import signal\nos.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(600)\n"
+    space = workspace.open_workspace("demo", output_root=tmp_path)
+    planned = make(space, write_notebooks(tmp_path / "notebooks", dies))
+    for status in ("done", "skipped"):
+        outcome, _ = batch.run_batch(planned, say=lambda line: None)
+        assert outcome.status == status
+        assert outcome.error.startswith("its record is whole, but then: ") == (status == "done")
+    assert not list(space.root.rglob("*.failed.ipynb"))
+
+
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
