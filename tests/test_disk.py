@@ -2,6 +2,7 @@
 
 import panderm_utils  # noqa: F401  first of all: makes torchvision, and so timm, importable
 from panderm_utils.protocols import load_protocol
+from panderm_utils.results import is_done
 
 # isort: split
 import json
@@ -17,7 +18,6 @@ from PIL import Image
 
 import run_all
 from panderm_utils import disk, workspace
-from panderm_utils.batch import plan
 from panderm_utils.batch import running as batch
 from panderm_utils.encoders import feature_cache, features, load_encoder
 from panderm_utils.protocols.fine_tune.model import load_finetune_model, read_facts
@@ -144,7 +144,7 @@ def test_records_and_executed_notebooks_without_room_say_so_and_the_same_batch_g
         (outcome,) = batch.run_batch(planned, say=lambda line: None)
         assert outcome.status == "failed"
         assert re.search(rf"the disk is full: {what} needs [\d,]+ bytes, [\d,]+ are free", outcome.error), outcome.error
-        assert not plan.is_done(planned.runs[0].record)
+        assert not is_done(planned.runs[0].record)
         assert not list(space.root.glob("records/*")) or seed
         (folder / "filler").unlink()
         (outcome,) = batch.run_batch(planned, say=lambda line: None)

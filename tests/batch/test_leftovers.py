@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from panderm_utils import disk
 from panderm_utils.batch import leftovers
 from panderm_utils.batch.lock import started
 
@@ -184,4 +185,4 @@ def test_half_written_files_of_the_dead_are_removed_and_a_record_that_was_being_
     found |= {path for path in root.glob("*/*/*") if path.name != "record.json"} | set(root.glob("records/*"))
     assert found == {*there, root / "records/b"}
     assert (root / "records/b/record.json").read_text() == f".b.{node}.{dead.pid}.old"
-    assert leftovers.temporary(root / "records/a").name == f".a.{node}.{os.getpid()}.new"
+    assert disk.temporary(root / "records/a").name == f".a.{node}.{os.getpid()}.new"

@@ -17,6 +17,7 @@ import run_all
 from panderm_utils import workspace
 from panderm_utils.batch import parameters, plan, slurm, slurm_queue
 from panderm_utils.batch import running as batch
+from panderm_utils.results import is_done
 from tests.batch.slurm_on_loopback import missing_programs, slurm_on_loopback, until
 from tests.batch.test_batch import write_notebooks
 from tests.chaos import house
@@ -114,7 +115,7 @@ def under_way(cluster, notebooks, tmp_path_factory):
     cluster.stop("slurmctld")
     until(lambda: any("Slurm does not answer" in line for line in said))
     (space.root / "go").touch()
-    until(lambda: plan.is_done(space.records / f"{NAME}4"))
+    until(lambda: is_done(space.records / f"{NAME}4"))
     cluster.start("slurmctld")
     until(lambda: cluster.facts(job_of(space, 2))["JobState"] == "RUNNING")
     cluster("scontrol", "update", f"JobId={killed}", "EndTime=now")
@@ -230,7 +231,7 @@ def test_a_printed_script_does_the_same(cluster, space, notebooks, tmp_path, cap
         line[1:], shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.split()[-1]
     array = cluster.facts(last)["Dependency"].split(":")[1].split("_")[0]
-    until(lambda: lives(space, 2) and plan.is_done(space.records / f"{NAME}0"))
+    until(lambda: lives(space, 2) and is_done(space.records / f"{NAME}0"))
     cluster("scancel", "--batch", "--signal=USR2", f"{array}_0")  # as Slurm does before the time limit
     cluster.hurry(f"{array}_0")
     until(lambda: cluster.facts(last)["JobState"] == "COMPLETED")
@@ -249,7 +250,7 @@ def eventful(under_way):
 def test_a_requeued_run_is_executed_again(eventful):
     space, outcomes, _ = eventful
     assert (outcomes[2].status, lives(space, 2)) == ("done", 2)
-    assert plan.is_done(space.records / f"{NAME}2")
+    assert is_done(space.records / f"{NAME}2")
 
 
 def test_a_restart_of_the_controller_is_waited_out(eventful):
