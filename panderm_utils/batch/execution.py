@@ -72,8 +72,8 @@ def execute_once(
 ) -> Outcome:
     """Executes a notebook; the executed copy takes its place when it is whole, a failed one is kept as *.failed.ipynb.
 
-    A run is done if it left a new, whole record, and only then: an executed notebook proves nothing, as one whose kernel
-    was killed looks complete. So what the batch says, what the next one skips and what the report lists are one.
+    A run is done if it left a new, whole record, and only then: an executed notebook proves nothing, as one whose
+    kernel was killed looks complete. So what the batch says, what the next one skips and what the report lists are one.
 
     Args:
         environment: Of the process; see `child_environment`.
