@@ -1,9 +1,9 @@
-"""Times the batch's own work: planning 1,000 runs, and skipping 1,000 runs that have a record.
+"""Times the batch's overhead: planning 1,000 runs, and skipping 1,000 runs that have a record.
 
     python -m benchmarks.batch
 
-The records are real ones, of 1,232 test images and 7 classes each, in a temporary folder. Skipping includes the check
-that the tables and figures drawn from them are up to date, with every record read anew.
+The records are real, with 1,232 test images and 7 classes, in a temporary folder. Skipping includes checking that the
+tables and figures drawn from them are up to date, for which every record is read.
 """
 
 import json
@@ -23,7 +23,7 @@ SEEDS = range(20)  # times 10 datasets and 5 encoders
 
 
 def write_records(planned: batch.Plan, images: int = 1_232) -> None:
-    """Leaves one real record, and copies of it under every other run's name."""
+    """Writes one real record, and copies of it under every other run's name."""
     first = planned.runs[0]
     run = results.begin_run("linear_probe", "ham10000", "panderm_large", 0, planned.space)
     proba = np.random.default_rng(0).dirichlet(np.ones(7), size=images)
@@ -38,7 +38,7 @@ def write_records(planned: batch.Plan, images: int = 1_232) -> None:
 
 
 def mark_drawn(planned: batch.Plan) -> None:
-    """Makes the tables and figures look drawn from these records, so that no notebook starts."""
+    """Marks the tables and figures as drawn from these records, so that no notebook starts."""
     for job in planned.paper:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(), job.output)
@@ -62,5 +62,5 @@ if __name__ == "__main__":
             skipping.append((time.perf_counter() - started) / len(planned.runs))
             assert {outcome.status for outcome in outcomes} == {"skipped"}
     runs = len(planned.runs)
-    print(f"planning {runs:,} runs: {median(planning):.3f} s, the first time {planning[0]:.3f} s (goal under 1 s)")
-    print(f"a skipped run: {1e3 * median(skipping):.2f} ms, median of {ROUNDS} batches of {runs:,} (goal under 10 ms)")
+    print(f"planning {runs:,} runs: {median(planning):.3f} s, first time {planning[0]:.3f} s (goal: under 1 s)")
+    print(f"a skipped run: {1e3 * median(skipping):.2f} ms, median of {ROUNDS} batches of {runs:,} (goal: under 10 ms)")

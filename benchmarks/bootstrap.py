@@ -1,11 +1,11 @@
-"""Times the bootstrap of the six metrics against a plain loop of scikit-learn, in interleaved pairs of one run.
+"""Times the bootstrap of the six metrics against a plain scikit-learn loop, in interleaved pairs.
 
-    python -m benchmarks.bootstrap           both sizes of the goals (about 2 minutes on 2 cores)
-    python -m benchmarks.bootstrap --quick   the small one
+    python -m benchmarks.bootstrap           both sizes (about 2 minutes on 2 cores)
+    python -m benchmarks.bootstrap --quick   the smaller one
 
-Ours is `metrics.evaluate` from start to end, 1,000 replicates. The loop scores a few of the same replicates and is
-extrapolated to 1,000, as all cost alike; the resampled rows are handed to it for nothing. The host may stall for
-seconds, so single pairs swing: read the medians. The scores are float32 turned to float64, as a probe's are.
+Ours is a full `stats.evaluate` with 1,000 replicates. The loop scores a few of the same replicates and is extrapolated
+to 1,000; it gets the resampled rows for free. The host may stall for seconds, so single pairs vary: read the medians.
+The scores are float32 converted to float64, like a probe's.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from panderm_utils import stats
 from panderm_utils.results import peak_memory_mb
 
 REPLICATES = 1_000
-# images, classes, replicates of the loop in a pair, goal: a common test split, and the largest that was tried
+# images, classes, replicates of the loop per pair, goal: a common test split, and the largest tried
 SIZES = ((1_232, 7, 20, 300), (38_000, 16, 3, 20))
 
 
 def draw_predictions(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Unbalanced labels [images], each class present, and probabilities [images, classes] that know something."""
+    """Returns unbalanced labels [images] of all classes and probabilities [images, classes] better than chance."""
     generator = np.random.default_rng(seed)
     frequencies = generator.dirichlet(np.full(classes, 2.0))
     y = np.concatenate([np.arange(classes), generator.choice(classes, images - classes, p=frequencies)])
@@ -35,7 +35,7 @@ def draw_predictions(images: int, classes: int, seed: int = 0) -> tuple[np.ndarr
 
 
 def by_scikit_learn(y: np.ndarray, proba: np.ndarray) -> list[float]:
-    """The six metrics as published: one call each."""
+    """Returns the six metrics as published: one call each."""
     predicted, one_hot = proba.argmax(axis=1), label_binarize(y, classes=range(proba.shape[1]))
     return [
         sk.accuracy_score(y, predicted),
@@ -50,19 +50,19 @@ def by_scikit_learn(y: np.ndarray, proba: np.ndarray) -> list[float]:
 def compare(images: int, classes: int, loop: int, goal: float, pairs: int) -> None:
     """Prints each pair, then the median ratio, the largest difference from scikit-learn and the peak memory."""
     y, proba = draw_predictions(images, classes)
-    several = max(1, 50_000 // images)  # of our runs in a pair, so that a short one is timed well
+    repeats = max(1, 50_000 // images)  # of ours per pair, so that short runs are timed well
     measured, difference = Pairs(), 0.0
     stats.evaluate(y, proba, replicates=10)
     for pair in range(pairs):
         rows = np.concatenate(list(islice(stats.resampled_rows(y, REPLICATES, pair, block=1), loop)))
         naive, naive_seconds = timed(lambda rows: [by_scikit_learn(y[r], proba[r]) for r in rows], rows)
-        _, seconds = timed(lambda seed: [stats.evaluate(y, proba, REPLICATES, seed) for _ in range(several)], pair)
+        _, seconds = timed(lambda seed: [stats.evaluate(y, proba, REPLICATES, seed) for _ in range(repeats)], pair)
         ours = stats.bootstrap(stats.Scorer(y, proba), y, loop, seed=pair)
         difference = max(difference, np.abs(ours - naive).max())
-        print(measured.add(naive_seconds * REPLICATES / loop, seconds / several), flush=True)
+        print(measured.add(naive_seconds * REPLICATES / loop, seconds / repeats), flush=True)
     print(
         f"{images:,} x {classes}, {REPLICATES:,} replicates: {measured.verdict(goal)}; the loop "
-        f"extrapolated from {loop} replicates a pair; largest difference from scikit-learn over {pairs * loop} "
+        f"extrapolated from {loop} replicates per pair; largest difference from scikit-learn over {pairs * loop} "
         f"replicates {difference:.1e} (goal <= 1e-12); peak memory of the process "
         f"{peak_memory_mb()['process']} MB",
         flush=True,
@@ -72,7 +72,7 @@ def compare(images: int, classes: int, loop: int, goal: float, pairs: int) -> No
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only the smaller size")
-    parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs a size (default: 7)")
+    parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs per size (default: 7)")
     arguments = parser.parse_args()
     print(describe_machine(), flush=True)
     for size in SIZES[:1] if arguments.quick else SIZES:

@@ -1,13 +1,13 @@
-"""Times the parts of fine-tuning against the naive way, in interleaved pairs of one run, each goal beside its ratio.
+"""Times the parts of fine-tuning against the naive way, in interleaved pairs, and prints the goals.
 
-    python -m benchmarks.finetune                     all rows of the goals (about a quarter of an hour on 2 cores)
+    python -m benchmarks.finetune                     all goals (about 15 minutes on 2 cores)
     python -m benchmarks.finetune --parts images views
-    python -m benchmarks.finetune --quick             fewer images, three pairs, no steps: a look, not a result
+    python -m benchmarks.finetune --quick             fewer images, three pairs, no steps: indicative only
 
 The naive way is the published one: every epoch decodes, resizes and augments each file with torchvision's transforms;
-each test-time view is resized anew; the training step is float32 with attention written out and AdamW's loop.
-Images are read in one process with one thread, which is what a loader's worker has, so that a ratio is one of work, and
-the two ways must agree bit for bit. The host may stall for seconds, so single pairs swing: read the medians.
+each test-time view is resized separately; the training step is float32 with unfused attention and AdamW's for-loop.
+Images are read in one process with one thread, as in a loader's worker, so that ratios compare work, and the two ways
+must agree bit for bit. The host may stall for seconds, so single pairs vary: read the medians.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measuring import Pairs, describe_machine, draw_images, timed, write_attention_out
+from benchmarks.measuring import Pairs, describe_machine, draw_images, timed, unfuse_attention
 
 # isort: split
 import torch
@@ -86,11 +86,11 @@ def published_view() -> transforms.Compose:
 
 
 def compare_training_images(folder: Path, width: int, height: int, suffix: str, count: int, goal: float, pairs: int):
-    """An epoch of training images after the first, whose copies are there, against one that decodes each file."""
+    """Compares an epoch with copies of the decoded training images against one that decodes each file."""
     paths = draw_images(folder, count, width, height, suffix)
     cached = TrainingImages(paths, [0] * count, seed=0, cache=ImageCopies(folder / "copies"))
     plain, published = TrainingImages(paths, [0] * count, seed=0), published_training_transform()
-    time.sleep(2.5)  # files this fresh are not copied: their times do not tell yet whether they change
+    time.sleep(2.5)  # files this recent are not copied, as their times cannot reveal a change yet
     _, first = timed(lambda: [cached[i] for i in range(count)])
     assert len(cached.copies) >= count
 
@@ -120,7 +120,7 @@ def compare_training_images(folder: Path, width: int, height: int, suffix: str, 
 
 
 def compare_views(folder: Path, width: int, height: int, suffix: str, count: int, goal: float, pairs: int):
-    """Five test-time views of each file, resized once against resized for each view."""
+    """Compares five test-time views of each file, resized once, against resizing for each view."""
     paths = draw_images(folder, count, width, height, suffix)
     to_tensor, published = transforms.ToTensor(), published_view()
 
@@ -154,7 +154,7 @@ class Step:
         self.images = torch.randn(batch, 3, 224, 224, device=device)
         self.labels = torch.arange(batch, device=device) % CLASSES
         if self.naive:
-            write_attention_out(self.model)
+            unfuse_attention(self.model)
             self.optimizer = torch.optim.AdamW(
                 parameter_groups(self.model, recipe), lr=1e-6, fused=False, foreach=False
             )
@@ -179,36 +179,36 @@ class Step:
 
 
 def peak_memory(kind: str) -> float:
-    """Returns the most memory in GB that a process of its own takes for two steps, torch itself included."""
+    """Returns the peak memory in GB of a new process that takes two steps, torch included."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.finetune", "--peak", kind]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def compare_steps(pairs: int) -> None:
-    """Training steps of ViT-B, of all kinds in turn."""
+    """Compares training steps of ViT-B, all kinds in turn."""
     memory = {kind: peak_memory(kind) for kind in STEPS}
     steps = {kind: Step(kind) for kind in STEPS}
     spent = {kind: [] for kind in STEPS}
     for turn in range(pairs + 1):
         for kind, step in steps.items():
             _, seconds = timed(step)
-            if turn:  # the first makes the optimizer's state
+            if turn:  # the first creates the optimizer's state
                 spent[kind].append(seconds)
         if turn:
-            told = ", ".join(f"{kind} {seconds[-1]:.1f} s" for kind, seconds in spent.items())
-            print(f"  pair {turn}: {told}", flush=True)
+            times = ", ".join(f"{kind} {seconds[-1]:.1f} s" for kind, seconds in spent.items())
+            print(f"  pair {turn}: {times}", flush=True)
     for kind, goal in (("fp32", 1.1), ("bf16", 2), ("bf16 checkpointed", 1.4)):
-        measured, share = Pairs(spent["naive"], spent[kind]), memory[kind] / memory["naive"]
+        measured, ratio = Pairs(spent["naive"], spent[kind]), memory[kind] / memory["naive"]
         print(
             f"training step, ViT-B, batch {BATCH}, {kind}: {measured.verdict(goal)}; {median(spent['naive']):.2f} -> "
-            f"{median(spent[kind]):.2f} s; peak memory {memory['naive']:.1f} -> {memory[kind]:.1f} GB, {share:.2f}"
-            + (f" (goal 0.6: {'reached' if share <= 0.6 else 'missed'})" if "checkpointed" in kind else ""),
+            f"{median(spent[kind]):.2f} s; peak memory {memory['naive']:.1f} -> {memory[kind]:.1f} GB, {ratio:.2f}"
+            + (f" (goal 0.6: {'reached' if ratio <= 0.6 else 'missed'})" if "checkpointed" in kind else ""),
             flush=True,
         )
 
 
 def measure_gpu(encoder: str = "panderm_large", batch: int = 128, device: str = "cuda", count: int = 10) -> None:
-    """Speed and memory of the large model on a GPU; upstream's log: 0.85 s a step, 39,406 MiB on an RTX 6000 Ada."""
+    """Prints speed and memory of the large model on a GPU (upstream: 0.85 s/step, 39,406 MiB, RTX 6000 Ada)."""
     for kind, compiled in (("bf16", False), ("bf16 checkpointed", False), ("bf16", True)):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -220,7 +220,7 @@ def measure_gpu(encoder: str = "panderm_large", batch: int = 128, device: str = 
         seconds = median(timed(step)[1] for _ in range(count))
         print(
             f"{torch.cuda.get_device_name()}: {encoder}, batch {batch}, {kind}{', compiled' if compiled else ''}: "
-            f"{seconds:.3f} s a step, {batch / seconds:.0f} images a second, peak "
+            f"{seconds:.3f} s per step, {batch / seconds:.0f} images per second, peak "
             f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB",
             flush=True,
         )
@@ -230,20 +230,20 @@ def measure_gpu(encoder: str = "panderm_large", batch: int = 128, device: str = 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a fifth of the images, three pairs, no steps")
-    parser.add_argument("--pairs", type=int, help="interleaved pairs a row (default: 7, quick 3)")
-    parser.add_argument("--parts", nargs="+", choices=("images", "views", "steps"), help="which rows (default: all)")
-    parser.add_argument("--peak", choices=STEPS, help="print the peak memory in GB of two steps, and end")
-    given = parser.parse_args()
+    parser.add_argument("--pairs", type=int, help="interleaved pairs per goal (default: 7, quick: 3)")
+    parser.add_argument("--parts", nargs="+", choices=("images", "views", "steps"), help="which parts (default: all)")
+    parser.add_argument("--peak", choices=STEPS, help="print the peak memory in GB of two steps and exit")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
-    if given.peak:
-        step = Step(given.peak)
+    if options.peak:
+        step = Step(options.peak)
         step()
         step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
         sys.exit()
-    pairs = given.pairs or (3 if given.quick else 7)
-    parts = given.parts or (("images", "views") if given.quick else ("images", "views", "steps"))
-    share, threads = 5 if given.quick else 1, torch.get_num_threads()
+    pairs = options.pairs or (3 if options.quick else 7)
+    parts = options.parts or (("images", "views") if options.quick else ("images", "views", "steps"))
+    divisor, threads = 5 if options.quick else 1, torch.get_num_threads()
     print(f"{describe_machine()}; {pairs} pairs", flush=True)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -252,7 +252,7 @@ if __name__ == "__main__":
             ("views", compare_views, VIEW_CASES),
         ):
             for (width, height, suffix), (count, goal) in cases.items() if part in parts else ():
-                compare(Path(folder), width, height, suffix, count // share, goal, pairs)
+                compare(Path(folder), width, height, suffix, count // divisor, goal, pairs)
     torch.set_num_threads(threads)
     if "steps" in parts:
         compare_steps(pairs)

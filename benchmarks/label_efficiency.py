@@ -1,11 +1,11 @@
-"""Times a label-efficiency sweep against the naive way, in one run on the demo dataset: 7 fractions x 5 draws.
+"""Times a label-efficiency sweep against the naive way on the demo dataset: 7 fractions x 5 draws.
 
     python -m benchmarks.label_efficiency            every fit of the naive way (about 10 minutes on 2 cores)
-    python -m benchmarks.label_efficiency --quick    one draw of the naive way, times five: a look, not a result
+    python -m benchmarks.label_efficiency --quick    one draw of the naive way, times five: indicative only
 
-The naive way is the one that a fraction as a notebook's parameter leads to: each of the 35 runs extracts the features
-of its training images and of the test images, with the very same encoder and reader, then fits its probe. Ours extracts
-all features once and fits 31 probes, since the five of all labels are one. Nothing is taken from a cache.
+The naive way makes the fraction a notebook parameter: each of the 35 runs extracts the features of its training images
+and of the test images, with the same encoder and reader, then fits its probe. Ours extracts all features once and fits
+31 probes, as the five with all labels are identical. Nothing is read from a cache.
 """
 
 import argparse
@@ -26,7 +26,7 @@ DRAWS = 5
 
 
 def extract_and_fit(encoder, study, train_images: list[str], seconds: dict[str, float]) -> np.ndarray:
-    """One run of the naive way: returns its test probabilities [N, K], adds up its seconds."""
+    """Returns test probabilities [N, K] of one run of the naive way; adds its times to `seconds`."""
     test = study.split("test")
     y = study.split("train").set_index("image")["label"]
     (x, x_test), extracting = timed(
@@ -42,45 +42,45 @@ def extract_and_fit(encoder, study, train_images: list[str], seconds: dict[str, 
     return probe.predict_proba(x_test)
 
 
-def sweep(encoder, study, drawn, seconds: dict[str, float]) -> label_efficiency.Sweep:
-    """Our way."""
+def sweep(encoder, study, subsets, seconds: dict[str, float]) -> label_efficiency.Sweep:
+    """Returns our sweep; stores its times in `seconds`."""
     (train, test), seconds["extraction"] = timed(
         lambda: [encoders.extract_features(encoder, study, split) for split in ("train", "test")]
     )
     classes = study.manifest.num_classes
-    result, seconds["probes"] = timed(label_efficiency.sweep_probes, train.x, train.y, test.x, drawn, classes)
+    result, seconds["probes"] = timed(label_efficiency.sweep_probes, train.x, train.y, test.x, subsets, classes)
     return result
 
 
 def compare(study, draws_timed: int) -> None:
-    """Prints both ways' seconds and their ratio; the naive way times `draws_timed` of the five draws."""
+    """Prints the seconds of both ways and their ratio; of the naive way, times `draws_timed` of the five draws."""
     encoder = encoders.load_encoder("panderm_tiny", device="cpu")
-    drawn = label_efficiency.draw_subsets(study.table, draws=DRAWS, group_columns=study.manifest.groups.values())
+    subsets = label_efficiency.draw_subsets(study.table, draws=DRAWS, group_columns=study.manifest.groups.values())
     images = study.split("train")["image"].to_numpy()
     encoders.extract_files(encoder, [study.path(name) for name in images[:64]])  # warm up
     ours: dict[str, float] = {}
-    result = sweep(encoder, study, drawn, ours)
+    result = sweep(encoder, study, subsets, ours)
     naive = {"extraction": 0.0, "probes": 0.0}
-    furthest = 0.0
+    difference = 0.0
     for subset, proba in zip(result.subsets, result.proba, strict=True):
         for draw in range(DRAWS) if subset.fraction == 1 else [subset.draw]:
             if draw < draws_timed:
                 again = extract_and_fit(encoder, study, images[subset.rows].tolist(), naive)
-                furthest = max(furthest, float(np.abs(again - proba).max()))
+                difference = max(difference, float(np.abs(again - proba).max()))
                 print(
-                    f"  {subset.fraction:>5.0%} of the labels, draw {draw}: {sum(naive.values()):6.1f} s so far",
+                    f"  label fraction {subset.fraction:>5.0%}, draw {draw}: {sum(naive.values()):6.1f} s so far",
                     flush=True,
                 )
     scale = DRAWS / draws_timed
-    total, own = scale * sum(naive.values()), sum(ours.values())
-    said = "measured" if scale == 1 else f"{draws_timed} of {DRAWS} draws measured, times {scale:g}"
-    print(f"naive ({said}): {total:.1f} s, of which {scale * naive['extraction']:.1f} s of extraction")
-    print(f"ours: {own:.1f} s, of which {ours['extraction']:.1f} s of extraction")
-    asked = DRAWS * len({subset.fraction for subset in drawn})
-    print(f"the {asked} probes alone, {len(result.fits)} of them fitted: {ours['probes']:.2f} s")
-    ratio = total / own
+    naive_total, our_total = scale * sum(naive.values()), sum(ours.values())
+    method = "measured" if scale == 1 else f"{draws_timed} of {DRAWS} draws measured, times {scale:g}"
+    print(f"naive ({method}): {naive_total:.1f} s, of which {scale * naive['extraction']:.1f} s for extraction")
+    print(f"ours: {our_total:.1f} s, of which {ours['extraction']:.1f} s for extraction")
+    probes = DRAWS * len({subset.fraction for subset in subsets})
+    print(f"the {probes} probes alone, {len(result.fits)} of them fitted: {ours['probes']:.2f} s")
+    ratio = naive_total / our_total
     print(f"ratio {ratio:.1f} (goal {GOAL}: {'reached' if ratio >= GOAL else 'missed'})")
-    print(f"probabilities of the two ways differ by at most {furthest:.1e}")
+    print(f"probabilities of the two ways differ by at most {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the benchmarks share: pairs of timings, their median ratio beside its goal, drawn images, the naive attention.
+"""Shared by the benchmarks: paired timings, median ratios with goals, drawn images, unfused attention.
 
-Import it before torch and the package: it switches progress bars off, which tqdm looks up once.
+Import it before torch and the package: it disables progress bars, which tqdm checks only once.
 """
 
 import os
@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 
 os.environ["TQDM_DISABLE"] = "1"
-import panderm_utils  # noqa: F401  (first, as everywhere)
+import panderm_utils  # noqa: F401  (must be first)
 
 # isort: split
 from PIL import Image
@@ -22,7 +22,7 @@ from panderm_utils.results import describe_environment
 
 
 def timed(call: Callable, *arguments, **options) -> tuple:
-    """Returns what the call returns, and its seconds."""
+    """Returns the call's result and its seconds."""
     started = time.perf_counter()
     result = call(*arguments, **options)
     return result, time.perf_counter() - started
@@ -30,13 +30,13 @@ def timed(call: Callable, *arguments, **options) -> tuple:
 
 @dataclass
 class Pairs:
-    """Seconds of the naive way and of ours, taken in turn in one run."""
+    """Seconds of the naive way and of ours, measured in turn."""
 
     naive: list[float] = field(default_factory=list)
     ours: list[float] = field(default_factory=list)
 
     def add(self, naive: float, ours: float) -> str:
-        """Keeps a pair and returns a line that tells it."""
+        """Adds a pair and returns a line that shows it."""
         self.naive.append(naive)
         self.ours.append(ours)
         return f"  pair {len(self.ours)}: {naive:7.2f} s / {ours:6.3f} s = {naive / ours:5.2f}"
@@ -46,26 +46,26 @@ class Pairs:
         return [naive / ours for naive, ours in zip(self.naive, self.ours, strict=True)]
 
     def verdict(self, goal: float) -> str:
-        """The median ratio, as single pairs swing: the host may stall for seconds."""
-        middle, told = median(self.ratios), " ".join(f"{ratio:.2f}" for ratio in self.ratios)
-        return f"median ratio {middle:.2f} (goal {goal}: {'reached' if middle >= goal else 'missed'}; pairs {told})"
+        """Returns the median ratio and whether it reaches the goal; single pairs vary, as the host may stall."""
+        middle, pairs = median(self.ratios), " ".join(f"{ratio:.2f}" for ratio in self.ratios)
+        return f"median ratio {middle:.2f} (goal {goal}: {'reached' if middle >= goal else 'missed'}; pairs {pairs})"
 
     def per_image(self, count: int) -> str:
-        """The median times of both ways, of which each pair took `count` images."""
+        """Returns the median times of both ways per image, for pairs of `count` images."""
         naive, ours = (1000 * median(seconds) / count for seconds in (self.naive, self.ours))
-        return f"{naive:.1f} -> {ours:.2f} ms an image"
+        return f"{naive:.1f} -> {ours:.2f} ms per image"
 
 
 def describe_machine() -> str:
-    """What the ratios of a run depend on, in a line."""
+    """Returns one line on the machine and the versions that the ratios depend on."""
     found = describe_environment()
-    threads = "" if found["threads"] is None else f", threads of torch: {found['threads']}"
+    threads = "" if found["threads"] is None else f", torch threads: {found['threads']}"
     versions = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "numpy", "pillow", "scikit-learn"))
     return f"{found['platform']}, {found['cores']} cores{threads}; {versions}"
 
 
 def draw_images(folder: Path, count: int, width: int = 600, height: int = 450, suffix: str = "jpg") -> list[Path]:
-    """Draws skin-like images: smooth colour and fine noise (JPEGs of 100 kB at 600 x 450)."""
+    """Returns files of skin-like images: smooth colour and fine noise (JPEGs of 100 kB at 600 x 450)."""
     rng = np.random.default_rng(0)
     paths = [folder / f"{width}x{height}-{i:04d}.{suffix}" for i in range(count)]
     for path in paths:
@@ -76,7 +76,7 @@ def draw_images(folder: Path, count: int, width: int = 600, height: int = 450, s
     return paths
 
 
-def write_attention_out(model) -> None:
+def unfuse_attention(model) -> None:
     """Makes a timm transformer compute its attention as published, step by step."""
     for block in model.blocks:
         block.attn.fused_attn = False

@@ -1,10 +1,10 @@
-"""Measures peak memory: of the batch itself with 10,000 planned runs, of an extraction of 10,000 and 100,000 images.
+"""Measures peak memory of a batch with 10,000 planned runs, and of extractions of 10,000 and 100,000 images.
 
     python -m benchmarks.memory    (Linux; minutes)
 
-Each is a process of its own. The batch is the front door, of which every run has a record and every drawing is up to
-date. The images are many names of the same few files and the encoder only averages, so that it takes minutes; what is
-read, decoded, transformed, handed over by another process and kept in the cache is as ever.
+Each is a separate process. The batch is `run_all.py`, where every run has a record and every figure is up to date. The
+images are many names of the same few files, and the encoder only averages, so that it takes minutes; reading, decoding,
+transforming, worker processes and caching are as usual.
 """
 
 import re
@@ -22,7 +22,7 @@ GOAL = 150  # MB, of the batch
 
 
 def run_batch(folder: str) -> None:
-    """Runs the front door on runs that are all done."""
+    """Runs `run_all.py` on runs that are all done."""
     arguments = ["--profile", "paper", "--protocols", "linear_probe", "--seeds", *map(str, SEEDS)]
     for name in ("data", "weights", "output"):
         arguments += [f"--{name}-root", folder]
@@ -30,7 +30,7 @@ def run_batch(folder: str) -> None:
 
 
 def extract(folder: str, count: str) -> None:
-    """Extracts features of so many images."""
+    """Extracts features of `count` images."""
     from benchmarks.measuring import draw_images
 
     # isort: split
@@ -48,11 +48,11 @@ def extract(folder: str, count: str) -> None:
 
 
 def peak_of(what: str, *arguments: str) -> tuple[float, str]:
-    """Returns the peak memory in MB of a process that does one of the above, and the line it said last before."""
+    """Returns the peak memory in MB of a process that runs one of the functions above, and its last line before it."""
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", what, *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
-    *_, said, peak = done.stdout.splitlines()
-    return float(peak), said
+    *_, line, peak = done.stdout.splitlines()
+    return float(peak), line
 
 
 def main() -> None:
@@ -65,11 +65,11 @@ def main() -> None:
         write_records(planned, images=20)
         mark_drawn(planned)
         peak, _ = peak_of("run_batch", folder)
-    print(f"the batch with {len(planned.runs):,} planned runs: {peak:.0f} MB (goal under {GOAL})", flush=True)
+    print(f"a batch with {len(planned.runs):,} planned runs: {peak:.0f} MB (goal: under {GOAL})", flush=True)
     for count in COUNTS:
         with tempfile.TemporaryDirectory() as folder:
-            peak, said = peak_of("extract", folder, str(count))
-        print(f"the extraction of {count:,} images: {peak:.0f} MB, {said}", flush=True)
+            peak, line = peak_of("extract", folder, str(count))
+        print(f"extraction of {count:,} images: {peak:.0f} MB, {line}", flush=True)
 
 
 if __name__ == "__main__":
@@ -77,5 +77,5 @@ if __name__ == "__main__":
         main()
     else:
         {"run_batch": run_batch, "extract": extract}[sys.argv[1]](*sys.argv[2:])
-        # The parent's own peak would be counted in what `resource` tells of a child.
+        # `resource` would include the parent's peak in a child's.
         print(int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3)

@@ -1,9 +1,9 @@
-"""Times the converged solver of the linear probe against the published one, in interleaved pairs of one run.
+"""Times the converged solver of the linear probe against the published one, in interleaved pairs.
 
-    python -m benchmarks.probe           all three sizes of the goals (about 10 minutes on 2 cores)
-    python -m benchmarks.probe --quick   the small one
+    python -m benchmarks.probe           all three sizes (about 10 minutes on 2 cores)
+    python -m benchmarks.probe --quick   the smallest one
 
-The host may stall for seconds, so single pairs swing: read the medians. The features are drawn to resemble a vision
+The host may stall for seconds, so single pairs vary: read the medians. The random features resemble a vision
 transformer's: a spectrum that falls as 1/rank, class means along it, an offset, unit mean variance.
 """
 
@@ -16,12 +16,12 @@ import torch
 
 from panderm_utils.protocols.linear_probe import fit_linear_probe
 
-# rows, features, classes, goal: the training splits of a small, a middle and the largest dataset of the paper
+# rows, features, classes, goal: the training splits of a small, a medium and the largest dataset of the paper
 SIZES = ((1_493, 1_024, 6, 2), (8_207, 1_024, 7, 2), (71_000, 1_024, 16, 8))
 
 
 def draw_features(rows: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Anisotropic features `[rows, width]` float32 with class means, and unbalanced labels `[rows]`."""
+    """Returns anisotropic features `[rows, width]` float32 with class means, and unbalanced labels `[rows]`."""
     generator = torch.Generator().manual_seed(seed)
     scale = 1 / torch.arange(1, width + 1)
     scale *= (width / scale.square().sum()).sqrt()
@@ -52,7 +52,7 @@ def compare(rows: int, width: int, classes: int, goal: float, pairs: int) -> Non
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only the smallest size")
-    parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs a size (default: 5)")
+    parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs per size (default: 5)")
     arguments = parser.parse_args()
     print(describe_machine(), flush=True)
     for size in SIZES[:1] if arguments.quick else SIZES:

@@ -1,9 +1,9 @@
-"""Times the report and the verification of 500 stored records, as commands, and the conversion of executed notebooks.
+"""Times `run_all.py` with --report and --verify on 500 records, and the conversion of executed notebooks.
 
     python -m benchmarks.report
 
-The records are real ones, of 1,232 test images and 7 classes each and with other predictions each, in a temporary
-folder; the notebooks are the canonical one with outputs as large as a real one's.
+The records are real, with 1,232 test images, 7 classes and different predictions, in a temporary folder; the notebooks
+are copies of the canonical one with outputs of realistic size.
 """
 
 import base64
@@ -24,11 +24,11 @@ from panderm_utils.protocols import linear_probe
 
 RECORDS, NOTEBOOKS, GOAL = 500, 20, 60  # seconds, on 2 cores
 COUNTS = (35, 44, 107, 8, 70, 951, 17)  # test images of each class of HAM10000
-PICTURES, BYTES = 8, 150_000  # of an executed notebook, and of each picture of it
+PICTURES, BYTES = 8, 150_000  # per executed notebook, and per picture
 
 
 def write_record(run: batch.Job) -> None:
-    """Leaves the record of a planned run, with predictions that its seed and name draw."""
+    """Writes the record of a planned run, with random predictions seeded by its name."""
     space = workspace.Workspace("paper", *run.record.parents[3:0:-1], run.record.parents[2] / "cache")
     rng = np.random.default_rng(list(run.name.encode()))
     y = rng.permutation(np.repeat(np.arange(len(COUNTS)), COUNTS))
@@ -42,7 +42,7 @@ def write_record(run: batch.Job) -> None:
 
 
 def write_notebook(run: batch.Job) -> None:
-    """Leaves an executed notebook: the canonical one, with tables and pictures of noise."""
+    """Writes an executed notebook: the canonical one, with random tables and pictures."""
     notebook, rng = nbformat.read(run.notebook, as_version=4), np.random.default_rng(0)
     table = pd.DataFrame(rng.random((20, 8))).style.format("{:.4f}").to_html()
     for i, cell in enumerate(cell for cell in notebook.cells if cell.cell_type == "code"):
@@ -54,7 +54,7 @@ def write_notebook(run: batch.Job) -> None:
 
 
 def command(flag: str, outputs: Path) -> str:
-    """Runs the front door as a user would and returns what it says."""
+    """Runs `run_all.py` as a user would; returns its output."""
     line = [sys.executable, "run_all.py", "--profile", "paper", flag, "--output-root", str(outputs)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, cwd=workspace.REPOSITORY, env=environment, text=True, capture_output=True)
@@ -62,8 +62,8 @@ def command(flag: str, outputs: Path) -> str:
     return done.stdout.strip()
 
 
-def told(what: str, seconds: float) -> str:
-    return f"{what}: {seconds:.1f} s (goal under {GOAL} s: {'reached' if seconds < GOAL else 'missed'})"
+def verdict(title: str, seconds: float) -> str:
+    return f"{title}: {seconds:.1f} s (goal: under {GOAL} s, {'reached' if seconds < GOAL else 'missed'})"
 
 
 if __name__ == "__main__":
@@ -76,15 +76,13 @@ if __name__ == "__main__":
         size = sum(path.stat().st_size for path in space.records.rglob("*")) / 1e6
         print(f"{describe_machine()}\n{RECORDS} records written in {seconds:.0f} s: {size:.0f} MB", flush=True)
         _, bare = timed(command, "--report", outputs)
-        print(told(f"--report of {RECORDS} records", bare), flush=True)
-        said, seconds = timed(command, "--verify", outputs)
-        print(told(f"--verify of {RECORDS} records", seconds), f"\n  {said}", flush=True)
+        print(verdict(f"--report of {RECORDS} records", bare), flush=True)
+        text, seconds = timed(command, "--verify", outputs)
+        print(verdict(f"--verify of {RECORDS} records", seconds), f"\n  {text}", flush=True)
         for run in planned.runs[:NOTEBOOKS]:
             write_notebook(run)
         mb = planned.runs[0].output.stat().st_size / 1e6
         for state in ("new", "unchanged"):
             _, seconds = timed(command, "--report", outputs)
             each = (seconds - bare) / NOTEBOOKS
-            print(
-                f"--report with {NOTEBOOKS} {state} notebooks of {mb:.1f} MB: {seconds:.1f} s, {each:+.2f} s a notebook"
-            )
+            print(f"--report with {NOTEBOOKS} {state} notebooks of {mb:.1f} MB: {seconds:.1f} s, {each:+.2f} s each")

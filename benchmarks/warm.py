@@ -1,10 +1,10 @@
-"""Times starting warm against starting cold: a notebook that only prints, and on request the demo.
+"""Times warm against cold starts: of a notebook that only prints, and optionally of the demo.
 
     python -m benchmarks.warm            (a minute or two)
-    python -m benchmarks.warm --demo     (some ten minutes more)
+    python -m benchmarks.warm --demo     (about ten minutes more)
 
-Warm and cold in turn in one run, medians of five. A start is a run's seconds: papermill, its kernel, the cells, the
-end. The server's own imports, which a batch pays once, are shown beside it, and are part of the demo's time.
+Warm and cold in turn, medians of five. A start is a run's total time: papermill, its kernel, the cells, the shutdown.
+The server's imports, which a batch pays for once, are shown separately and are part of the demo's time.
 """
 
 import os
@@ -24,11 +24,11 @@ from panderm_utils.batch.warm_kernels import START, Server
 from panderm_utils.workspace import REPOSITORY
 
 ROUNDS = 5
-GOAL, DEMO_GOAL = 1.5, 0.6  # seconds of a warm start; the demo's time warm against cold
+GOAL, DEMO_GOAL = 1.5, 0.6  # seconds of a warm start; warm over cold time of the demo
 
 
 def print_only(folder: Path, name: str) -> Job:
-    """Returns a notebook that prints a word, as a job."""
+    """Returns a job whose notebook prints a word."""
     cells = [nbformat.v4.new_code_cell("", id="parameters", metadata={"tags": ["parameters"]})]
     cells.append(nbformat.v4.new_code_cell("print('here')", id="print"))
     path = folder / "print.ipynb"
@@ -37,14 +37,14 @@ def print_only(folder: Path, name: str) -> Job:
 
 
 def seconds_of(job: Job, environment: dict[str, str], warm: Server | None) -> float:
-    """Returns what a run takes, which must end well."""
+    """Returns the seconds of a run, which must succeed."""
     outcome = execute_once(job, environment, None, Event(), warm)
     assert outcome.status == "done", outcome
     return outcome.seconds
 
 
 def demo(folder: str, start: str) -> float:
-    """Returns the seconds of the demo, without the installation, into a new folder."""
+    """Returns the seconds of the demo in a new folder, without installation."""
     command = [sys.executable, "run_all.py", "--profile", "demo", "--jobs", "2", "--output-root", folder]
     began = time.perf_counter()
     subprocess.run(command, cwd=REPOSITORY, check=True, env={**os.environ, START: start}, stdout=subprocess.DEVNULL)
@@ -67,7 +67,7 @@ def main() -> None:
     print(
         f"medians: cold {cold:.2f} s, warm {warm:.2f} s (goal {GOAL}: {verdict}), ratio {warm / cold:.2f}", flush=True
     )
-    print(f"the first one, which waits for the server's imports: {first:.2f} s", flush=True)
+    print(f"the first run, which waits for the server's imports: {first:.2f} s", flush=True)
     if "--demo" in sys.argv:
         with tempfile.TemporaryDirectory() as folder:
             took = {how: demo(f"{folder}/{how}", how) for how in ("warm", "cold")}

@@ -3,15 +3,15 @@
     python scripts/pretrain_panderm_tiny.py            half an hour on 2 cores
     python scripts/pretrain_panderm_tiny.py --steps 50 --images 200 --out /tmp/tiny.pth
 
-It never sees a class: signs are drawn at random, from no class's recipe and from seeds that no stand-in uses. Of each
-picture it sees half of the patches. With `--objective signs` the mean of its patches must tell the signs that were
-drawn, and in the last 200 steps its class token, too; with `masked`, PanDerm's own kind of task, it must fill in the
-patches that are hidden. The file has the layout of the released large one: the encoder under `encoder.`, and beside it
-what only pre-training needs (`mask_token`, `regresser.*`).
+It never sees a class: signs are drawn at random, not from any class's recipe, with seeds that no stand-in uses. It sees
+half of each image's patches. With `--objective signs` it predicts the drawn signs from the mean of its patches, and in
+the last 200 steps from its class token; with `masked`, PanDerm's kind of task, it predicts the hidden patches. The file
+has the layout of the released large one: the encoder under `encoder.`, besides parts that only pre-training needs
+(`mask_token`, `regresser.*`).
 
-An earlier form, in which the class token told the signs, reached in five minutes on one core a weighted F1 of 0.73 with
-`signs` and 0.29 with `masked` (a probe on the demo dataset), so the shipped file is of `signs`. It was made in two
-sittings: 3,000 steps, then `--begin` with their file, 200 more.
+An earlier version, which predicted signs from the class token, reached a weighted F1 of 0.73 with `signs` and 0.29 with
+`masked` after five minutes on one core (a probe on the demo dataset), so the shipped file uses `signs`. It was made in
+two parts: 3,000 steps, then 200 more with `--begin` and their file.
 """
 
 import argparse
@@ -27,29 +27,29 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm, trange
 
-import panderm_utils  # noqa: F401  (first, as everywhere)
+import panderm_utils  # noqa: F401  (must be first)
 from panderm_utils import demo
 from panderm_utils.data import EVALUATION_MEAN, EVALUATION_STD
-from panderm_utils.demo import DEFAULT, draw_signs
+from panderm_utils.demo import DEFAULT_SIGNS, draw_signs
 from panderm_utils.encoders import build_model
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.protocols.fine_tune import DEGREES, HUE, shift_hue
 from panderm_utils.workspace import REPOSITORY
 
-SEED = 1_000_003  # not demo.SEED: no pre-training image is in a stand-in
-SIDE = 240  # pixels of the pool's images, from which 224 are cropped
+SEED = 1_000_003  # differs from the stand-ins' seed, so they share no image
+SIDE = 240  # pixels of the pool's images, cropped to 224
 PATCH = 16
 MODALITIES = ("dermoscopic", "dermoscopic", "clinical", "pathology")
-ATTRIBUTES = (*DEFAULT, "hair", "tone", "area")
+ATTRIBUTES = (*DEFAULT_SIGNS, "hair", "tone", "area")
 
 
 def draw_pool(images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the images uint8 [N, 240, 240, 3] and the signs [N, A] in them, scaled to mean 0 and variance 1."""
+    """Returns drawn images uint8 [N, 240, 240, 3] and their signs [N, A], scaled to mean 0 and variance 1."""
 
     def draw(i: int) -> tuple[np.ndarray, list[float]]:
         rng = np.random.default_rng([SEED, i])
-        signs = draw_signs(DEFAULT, rng)
-        for sign in signs:  # half of the signs as they mostly are, half anything
+        signs = draw_signs(DEFAULT_SIGNS, rng)
+        for sign in signs:  # half of the signs typical, half uniform
             signs[sign] = signs[sign] if rng.random() < 0.5 else float(rng.random())
         modality = MODALITIES[i % len(MODALITIES)]
         sides = demo.SIDES[modality]
@@ -57,7 +57,7 @@ def draw_pool(images: int) -> tuple[np.ndarray, np.ndarray]:
         image = Image.fromarray(drawn.image)
         scale = 256 / min(image.size)  # as the evaluation transform resizes
         image = image.resize([round(scale * side) for side in image.size], Image.Resampling.BILINEAR)
-        if rng.random() < 0.75:  # as fine-tuning will show them
+        if rng.random() < 0.75:  # as fine-tuning augments images
             turned = image.rotate(rng.uniform(-DEGREES, DEGREES) * (rng.random() < 0.5), fillcolor=(0, 0, 0))
             image = Image.fromarray(np.moveaxis(shift_hue(turned, rng.uniform(-HUE, HUE)), 0, 2))
         left, top = ((side - SIDE) // 2 for side in image.size)
@@ -71,7 +71,7 @@ def draw_pool(images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class PreTraining(nn.Module):
-    """The encoder and what it is trained with: a token for hidden patches, and regressors of patches and of signs."""
+    """The encoder with its pre-training parts: a token for hidden patches, and regressors of patches and of signs."""
 
     def __init__(self):
         super().__init__()
@@ -87,18 +87,18 @@ class PreTraining(nn.Module):
         }
         self.regresser = nn.ModuleDict(heads)
 
-    def tell_signs(self, images: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Maps images [N, 3, 224, 224], of which only the patches `seen` are looked at, to their signs [N, 2, A].
+    def predict_signs(self, images: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """Returns two predictions of the signs, [N, 2, A], from the patches `seen` of images [N, 3, 224, 224].
 
-        Told twice: from the class token, which linear probing reads, and from the mean of the patches, which
-        fine-tuning does.
+        One is from the class token, which linear probing uses, one from the mean of the patches, which fine-tuning
+        uses.
         """
         x = self._encode((self.encoder.patch_embed(images) + self.encoder.pos_embed[:, 1:])[:, seen])
         read = torch.stack([x[:, 0], x[:, 1:].mean(1)], dim=1)
         return self.regresser["signs"](self.encoder.norm(read))
 
-    def fill_in(self, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Maps images [N, 3, 224, 224], of which the patches `hidden` are covered, to those patches [N, H, 768]."""
+    def predict_patches(self, images: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns predictions [N, H, 768] of the patches `hidden` of images [N, 3, 224, 224]."""
         x = self.encoder.patch_embed(images)
         x[:, hidden] = self.mask_token.to(x.dtype)
         x = self.encoder.norm(self._encode(x + self.encoder.pos_embed[:, 1:]))
@@ -112,7 +112,7 @@ class PreTraining(nn.Module):
 
 
 def batch_of(pool: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """Returns the rows as normalised images [N, 3, 224, 224]: cropped anywhere, flipped, turned and tinted."""
+    """Returns the rows as normalised images [N, 3, 224, 224], randomly cropped, flipped, rotated and tinted."""
     batch = np.empty((len(rows), 224, 224, 3), np.uint8)
     for place, row in zip(batch, rows, strict=True):
         top, left = rng.integers(0, SIDE - 224 + 1, 2)
@@ -125,15 +125,16 @@ def batch_of(pool: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> to
 
 
 def patches_of(images: torch.Tensor) -> torch.Tensor:
-    """Returns the patches [N, 196, 768] of images, each scaled to mean 0 and variance 1."""
+    """Returns the images' patches [N, 196, 768], each scaled to mean 0 and variance 1."""
     patches = functional.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
     return (patches - patches.mean(-1, keepdim=True)) / (patches.std(-1, keepdim=True) + 1e-3)
 
 
 def train(options: argparse.Namespace) -> PreTraining:
-    """First the patches are told of, as PanDerm's alignment is patch by patch; at last the class token too, a little.
+    """Returns the model, trained on the patches first, as PanDerm aligns patch by patch, then on the class token.
 
-    So linear probing, which reads the class token, finds less than fine-tuning, which reads the patches, can reach.
+    The class token gets little training, so linear probing, which uses it, scores lower than fine-tuning can, which
+    uses the patches.
     """
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
@@ -149,7 +150,7 @@ def train(options: argparse.Namespace) -> PreTraining:
 
 
 def descend(model, pool, rng, options: argparse.Namespace, steps: int, lr: float, class_token: bool) -> None:
-    """Trains for some steps, the learning rate rising, then falling to 0."""
+    """Trains for `steps` steps with warm-up and cosine decay of the learning rate to 0."""
     images, signs = pool
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -169,14 +170,14 @@ def descend(model, pool, rng, options: argparse.Namespace, steps: int, lr: float
         patches = torch.from_numpy(rng.permutation(196))
         with torch.autocast("cpu", torch.bfloat16):
             if options.objective == "signs":
-                # at last, whole pictures, as it will be used
-                share = 0.5 if step < 0.85 * steps and not class_token else 1
-                guess = model.tell_signs(batch, patches[: int(196 * share)])[:, 0 if class_token else 1 :]
-                truth = torch.from_numpy(signs[rows])[:, None].expand_as(guess)
+                # finally whole images, as in later use
+                fraction = 0.5 if step < 0.85 * steps and not class_token else 1
+                predicted = model.predict_signs(batch, patches[: int(196 * fraction)])[:, 0 if class_token else 1 :]
+                target = torch.from_numpy(signs[rows])[:, None].expand_as(predicted)
             else:
                 hidden = patches[:98]
-                guess, truth = model.fill_in(batch, hidden), patches_of(batch)[:, hidden]
-        loss = functional.smooth_l1_loss(guess.float(), truth)
+                predicted, target = model.predict_patches(batch, hidden), patches_of(batch)[:, hidden]
+        loss = functional.smooth_l1_loss(predicted.float(), target)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -186,7 +187,7 @@ def descend(model, pool, rng, options: argparse.Namespace, steps: int, lr: float
 
 
 def sine_cosine(width: int) -> torch.Tensor:
-    """The fixed 2-D sine-cosine table of positions [1, 197, D]; the class token's is zero."""
+    """Returns the fixed 2-D sine-cosine position embedding [1, 197, D]; the class token's is zero."""
     y, x = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
     omega = 10000 ** -(torch.arange(width // 4) / (width // 4))
     angles = [axis.reshape(-1, 1) * omega for axis in (x, y)]
@@ -195,7 +196,7 @@ def sine_cosine(width: int) -> torch.Tensor:
 
 
 def save(model: PreTraining, path: Path) -> None:
-    """Writes the state dict in the released large file's layout, in half precision, under a temporary name first."""
+    """Writes the state dict atomically, in half precision and in the layout of the released large file."""
     tensors = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
     tensors["rd_pos_embed"] = tensors["encoder.pos_embed"].clone()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,8 +210,8 @@ def main() -> None:
     parser.add_argument("--objective", choices=("signs", "masked"), default="signs")
     parser.add_argument("--images", type=int, default=8_000)
     parser.add_argument("--steps", type=int, default=3_000)
-    parser.add_argument("--class-steps", type=int, default=200, help="in which the class token is told of, too")
-    parser.add_argument("--begin", type=Path, help="a file of the first part, to go on with the class token")
+    parser.add_argument("--class-steps", type=int, default=200, help="final steps, on the class token")
+    parser.add_argument("--begin", type=Path, help="a file of the first part, to continue with the class token")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "data_manifests/weights/panderm_tiny.pth")

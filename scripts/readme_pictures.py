@@ -1,11 +1,11 @@
-"""Makes the README's pictures anew, in docs/.
+"""Makes the README's pictures in docs/.
 
     make demo
     .venv/bin/python run_all.py --datasets demo --encoders panderm_tiny --seeds 0 1 2
     .venv/bin/python scripts/readme_pictures.py
 
-The pages of a notebook and of the report need Chromium (Debian: apt-get install chromium); without it, these two
-pictures stay as they are.
+The pictures of a notebook and of the report need Chromium (Debian: apt-get install chromium); without it, they are
+not updated.
 """
 
 import io
@@ -29,7 +29,7 @@ WIDTH = 1200  # pixels
 
 
 def contact_sheet(columns: int = 8, size: tuple[int, int] = (225, 300)) -> Image.Image:
-    """Draws a row of lesions for each class of the demo dataset, its name in a corner."""
+    """Returns a contact sheet: a row of lesions per class of the demo dataset, labelled in a corner."""
     rng, rows, card = np.random.default_rng(7), [], manifests.load_dataset_manifest("demo")
     for name in card.class_names:
         recipe = demo.recipe_of("demo", name)
@@ -47,7 +47,7 @@ def contact_sheet(columns: int = 8, size: tuple[int, int] = (225, 300)) -> Image
 
 
 def notebook_page(notebook: Path, first: str, last: str) -> Image.Image:
-    """Photographs the cells of an executed notebook from the one whose source begins with `first` to `last`'s."""
+    """Returns a screenshot of an executed notebook, from the cell that starts with `first` to that with `last`."""
     exporter = HTMLExporter()
     page = nbformat.read(notebook, as_version=4)
     starts = [cell.source for cell in page.cells]
@@ -67,7 +67,7 @@ def notebook_page(notebook: Path, first: str, last: str) -> Image.Image:
 
 
 def report_page(index: Path, height: int = 1160) -> Image.Image:
-    """Photographs the top of the report in a wide window and, beside it, in a telephone's."""
+    """Returns screenshots of the top of the report, side by side: a wide window and a phone's."""
     from playwright.sync_api import sync_playwright
 
     shots = []
@@ -89,7 +89,7 @@ def report_page(index: Path, height: int = 1160) -> Image.Image:
 
 
 def fine_tuning(records_folder: Path) -> Figure:
-    """Draws fine-tuning against linear probing on the demo dataset, all seeds that there are."""
+    """Returns the figure of fine-tuning against linear probing on the demo dataset, with all seeds on disk."""
     runs = results.read_records(records_folder).query("dataset == 'demo'")
     sides = linear_probe.PROTOCOL, fine_tune.PROTOCOL
     both = (results.paper_scores(runs, "demo", side, seed=None) for side in sides)
@@ -98,7 +98,7 @@ def fine_tuning(records_folder: Path) -> Figure:
 
 
 def save_small(figure: Path, name: str) -> None:
-    """Keeps a figure at the README's width."""
+    """Saves a figure at the README's width."""
     with Image.open(figure) as image:
         size = (WIDTH, round(WIDTH * image.height / image.width))
         image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(DOCS / name, optimize=True)

@@ -55,7 +55,8 @@ def data_need(card: manifests.DatasetManifest, space: Workspace) -> Need:
     if space.synthetic:
         return Need("data", card.name, paths, "drawn on first use", "this repository", "MIT")
     source = "your own files" if card.own else _sources(card)
-    return Need("data", card.name, paths, "missing" if card.absent(space.data_root) else "there", source, card.licence)
+    state = "missing" if card.missing_path(space.data_root) else "there"
+    return Need("data", card.name, paths, state, source, card.licence)
 
 
 def other_need(other: manifests.DatasetManifest | manifests.EncoderManifest, space: Workspace) -> Need | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from panderm_utils import manifests, protocols, results
 from panderm_utils.batch.needs import Need, data_need, find_encoder, other_need, weights_need
 from panderm_utils.batch.parameters import PlanError, Settled, read_parameters, settle_parameters, split_overrides
-from panderm_utils.manifests import EncoderManifest, Profile, Protocol, unknown
+from panderm_utils.manifests import EncoderManifest, Profile, Protocol, unknown_name
 from panderm_utils.workspace import REPOSITORY, Workspace
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -152,7 +152,7 @@ def _part(profile: Profile, protocol: Protocol, datasets, encoders, **more) -> P
 def _find(name: str, notebooks: Path) -> Protocol:
     known = list_protocols(notebooks)
     if name not in known:
-        raise PlanError(unknown("protocol", name, known, ""))
+        raise PlanError(unknown_name("protocol", name, known, ""))
     return protocols.load_protocol(name)
 
 
@@ -175,11 +175,11 @@ def _leave_out_misfits(parts, cards, models, named, encoders_named, profile, pro
         lacking = {name: card and part.protocol.lacks(card) for name, card in cards.items()}
         for name in named:
             if lacking.get(name) and (part.insists or name not in fitting):
-                having = ", ".join(part.protocol.fitting(profile.datasets))
+                having = ", ".join(part.protocol.supported(profile.datasets))
                 needed = f"{part.protocol.name} needs {lacking[name]}"
                 problems.append(f"dataset {name}: {needed}; of the profile's, these have it: {having}")
         part.datasets = tuple(name for name in part.datasets if not lacking[name])
-        unfit = [name for name in part.encoders if models[name] and not part.protocol.takes(models[name])]
+        unfit = [name for name in part.encoders if models[name] and not part.protocol.supports(models[name])]
         if unfit and part.insists and encoders_named:
             only = f"{part.protocol.title} takes the architecture {', '.join(part.protocol.architectures)} only"
             problems.append(f"encoder {', '.join(unfit)}: {only}; leave it out")
@@ -218,7 +218,7 @@ def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems
             try:
                 others = [
                     find_encoder(o.name) if isinstance(o, EncoderManifest) else o
-                    for o in protocol.beside(card, encoder, profile, settled.parameters)
+                    for o in protocol.extra_inputs(card, encoder, profile, settled.parameters)
                 ]
             except ValueError as error:
                 problems.append(str(error))

@@ -164,7 +164,7 @@ def _cost(protocol: Protocol, card: DatasetManifest) -> str:
     duration = f"{max(1, round(minutes))} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours"
     paper = (
         f"`paper` minutes on a GPU or about {duration} on two CPU cores, for {images:,} images through a large encoder"
-        f"{protocol.besides}"
+        f"{protocol.extra_time}"
     )
     return f"profile {paper}." if card.own else f"profile {demo}; profile {paper}."
 

@@ -1,4 +1,4 @@
-"""Reads a dataset's CSV as text, with the line of every row, and collects what is wrong with it in one report."""
+"""Reads a dataset's CSV as text, with each row's line number, and collects all problems in one report."""
 
 import csv
 import io
@@ -15,38 +15,38 @@ from tqdm.auto import tqdm
 from panderm_utils.data.image_files import ImageError, ImageFolder, oddity, unsafe
 from panderm_utils.manifests import SPLITS, DatasetManifest
 
-MISSING = ("", "nan", "na", "n/a", "none", "null", "<na>")  # spelled without case
-SHOWN = 10  # problems of one kind named in a message; all are in the table
-COLUMNS = 10_000  # that a table may have
+MISSING = ("", "nan", "na", "n/a", "none", "null", "<na>")  # compared in lower case
+MAX_SHOWN = 10  # problems of one kind in a message; the table has all of them
+MAX_COLUMNS = 10_000
 
 
 class DataError(ValueError):
-    """A dataset that cannot be used as it is; the message lists every fatal problem with file, row and remedy."""
+    """The dataset cannot be used as it is; the message lists every fatal problem with file, row and remedy."""
 
 
 @dataclass
 class Problems:
-    """What was found wrong with one CSV file and its images.
+    """The problems of one CSV file and its images.
 
-    Severity is "error" (a result would be wrong: fatal), "warning" (the reader must know) or "note" (put right here).
+    Severity is "error" (fatal: results would be wrong), "warning" (the user should know) or "note" (fixed on reading).
     """
 
     file: Path
     found: list[dict] = field(default_factory=list)
 
     def add(self, severity: str, kind: str, message: str, row: int | None = None, image: str = "") -> None:
-        """Notes one problem; `row` is the 1-based line in the file, None if it concerns the whole file."""
+        """Adds one problem; `row` is the 1-based line in the file, None if the whole file is concerned."""
         self.found.append({"severity": severity, "kind": kind, "row": row, "image": image, "message": message})
 
     def table(self) -> pd.DataFrame:
-        """Returns all problems as DataFrame(severity, kind, row, image, message), the gravest first."""
+        """Returns all problems as DataFrame(severity, kind, row, image, message), most severe first."""
         table = pd.DataFrame(self.found, columns=["severity", "kind", "row", "image", "message"])
         table["row"] = table["row"].astype("Int64")
         order = table["severity"].map({"error": 0, "warning": 1, "note": 2})
         return table.iloc[order.argsort(kind="stable")].reset_index(drop=True)
 
     def stop(self, dataset: str) -> None:
-        """Raises DataError if anything is fatal; the text shows the first few of each kind and counts the rest."""
+        """Raises DataError with the first few fatal problems of each kind and a count of the rest, if there are any."""
         fatal = [problem for problem in self.found if problem["severity"] == "error"]
         if not fatal:
             return
@@ -54,31 +54,31 @@ class Problems:
         lines = [f"{dataset}: {', '.join(f'{n:,} x {kind}' for kind, n in counts.items())}"]
         for kind, count in counts.items():
             members = [problem for problem in fatal if problem["kind"] == kind]
-            for problem in members[:SHOWN]:
+            for problem in members[:MAX_SHOWN]:
                 place = f"{self.file}:{problem['row']}" if problem["row"] is not None else f"{self.file}"
                 image = f"[{problem['image']}] " if problem["image"] else ""
-                lines.append(f"  {place}: {shown(image + problem['message'])}")
-            if count > SHOWN:
-                lines.append(f"  ... and {count - SHOWN:,} more of this kind ({kind})")
+                lines.append(f"  {place}: {printable(image + problem['message'])}")
+            if count > MAX_SHOWN:
+                lines.append(f"  ... and {count - MAX_SHOWN:,} more of this kind ({kind})")
         raise DataError("\n".join(lines))
 
 
-def shown(text: str, length: int = 1000) -> str:
-    """Returns text as a message shows it: what a terminal would obey or hide is escaped, what is long cut."""
+def printable(text: str, length: int = 1000) -> str:
+    """Returns text safe to print: control and invisible characters are escaped, long text is cut in the middle."""
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 
 def is_missing(values: pd.Series) -> pd.Series:
-    """Tells which text cells stand for "nothing" (empty, nan, NA, None, ...)."""
+    """Returns which text cells mean "no value" (empty, nan, NA, None, ...)."""
     return values.str.strip().str.lower().isin(MISSING)
 
 
 def read_text(raw: bytes, problems: Problems) -> pd.DataFrame:
     """Returns the cells of a CSV's bytes as stripped text, with a first column `row`: the 1-based line in the file.
 
-    Tolerates, and notes, what spreadsheets do: a byte order mark, Windows line ends, blanks around a cell, semicolons
-    or tabs between cells, empty lines. A ragged row, a quote that is not closed and an unreadable encoding are errors.
+    Accepts, with a note, what spreadsheets produce: a byte order mark, Windows line endings, blanks around a cell,
+    semicolons or tabs as separators, empty lines. Ragged rows, unclosed quotes and unreadable encodings are errors.
     """
     empty = pd.DataFrame({"row": pd.Series(dtype="int64")})
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -87,7 +87,7 @@ def read_text(raw: bytes, problems: Problems) -> pd.DataFrame:
     if raw.startswith(b"\xef\xbb\xbf"):
         problems.add("note", "byte order mark", "the file starts with a byte order mark; ignored")
     if b"\r" in raw:
-        problems.add("note", "line ends", "the file has Windows or old Mac line ends; read as line ends")
+        problems.add("note", "line ends", "the file has Windows or old Mac line endings; read as line breaks")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -95,20 +95,20 @@ def read_text(raw: bytes, problems: Problems) -> pd.DataFrame:
         problems.add("error", "encoding", 'the line is not UTF-8; save the file as "CSV UTF-8"', row)
         return empty
     if "\0" in text:
-        problems.add("error", "encoding", "the file holds NUL characters: it is damaged; fetch it again")
+        problems.add("error", "encoding", "the file contains NUL characters: it is damaged; download it again")
         return empty
     head = text.split("\n", 1)[0]
     separator = "," if "," in head else max(";\t", key=head.count) if set(head) & set(";\t") else ","
     if separator != ",":
-        problems.add("note", "separator", f"the cells are separated by {separator!r} instead of a comma; read so")
+        problems.add("note", "separator", f"cells are separated by {separator!r}, not commas; read with that separator")
     return _parse(text, separator, problems)
 
 
 def _parse(text: str, separator: str, problems: Problems) -> pd.DataFrame:
-    """Splits the text into cells; the line of a row is where it starts, also after quoted line breaks."""
+    """Splits the text into cells; a row's line is where it starts, even after quoted line breaks."""
     header: list[str] = []
     lines, cells = [], []
-    # strict: a quote that is not closed would else swallow every row after it, in silence
+    # strict: otherwise an unclosed quote silently swallows every row after it
     reader, start = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), 1
     try:
         for cell in reader:
@@ -117,25 +117,25 @@ def _parse(text: str, separator: str, problems: Problems) -> pd.DataFrame:
             if not any(stripped):
                 continue
             if stripped != cell:
-                what = ", ".join(repr(value) for value in cell if value != value.strip())
-                problems.add("note", "stray blanks", f"blanks around {what} were stripped", line)
-            if not header and len(cell) > COLUMNS:
-                message = f"{len(cell):,} columns, of which {COLUMNS:,} can be read; end each row with a line break"
+                padded = ", ".join(repr(value) for value in cell if value != value.strip())
+                problems.add("note", "stray blanks", f"blanks around {padded} were stripped", line)
+            if not header and len(cell) > MAX_COLUMNS:
+                message = f"{len(cell):,} columns, the limit is {MAX_COLUMNS:,}; end each row with a line break"
                 problems.add("error", "too many columns", message, line)
                 break
             if not header:
                 header = _unique(stripped, problems)
             elif len(stripped) < len(header) or any(stripped[len(header) :]):
                 counted = f"{len(stripped)} cells under {len(header)} column names"
-                problems.add("error", "ragged row", f"{counted}; quote cells that hold a comma, add missing ones", line)
+                problems.add("error", "ragged row", f"{counted}; quote cells with commas, add missing cells", line)
             else:
                 lines.append(line)
                 cells.append(stripped[: len(header)])
         else:
             if not header:
-                problems.add("error", "empty file", "the file is empty; it needs a header line, and one row an image")
+                problems.add("error", "empty file", "the file is empty; it needs a header line and one row per image")
     except csv.Error as error:
-        message = f"the row that begins here cannot be read ({error}); check its quotes: none may be open or single"
+        message = f"the row that starts here cannot be read ({error}); check its quotes: each must be closed"
         problems.add("error", "ragged row", message, start)
     table = pd.DataFrame(cells, columns=header, dtype=object)
     table.insert(0, "row", pd.Series(lines, dtype="int64"))
@@ -143,47 +143,45 @@ def _parse(text: str, separator: str, problems: Problems) -> pd.DataFrame:
 
 
 def _unique(header: list[str], problems: Problems) -> list[str]:
-    """Names nameless and repeated columns, so that every column can be addressed; `row` is taken by the line."""
+    """Returns unique column names: unnamed and repeated columns get new ones; `row` is reserved for the line."""
     names: dict[str, None] = {}
     for place, name in enumerate(header):
         new = name or f"column_{place + 1}"
         new = "csv_row" if new == "row" else new
         if new in names:
-            problems.add("warning", "repeated column", f"a second column {new!r} is read as {new}.{place + 1}", 1)
+            problems.add("warning", "repeated column", f"a second column {new!r} is named {new}.{place + 1}", 1)
             new = f"{new}.{place + 1}"
         names[new] = None
     return list(names)
 
 
 def typed(values: pd.Series) -> pd.Series:
-    """Turns a text column into numbers where every cell that holds something is one; empty cells become missing."""
+    """Returns a text column as numbers if every non-empty cell is a number; empty cells become missing."""
     values = values.mask(is_missing(values))
     numbers = pd.to_numeric(values, errors="coerce")
     return numbers if numbers.notna().eq(values.notna()).all() and values.notna().any() else values
 
 
 def check_table(table: pd.DataFrame, manifest: DatasetManifest, problems: Problems) -> pd.DataFrame:
-    """Checks columns, splits and labels; returns the rows of known splits with `image`, `split` and `label` first."""
+    """Returns the rows with a valid split, `image`, `split` and `label` first; checks columns, splits and labels."""
     splits = ("test",) if manifest.external else ("train", "test")
     if manifest.external:
         table = table.assign(split="test")
     needed = ("image", "split", manifest.label_column)
     present = [name for name in table.columns if name != "row"]
     for name in needed:
-        if present and name not in table:  # without any column the file could not be read, which is told already
+        if present and name not in table:  # a file without any column was reported when it was read
             near = [other for other in present if other.lower() == name] or present
             problems.add("error", "missing column", f"no column `{name}` among {', '.join(near)}; rename or add it", 1)
     for kind, name in manifest.groups.items():
         if name not in table:
             problems.add("warning", "missing group", f"no column `{name}`: leakage by {kind} cannot be checked", 1)
     if "split" in table:
-        known = table["split"].isin(SPLITS)
-        for at in table.index[~known]:
-            message = (
-                f"split {table['split'][at]!r} is none of {', '.join(SPLITS)}: the row is left out, as upstream does"
-            )
+        valid = table["split"].isin(SPLITS)
+        for at in table.index[~valid]:
+            message = f"split {table['split'][at]!r} is not one of {', '.join(SPLITS)}: row left out, as upstream does"
             problems.add("warning", "unknown split", message, table["row"][at], image_at(table, at))
-        table = table[known]
+        table = table[valid]
         for name in splits:
             if not (table["split"] == name).any():
                 problems.add("error", "empty split", f"no row has the split `{name}`; name splits {', '.join(SPLITS)}")
@@ -205,7 +203,7 @@ def check_table(table: pd.DataFrame, manifest: DatasetManifest, problems: Proble
 
 
 def check_labels(table: pd.DataFrame, manifest: DatasetManifest, problems: Problems) -> pd.Series:
-    """Returns the labels as numbers (missing where unusable) and notes each cell that is no class of the manifest."""
+    """Returns the labels as numbers (missing where invalid) and reports each cell that is not one of the classes."""
     text = table[manifest.label_column]
     label = pd.to_numeric(text, errors="coerce")
     usable = label.isin(range(manifest.num_classes))
@@ -213,14 +211,14 @@ def check_labels(table: pd.DataFrame, manifest: DatasetManifest, problems: Probl
     absent = is_missing(text)
     for at in table.index[~usable]:
         kind = "missing label" if absent[at] else "invalid label"
-        given = "the label is empty" if absent[at] else f"label {text[at]!r} is no class"
-        message = f"{given} in `{manifest.label_column}`; valid are {valid}; correct or remove the row"
+        fault = "the label is empty" if absent[at] else f"label {text[at]!r} is not a class"
+        message = f"{fault} in `{manifest.label_column}`; valid are {valid}; correct or remove the row"
         problems.add("error", kind, message, table["row"][at], image_at(table, at))
     return label.where(usable)
 
 
 def check_classes(table: pd.DataFrame, splits: tuple, manifest: DatasetManifest, problems: Problems) -> None:
-    """Notes classes without a row in one of the splits, and split sizes other than the manifest's."""
+    """Reports classes without a row in one of the splits, and split sizes that differ from the manifest's."""
     counts = pd.crosstab(table["label"], table["split"])
     counts = counts.reindex(index=range(manifest.num_classes), columns=SPLITS, fill_value=0)
     for split in splits:
@@ -228,25 +226,25 @@ def check_classes(table: pd.DataFrame, splits: tuple, manifest: DatasetManifest,
             problems.add("warning", "empty class", f"class {k} ({manifest.class_names[k]}) has no {split} row")
         if (counts[split] > 0).sum() == 1:
             severity = "error" if split == "train" else "warning"
-            message = f"all {split} rows are of one class; check the column `{manifest.label_column}`"
+            message = f"all {split} rows have one class; check the column `{manifest.label_column}`"
             problems.add(severity, "single class", message)
     for split, size in (manifest.split_sizes or {}).items():
         if (found := int((table["split"] == split).sum())) != size:
-            message = f"{found:,} {split} rows, {size:,} in the published data: scores are not comparable row by row"
+            message = f"{found:,} {split} rows, {size:,} in the published data: scores are not directly comparable"
             problems.add("note", "split size", message)
 
 
 def find_images(table: pd.DataFrame, image_root: Path, suffix: str, problems: Problems) -> dict[str, str]:
-    """Returns the file of each image name, relative to the image root; notes what is missing or spelled otherwise."""
+    """Returns image name -> file relative to the image root; reports missing files and different spellings."""
     if not image_root.is_dir():
         remedy = "unpack the images there, or correct image_root in the manifest"
         problems.add("error", "missing folder", f"there is no image root {image_root}; {remedy}")
         return {}
-    folder, files, looked = ImageFolder(image_root), {}, set()
+    folder, files, seen = ImageFolder(image_root), {}, set()
     for row, name in zip(table["row"], table["image"], strict=True):
-        if name in looked or not name:
+        if name in seen or not name:
             continue
-        looked.add(name)
+        seen.add(name)
         file, remark = folder.find(name, suffix)
         if file is not None:
             files[name] = file
@@ -260,7 +258,7 @@ def find_images(table: pd.DataFrame, image_root: Path, suffix: str, problems: Pr
 
 
 def name_images(table: pd.DataFrame, problems: Problems) -> dict[str, str]:
-    """Returns the file of each image name by its spelling alone, without looking at the disk."""
+    """Returns image name -> file from the spelling alone, without looking at the disk."""
     files = {}
     for row, name in zip(table["row"], table["image"], strict=True):
         if reason := unsafe(name) if name else "":
@@ -271,9 +269,9 @@ def name_images(table: pd.DataFrame, problems: Problems) -> dict[str, str]:
 
 
 def check_pixels(table: pd.DataFrame, image_root: Path, files: dict[str, str], problems: Problems) -> None:
-    """Decodes every image, with a progress bar, and notes those that cannot be used and those of unusual modes."""
+    """Decodes every image, with a progress bar; reports unusable images and unusual modes."""
 
-    def look(row_and_name: tuple[int, str]) -> tuple[str, str, str]:
+    def check(row_and_name: tuple[int, str]) -> tuple[str, str, str]:
         path = image_root / files[row_and_name[1]]
         try:
             return ("note", "image mode", found) if (found := oddity(path)) else ("", "", "")
@@ -282,15 +280,15 @@ def check_pixels(table: pd.DataFrame, image_root: Path, files: dict[str, str], p
 
     first = table.drop_duplicates("image")
     items = [(row, name) for row, name in zip(first["row"], first["image"], strict=True) if name in files]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL decodes outside Python's lock
-        found = tqdm(pool.map(look, items), total=len(items), desc="checking pixels", unit="image")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL releases the GIL while decoding
+        found = tqdm(pool.map(check, items), total=len(items), desc="checking pixels", unit="image")
         for (row, name), (severity, kind, message) in zip(items, found, strict=True):
             if kind:
                 problems.add(severity, kind, message, row, name)
 
 
 def check_repeats(table: pd.DataFrame, files: dict[str, str], problems: Problems) -> None:
-    """Notes images that stand in several rows: of different labels (fatal), or twice in one split."""
+    """Reports images that appear in several rows: with different labels (fatal), or twice in one split."""
     if "split" not in table or "label" not in table:
         return
     named = table.assign(file=table["image"].map(files)).dropna(subset=["file"])
@@ -299,13 +297,13 @@ def check_repeats(table: pd.DataFrame, files: dict[str, str], problems: Problems
         first = rows.iloc[0]
         if rows["label"].nunique() > 1:
             labels = ", ".join(f"{label:.0f}" for label in rows["label"])
-            message = f"one image has the labels {labels} in the rows {lines}; keep one of the rows"
+            message = f"one image has labels {labels} in rows {lines}; keep only one of these rows"
             problems.add("error", "contradicting labels", message, first["row"], first["image"])
         elif rows["split"].duplicated().any():
-            message = f"the file {file} stands in the rows {lines}: it counts as often"
+            message = f"the file {file} is in rows {lines}: it is counted once per row"
             problems.add("warning", "repeated image", message, first["row"], first["image"])
 
 
 def image_at(table: pd.DataFrame, at: int) -> str:
-    """Returns the image name at an index label, "" where there is no such column."""
+    """Returns the image name at an index label, "" if the table has no such column."""
     return table["image"][at] if "image" in table else ""

@@ -1,7 +1,7 @@
-"""A manifest, its CSV and its images become one checked dataset; all that is wrong is told in one report.
+"""Loads a manifest, its CSV and its images as one checked dataset; reports all problems at once.
 
 The CSV contract is upstream's: `image` (a path below the image root), `split` (train, val, test) and `label` (0..K-1)
-or, for two classes, `binary_label`. The order of the rows is kept, since the published label fractions depend on it.
+or, for two classes, `binary_label`. Row order is kept: the published label fractions depend on it.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ class Dataset:
     """A checked dataset.
 
     Attributes:
-        manifest: What the dataset is.
-        table: One row an image, in file order: row (1-based line in the CSV), image, split, label (int64, 0..K-1), and
+        manifest: The dataset's manifest.
+        table: One row per image, in file order: row (1-based line in the CSV), image, split, label (int64, 0..K-1), and
             the CSV's other columns.
         image_root: The folder that image names are relative to.
-        problems: What was found short of an error: DataFrame(severity, kind, row, image, message).
+        problems: Warnings and notes: DataFrame(severity, kind, row, image, message).
         csv: The CSV file; csv_sha256: the digest of its bytes.
-        files: Where each image name's file is, relative to the image root.
+        files: Image name -> file, relative to the image root.
     """
 
     manifest: DatasetManifest
@@ -47,28 +47,28 @@ class Dataset:
     files: dict[str, str]
 
     def split(self, name: str) -> pd.DataFrame:
-        """Returns the rows of one split, in file order; an empty table where the CSV has none (val may be absent)."""
+        """Returns the rows of one split, in file order; an empty table if it has none (val may be missing)."""
         if name not in SPLITS:
             raise DataError(f"split {name!r} is unknown; write one of {', '.join(SPLITS)}")
         return self.table[self.table["split"] == name].reset_index(drop=True)
 
     def path(self, image: str) -> Path:
-        """Returns the file of an image name in the table."""
+        """Returns the file of an image named in the table."""
         if image not in self.files:
-            raise DataError(f"{image!r} is no image of {self.manifest.name}; its names are in the column `image`")
+            raise DataError(f"{image!r} is not an image of {self.manifest.name}; its names are in the column `image`")
         return self.image_root / self.files[image]
 
 
 def load_dataset(manifest: DatasetManifest, data_root: str | Path, check: str = "files") -> Dataset:
-    """Reads and checks a dataset as a whole.
+    """Returns a checked dataset.
 
     Args:
         manifest: Names the CSV and the image root, both below `data_root` unless absolute.
-        data_root: The folder that holds the data.
-        check: "table" reads the CSV only; "files" also looks for every image; "pixels" also decodes every image.
+        data_root: The folder that contains the data.
+        check: "table" reads only the CSV; "files" also looks for every image; "pixels" also decodes every image.
 
     Raises:
-        DataError: Everything that would make a result wrong, each with file, row and remedy.
+        DataError: Lists every problem that would make results wrong, with file, row and remedy.
     """
     if check not in ("table", "files", "pixels"):
         raise DataError(f'check {check!r} is unknown; write "table", "files" or "pixels"')
@@ -77,7 +77,7 @@ def load_dataset(manifest: DatasetManifest, data_root: str | Path, check: str = 
         sources = "".join(f"\n  {access.what}: {access.url} {access.note or ''}".rstrip() for access in manifest.access)
         raise DataError(
             f"{manifest.name}: there is no CSV {csv}; data_root is {data_root}. Set data_root (or PANDERM_DATA_ROOT) "
-            f"to the folder that holds {manifest.csv}, or get the data:{sources}"
+            f"to the folder that contains {manifest.csv}, or get the data:{sources}"
         )
     problems = Problems(csv)
     content = csv.read_bytes()
@@ -96,17 +96,16 @@ def load_dataset(manifest: DatasetManifest, data_root: str | Path, check: str = 
     leaks = leakage_counts(table, files, manifest)
     for kind, row in leaks.iterrows():
         if row["in two splits"] is not pd.NA and row["in two splits"] > 0:
-            problems.add(
-                "warning", "leakage", f"{row['in two splits']:,} ids of {kind} are in two splits: leakage_table"
-            )
-    digest = hashlib.sha256(content).hexdigest()  # of the bytes that were read, whatever the file is by now
+            message = f"{row['in two splits']:,} {kind} ids are in more than one split; see leakage_table"
+            problems.add("warning", "leakage", message)
+    digest = hashlib.sha256(content).hexdigest()  # of the bytes read above: the file may have changed since
     return Dataset(manifest, table, image_root, problems.table(), csv, digest, files)
 
 
 def split_table(dataset: Dataset) -> pd.DataFrame:
-    """Returns the images of each class (rows, with a total) in each split, beside the published numbers if known.
+    """Returns image counts per class (rows, with a total) and split, beside the published counts if known.
 
-    The columns `published ...` are missing where the manifest has no number; stand-ins of the demo differ from them.
+    Cells of `published ...` are missing where the manifest has no number; the demo's stand-ins differ from them.
     """
     manifest = dataset.manifest
     counts = class_counts(dataset)
@@ -116,14 +115,14 @@ def split_table(dataset: Dataset) -> pd.DataFrame:
     sizes, by_class = manifest.split_sizes or {}, manifest.class_counts or {}
     for name in SPLITS:
         if name in sizes or name in by_class:
-            known = list(by_class.get(name, [pd.NA] * manifest.num_classes))
-            total = sizes.get(name, sum(known) if name in by_class else pd.NA)
-            counts[f"published {name}"] = pd.array([*known, total], dtype="Int64")
+            published = list(by_class.get(name, [pd.NA] * manifest.num_classes))
+            total = sizes.get(name, sum(published) if name in by_class else pd.NA)
+            counts[f"published {name}"] = pd.array([*published, total], dtype="Int64")
     return counts.rename_axis("class")
 
 
 def class_counts(dataset: Dataset) -> pd.DataFrame:
-    """Returns the images of each class (rows, in label order, by short name) in train, val and test (columns)."""
+    """Returns image counts: a row per class (short name, in label order), a column per split (train, val, test)."""
     table, manifest = dataset.table, dataset.manifest
     counts = pd.crosstab(table["label"], table["split"])
     counts = counts.reindex(index=range(manifest.num_classes), columns=SPLITS, fill_value=0)
@@ -133,14 +132,14 @@ def class_counts(dataset: Dataset) -> pd.DataFrame:
 def leakage_table(dataset: Dataset) -> pd.DataFrame:
     """Returns how many images, lesions and patients are in more than one split.
 
-    One row a kind: the CSV column, its distinct ids, those in two splits or more, those shared by each pair of splits,
-    the test images they touch, and one such id to look up. A kind without a column cannot be checked: missing cells.
+    One row per kind: the CSV column, its distinct ids, those in two or more splits, those shared by each pair of
+    splits, the test images affected, and an example id. A kind without a column cannot be checked: missing cells.
     """
     return leakage_counts(dataset.table, dataset.files, dataset.manifest)
 
 
 def leakage_counts(table: pd.DataFrame, files: dict[str, str], manifest: DatasetManifest) -> pd.DataFrame:
-    """As `leakage_table`, of the parts of a dataset; one image is one file, however its name is spelled."""
+    """Returns `leakage_table` from a dataset's parts; an image is a file, however its name is spelled."""
     kinds = {"image": "image", "lesion": None, "patient": None, **manifest.groups}
     rows = {}
     for kind, column in kinds.items():
@@ -162,19 +161,19 @@ def leakage_counts(table: pd.DataFrame, files: dict[str, str], manifest: Dataset
 
 
 def metadata_table(dataset: Dataset, split: str) -> pd.DataFrame:
-    """Returns what a record keeps of a split's people: filename, and a column a kind of metadata (age, sex, ...).
+    """Returns the metadata that a record keeps of a split: filename, and a column per kind (age, sex, ...).
 
-    Only the kinds that the manifest maps and the CSV has; there may be none.
+    It has only the kinds that the manifest maps and the CSV contains, possibly none.
     """
-    rows, mapped = dataset.split(split), dataset.manifest.metadata
-    kinds = {kind: rows[column] for kind, column in mapped.items() if column in rows}
+    rows, columns = dataset.split(split), dataset.manifest.metadata
+    kinds = {kind: rows[column] for kind, column in columns.items() if column in rows}
     return pd.DataFrame({"filename": rows["image"], **kinds})
 
 
 def describe(dataset: Dataset) -> dict:
-    """Returns the facts that a record keeps of its data: digests, sizes and what the check found, JSON-able.
+    """Returns what a record keeps of its data, JSON-serialisable: digests, sizes and problem counts.
 
-    The digest of the rows covers image, split and label of every row used, in order; the CSV's covers its bytes.
+    `rows_sha256` covers image, split and label of every row used, in order; `csv_sha256` the bytes of the CSV.
     """
     used = dataset.table[["image", "split", "label"]].to_csv(index=False, lineterminator="\n")
     sizes = dataset.table["split"].value_counts()

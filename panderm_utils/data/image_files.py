@@ -1,4 +1,4 @@
-"""Opens image files and finds them below an image root: PIL only, so that tables can be checked without torch."""
+"""Opens image files and finds them below an image root; imports no torch, so tables can be checked without it."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import ExifTags, Image
 
-# Named formats only: PIL would otherwise hand a file that claims to be PostScript to Ghostscript.
+# An explicit list: otherwise PIL would pass a file that claims to be PostScript to Ghostscript.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".jp2")
-# What PIL's decoders are known to raise on damaged bytes.
+# What PIL's decoders may raise on damaged files.
 DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -34,20 +34,20 @@ DECODING_ERRORS = (
 
 
 class ImageError(ValueError):
-    """An image that cannot be used: `file: reason`, one string, so that worker processes can hand it on."""
+    """An image cannot be used; the message is one string, `file: reason`, so worker processes can pass it on."""
 
 
 def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """Opens an image as 8-bit RGB, as `PIL.Image.open(path).convert("RGB")` does, which is what upstream does.
+    """Returns an image as 8-bit RGB, as upstream's `PIL.Image.open(path).convert("RGB")` does.
 
-    The EXIF orientation is ignored, as upstream does. Grey, palette, CMYK and transparent images are converted by PIL's
-    rules (transparency is dropped, not blended). The one addition: 16-bit grey is scaled to 8 bits (high byte, as PIL
-    reads 16-bit RGB) where PIL's own conversion depends on its version and may clip to white. The pixels are those of
-    `content` where the file's bytes were read already.
+    As upstream, it ignores the EXIF orientation and converts grey, palette, CMYK and transparent images by PIL's rules
+    (transparency is dropped, not blended). The one difference: 16-bit grey is scaled to 8 bits (high byte, as PIL
+    reads 16-bit RGB), because PIL's own conversion depends on its version and may clip to white. `content` is the
+    file's bytes, if already read.
 
     Raises:
-        ImageError: The file is missing, empty, no image, truncated, larger than PIL.Image.MAX_IMAGE_PIXELS, or holds
-            floating-point pixels. The message names the file and the reason.
+        ImageError: The file is missing, empty, not an image, truncated, larger than PIL.Image.MAX_IMAGE_PIXELS, or has
+            floating-point pixels; the message names the file and the reason.
     """
     try:
         with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:
@@ -57,36 +57,36 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     except ImageError:
         raise
     except DECODING_ERRORS as error:
-        raise ImageError(f"{path}: {explain(path, error)}") from error
+        raise ImageError(f"{path}: {image_error_reason(path, error)}") from error
 
 
 def refuse_bomb(path: str | Path, size: tuple[int, int]) -> None:
-    """Raises ImageError where the header announces more pixels than PIL.Image.MAX_IMAGE_PIXELS (89 million)."""
+    """Raises ImageError if the header declares more pixels than PIL.Image.MAX_IMAGE_PIXELS (89 million)."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and size[0] * size[1] > limit:
         raise ImageError(
-            f"{path}: {size[0]} x {size[1]} pixels are more than the limit of {limit:,}; "
+            f"{path}: {size[0]} x {size[1]} pixels, more than the limit of {limit:,}; "
             "scale the file down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         )
 
 
 def to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
-    """Converts an opened image of any mode to 8-bit RGB; see `open_image` for the rules."""
+    """Returns an opened image of any mode as 8-bit RGB; `open_image` lists the rules."""
     if image.mode == "F":
-        raise ImageError(f"{path}: floating-point pixels have no known range; save the image with 8 bits a channel")
+        raise ImageError(f"{path}: floating-point pixels have no defined range; save the image with 8 bits per channel")
     if image.mode == "I" or image.mode.startswith("I;16"):
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
-            raise ImageError(f"{path}: 32-bit pixels beyond 0..65535; save the image with 8 bits a channel")
+            raise ImageError(f"{path}: 32-bit pixels outside 0..65535; save the image with 8 bits per channel")
         return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
-    # A palette with alpha a colour only warns on its way to RGB; by way of RGBA the colours are the same.
+    # Converting a palette with per-colour alpha to RGB warns; via RGBA the colours are the same, without a warning.
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
 
 
-def explain(path: str | Path, error: BaseException) -> str:
-    """Turns what PIL raised into a reason with a remedy."""
+def image_error_reason(path: str | Path, error: BaseException) -> str:
+    """Returns why PIL could not read a file, with a remedy."""
     try:
         with Path(path).open("rb") as file:
             head = file.read(512)
@@ -97,19 +97,19 @@ def explain(path: str | Path, error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "more pixels than PIL.Image.MAX_IMAGE_PIXELS; scale the file down, or raise the limit if you trust it"
     if not head:
-        return "the file is empty; fetch it again"
+        return "the file is empty; download it again"
     if head.lstrip()[:1] == b"<" or head.startswith(b"version https://git-lfs"):
-        return "the file is a web page or a pointer, not an image: the download failed; fetch it again"
+        return "the file is a web page or a Git LFS pointer, not an image: the download failed; download it again"
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
-        return "HEIC images are not read; convert the file to JPEG or PNG"
+        return "HEIC images are not supported; convert the file to JPEG or PNG"
     if "truncated" in str(error):
-        return f"the file is truncated ({error}); fetch it again"
-    said = re.sub(r"<_io\.BytesIO[^>]*>", "the file", str(error).replace(str(path), "the file"))
-    return f"the file is no readable image ({type(error).__name__}: {said})"
+        return f"the file is truncated ({error}); download it again"
+    detail = re.sub(r"<_io\.BytesIO[^>]*>", "the file", str(error).replace(str(path), "the file"))
+    return f"the file is not a readable image ({type(error).__name__}: {detail})"
 
 
 def oddity(path: str | Path) -> str:
-    """Decodes an image and returns what is unusual about it ("" if nothing): mode, depth, EXIF rotation.
+    """Returns what is unusual about an image, after decoding it: mode, depth, EXIF rotation; "" if nothing.
 
     Raises:
         ImageError: As `open_image`.
@@ -119,33 +119,33 @@ def oddity(path: str | Path) -> str:
         found = []
         if image.mode != "RGB":
             found.append(f"mode {image.mode}, converted to RGB")
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if turned not in (0, 1):
-            found.append(f"EXIF orientation {turned} ignored, as upstream does")
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation not in (0, 1):
+            found.append(f"EXIF orientation {orientation} ignored, as upstream does")
     return "; ".join(found)
 
 
-LONGEST = 1000  # characters of an image name
+MAX_NAME = 1000  # characters of an image name
 NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def unsafe(name: str) -> str:
-    """Returns why an image name may not be used below an image root, or "" if it may; looks at the text only."""
+    """Returns why an image name is not allowed below an image root, "" if it is; checks the text only."""
     if not name:
         return "the image name is empty"
     if "\0" in name:
-        return "the image name holds a NUL character"
-    if len(name) > LONGEST:
+        return "the image name contains a NUL character"
+    if len(name) > MAX_NAME:
         return f"the image name has {len(name):,} characters"
     if name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name):
         return "the path is absolute"
     if ".." in name.replace("\\", "/").split("/"):
-        return "the path leaves the image root by `..`"
+        return "the path leaves the image root via `..`"
     return ""
 
 
 class ImageFolder:
-    """Finds images below a root by listing each folder once: quick on network disks, and never outside the root."""
+    """Finds images below a root, and never outside it; lists each folder once, which is fast on network disks."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root).resolve()
@@ -154,10 +154,10 @@ class ImageFolder:
         self._folders: dict[str, tuple[str | None, str]] = {"": ("", "")}
 
     def find(self, name: str, suffix: str = "") -> tuple[str | None, str]:
-        """Returns the file of an image name, relative to the root, and a remark ("" if it stands there as written).
+        """Returns the file of an image name, relative to the root, and a remark ("" if the name matches exactly).
 
-        A name that differs from the file only in upper and lower case, or lacks `suffix`, is found, and the remark
-        says so. Where nothing is found, or only outside the root, the first value is None and the remark the reason.
+        A name that differs from the file only in case, or lacks `suffix`, is found, and the remark says so. If no file
+        is found, or only one outside the root, the first value is None and the remark is the reason.
         """
         reason = unsafe(name)
         if reason:
@@ -170,7 +170,7 @@ class ImageFolder:
         for candidate in (base, base + suffix) if suffix else (base,):
             found, note = self._find_entry(folder, candidate)
             if found is not None and (kind := self._kind(found)) != "file":
-                reason = f"the file is missing (there is a {kind} of its name)"
+                reason = f"the file is missing (there is a {kind} with its name)"
             elif found is not None or note:
                 added = "" if candidate == base else f"{suffix} added to the name"
                 return found, "; ".join(filter(None, (remark, note, added)))
@@ -196,18 +196,18 @@ class ImageFolder:
                 return None, f"{len(matches)} files differ only in case: {', '.join(matches)}" if matches else ""
             base, note = matches[0], f"the file is spelled {matches[0]}"
         path = f"{folder}/{base}" if folder else base
-        # realpath, not resolve: links that lead back to themselves are no error of its
+        # realpath, not resolve, which raises an error on links to themselves
         if listing[base] == "link" and not Path(os.path.realpath(self.root / path)).is_relative_to(self.root):
-            return None, "the path leaves the image root by a symbolic link"
+            return None, "the path leaves the image root via a symbolic link"
         return path, note
 
     def _kind(self, path: str) -> str:
-        """Returns "file" for what can be read as one; else what it is: to open a pipe would wait for ever."""
+        """Returns "file" if the path can be read as one, else what it is: opening a pipe would block forever."""
         folder, _, base = path.rpartition("/")
         kind = self._listings[folder][base]
         if kind == "link":
             place = self.root / path
-            kind = "file" if place.is_file() else "folder" if place.is_dir() else "link to no file"
+            kind = "file" if place.is_file() else "folder" if place.is_dir() else "broken link"
         return kind
 
     def _list(self, folder: str) -> dict[str, str]:
@@ -233,7 +233,7 @@ class ImageFolder:
 
 
 def _entry_kind(entry: os.DirEntry) -> str:
-    """Asks only for what came with the listing: a question more an image would be slow on network disks."""
+    """Returns an entry's kind from the listing alone: a further query per image would be slow on network disks."""
     if entry.is_symlink():
         return "link"
     if entry.is_file(follow_symlinks=False):
@@ -242,5 +242,5 @@ def _entry_kind(entry: os.DirEntry) -> str:
 
 
 def fold(name: str) -> str:
-    """Spells a file name without case and composed, as case-blind disks and macOS compare names."""
+    """Returns a file name case-folded and composed (NFC), as case-insensitive disks and macOS compare names."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,4 +1,4 @@
-"""Batches of a torch dataset, in order, read ahead by processes that end with the reading."""
+"""Loads batches of a torch dataset, in order, ahead of use, in processes that end with the loading."""
 
 import contextlib
 import math
@@ -17,11 +17,11 @@ MAX_WORKERS = {"cpu": 4, "cuda": 16, "mps": 4}
 
 
 class LoadingError(ValueError):
-    """A process that reads images was killed; the message says what to do."""
+    """A worker process that reads images was killed; the message says what to do."""
 
 
 @contextlib.contextmanager
-def loaded(
+def batch_loader(
     dataset: Dataset,
     batches: Sequence[Sequence],
     device: torch.device,
@@ -33,19 +33,19 @@ def loaded(
 
     Args:
         batches: The items of each batch.
-        device: Where the batches go: decides how many processes read, and whether memory is pinned for it.
-        num_workers: Processes that read; 0 reads in this one; None chooses by cores and device.
-        collate: Makes a batch of the list of its items.
-        ahead: Batches that are to be ready while one is worked on.
+        device: Where the batches go; decides the default number of workers and whether memory is pinned.
+        num_workers: Worker processes; 0 reads in this one; None chooses by cores and device.
+        collate: Makes a batch from the list of its items.
+        ahead: Batches to have ready while one is in use.
 
     Raises:
-        ImageError: From the iterator, as the dataset raised it. LoadingError: a process was killed.
+        ImageError: From the iterator, as the dataset raised it. LoadingError: a worker was killed.
     """
     workers = min(_choose_workers(device.type, len(batches)) if num_workers is None else num_workers, len(batches))
     options = {}
     if workers:
         options["prefetch_factor"] = math.ceil(ahead / workers) + 1
-        # Python 3.14 would start a server on Linux, which imports torch anew and needs a `__main__` that it can import.
+        # Python 3.14's default on Linux, a fork server, imports torch again and needs an importable `__main__`.
         options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
     loader = DataLoader(
         _ErrorsAsValues(dataset),
@@ -53,7 +53,7 @@ def loaded(
         num_workers=workers,
         collate_fn=partial(_collate, collate=collate),
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # else it would draw from the caller's
+        generator=torch.Generator(),  # otherwise it draws from the caller's
         **options,
     )
     iterator = iter(loader)
@@ -63,26 +63,26 @@ def loaded(
         if "DataLoader worker" not in str(error):
             raise
         raise LoadingError(
-            f"a process that reads images was killed ({str(error).splitlines()[0]}), as happens where memory or "
+            f"a process that reads images was killed ({str(error).splitlines()[0]}), probably because memory or "
             "/dev/shm is full: set num_workers=0, or a smaller batch"
         ) from error
     finally:
-        # A notebook keeps the traceback of what was interrupted, and so the iterator: it would never end its processes.
+        # After an interrupt, a notebook keeps the traceback and so the iterator, which would never end its processes.
         getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 def _choose_workers(device: str, batches: int) -> int:
-    """On a CPU, reading is a small part of the work, so every second core is enough; on a GPU it is the bottleneck."""
-    if batches == 1 or multiprocessing.current_process().daemon:  # a daemon may have no children
+    """Returns half of the cores for a CPU, where reading is a small part of the work; nearly all for a GPU."""
+    if batches == 1 or multiprocessing.current_process().daemon:  # a daemon cannot have children
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = cores // 2 if device == "cpu" else cores - 1
-    wanted //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # as many processes share the cores
-    return min(wanted, MAX_WORKERS.get(device, 4))
+    workers = cores // 2 if device == "cpu" else cores - 1
+    workers //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # this many training processes share the cores
+    return min(workers, MAX_WORKERS.get(device, 4))
 
 
 class _ErrorsAsValues(Dataset):
-    """Hands an ImageError on as a value: a loader would wrap what a worker raises in the text of its traceback."""
+    """Returns an ImageError as a value: DataLoader would replace its message with the worker's traceback."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset

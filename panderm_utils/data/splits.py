@@ -1,4 +1,4 @@
-"""Chooses rows: the published label fraction, and a proposed train, val and test split for a table without one."""
+"""Selects rows: the published subset for a label fraction, and a proposed split for a table without one."""
 
 import math
 import numbers
@@ -9,23 +9,23 @@ import pandas as pd
 
 from panderm_utils.manifests import SPLITS
 
-SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
-FRACTION_SEED = 42  # upstream's, whatever the run's own seed
+SPLIT_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
+FRACTION_SEED = 42  # upstream's, regardless of the run's seed
 
 
 def label_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
-    """Returns the rows that the published linear probe trains on at a label fraction, in its shuffled order.
+    """Returns the published subset for a label fraction: the rows the linear probe trains on, in its shuffled order.
 
-    Upstream's rule: the train rows in file order, shuffled by `sample(frac=1, random_state=42)`, the first
-    `int(n * fraction)`. It is not stratified: a class may end up without a row, which warns.
+    Upstream's rule: shuffle the train rows, in file order, by `sample(frac=1, random_state=42)`, then take the first
+    `int(n * fraction)`. It is not stratified; a class left without a row raises a warning.
 
     Raises:
-        ValueError: The fraction is not in (0, 1], or so small that no row is left (the smallest usable is named).
+        ValueError: The fraction is not in (0, 1], or leaves no row; the message gives the smallest usable one.
     """
-    return first_part(train.sample(frac=1, random_state=FRACTION_SEED), fraction)
+    return first_fraction(train.sample(frac=1, random_state=FRACTION_SEED), fraction)
 
 
-def first_part(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
+def first_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
     """Returns the first `int(n * fraction)` of n shuffled training rows."""
     n = len(train)
     if not (isinstance(fraction, numbers.Real) and 0 < fraction <= 1):
@@ -35,25 +35,25 @@ def first_part(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
     kept = int(n * fraction)
     if kept < 1:
         smallest = math.ceil(1e6 / n) / 1e6
-        raise ValueError(f"train_fraction {fraction} of {n:,} training rows is none; the smallest usable is {smallest}")
-    chosen = train.head(kept)
-    lost = sorted(set(train["label"]) - set(chosen["label"])) if "label" in train else []
+        raise ValueError(f"train_fraction {fraction} of {n:,} training rows is 0; the smallest usable is {smallest}")
+    subset = train.head(kept)
+    lost = sorted(set(train["label"]) - set(subset["label"])) if "label" in train else []
     if lost:
         warnings.warn(f"train_fraction {fraction} leaves no training row of the classes {lost}", stacklevel=3)
-    return chosen
+    return subset
 
 
 def propose_splits(table: pd.DataFrame, label: str, group: str | list[str] | None = None, seed: int = 0) -> pd.Series:
-    """Proposes a split of each row: 70% train, 10% val, 20% test within each class, whole groups kept together.
+    """Returns a proposed split of each row: 70% train, 10% val, 20% test within each class, groups kept whole.
 
-    Rows are one group if they share a value in any of the group columns (a lesion of a patient, a patient with two
-    lesion ids); an empty cell groups with nothing. Groups of several rows are placed first, the largest first, each
-    where its classes are most wanting; single rows then fill up each class. Same table, same seed: same split.
+    Rows that share a value in any group column, directly or through other rows, form one group; empty cells are
+    ignored. Groups of several rows are placed first, largest first, each in the split that most lacks their classes;
+    single rows then fill up each class. The same table and seed give the same split.
 
     Args:
-        table: One row an image.
+        table: One row per image.
         label: The column of classes.
-        group: The column, or columns, whose values must not straddle splits.
+        group: The column, or columns, whose values must not be in two splits.
 
     Returns:
         The split names, with the index of `table`.
@@ -63,7 +63,7 @@ def propose_splits(table: pd.DataFrame, label: str, group: str | list[str] | Non
     columns = [group] if isinstance(group, str) else list(group or [])
     groups = connected_groups(table, columns)
     size = np.bincount(groups, minlength=1)
-    wanted = _quotas(np.bincount(y, minlength=len(classes)))  # [3, K] rows still wanted
+    needed = _quotas(np.bincount(y, minlength=len(classes)))  # [3, K] rows still to place
     rarity = 1 / np.maximum(np.bincount(y, minlength=len(classes)), 1)
     split = np.full(len(table), -1)
     order = rng.permutation(len(size))
@@ -72,19 +72,19 @@ def propose_splits(table: pd.DataFrame, label: str, group: str | list[str] | Non
         if size[g] < 2:
             break
         counts = np.bincount(y[rows_of[g]], minlength=len(classes))
-        target = int(np.argmax(wanted @ (counts * rarity)))
+        target = int(np.argmax(needed @ (counts * rarity)))
         split[rows_of[g]] = target
-        wanted[target] -= counts
+        needed[target] -= counts
     for k in range(len(classes)):
         single = rng.permutation(np.flatnonzero((split < 0) & (y == k)))
         for row in single:
-            split[row] = target = int(np.argmax(wanted[:, k]))
-            wanted[target, k] -= 1
+            split[row] = target = int(np.argmax(needed[:, k]))
+            needed[target, k] -= 1
     return pd.Series(np.array(SPLITS, dtype=object)[split], index=table.index, name="split")
 
 
 def connected_groups(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
-    """Numbers the rows [N] so that rows sharing a value in any column, directly or by way of others, are one group."""
+    """Returns a group number per row [N]; rows that share a value, directly or through other rows, form one group."""
     parent = np.arange(len(table))
 
     def root(i: int) -> int:
@@ -103,7 +103,7 @@ def connected_groups(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
 
 
 def _quotas(counts: np.ndarray) -> np.ndarray:
-    """Rows [3, K] that train, val and test should get of each class: a class of two or more is in train and test."""
-    test = np.where(counts >= 2, np.maximum(np.rint(SHARES["test"] * counts), 1), 0)
-    val = np.minimum(np.rint(SHARES["val"] * counts), np.maximum(counts - test - 1, 0))
+    """Returns target rows [3, K] of train, val and test; a class of two or more rows is in both train and test."""
+    test = np.where(counts >= 2, np.maximum(np.rint(SPLIT_FRACTIONS["test"] * counts), 1), 0)
+    val = np.minimum(np.rint(SPLIT_FRACTIONS["val"] * counts), np.maximum(counts - test - 1, 0))
     return np.stack([counts - val - test, val, test])

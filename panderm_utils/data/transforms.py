@@ -1,4 +1,4 @@
-"""Turns image files into the tensors that an encoder takes: the published evaluation transform, and a torch dataset."""
+"""Turns image files into tensors for an encoder: the published evaluation transform, and a torch dataset."""
 
 import contextlib
 import os
@@ -21,17 +21,17 @@ from torch.utils.data import Dataset
 
 from panderm_utils.data.image_files import ImageError, open_image
 
-RESIZED, CROPPED = 256, 224  # shorter side after resizing, side of the centre crop, in pixels
-MAX_ASPECT = 1_000  # of an image's part that is resized; a strip of one pixel's width would otherwise fill the memory
+RESIZE_SIZE, CROP_SIZE = 256, 224  # shorter side after resizing, side of the centre crop, in pixels
+MAX_ASPECT = 1_000  # of what is resized; otherwise a strip one pixel wide would fill the memory
 EVALUATION_MEAN = (0.485, 0.456, 0.406)
-EVALUATION_STD = (0.228, 0.224, 0.225)  # 0.228 for red, not ImageNet's 0.229: upstream's, so published numbers need it
+EVALUATION_STD = (0.228, 0.224, 0.225)  # upstream's: 0.228 for red, not ImageNet's 0.229; published numbers need it
 
 
 class EvaluationTransform:
     """The published evaluation transform: a PIL RGB image becomes a float32 tensor [3, 224, 224].
 
-    Bit-equal to torchvision's Resize(256), CenterCrop(224), ToTensor, Normalize on PIL images, in less time, because
-    the arithmetic is done in place.
+    Bit-identical to torchvision's Resize(256), CenterCrop(224), ToTensor, Normalize on PIL images, but faster, as it
+    computes in place.
     """
 
     def __init__(self, mean: Sequence[float] = EVALUATION_MEAN, std: Sequence[float] = EVALUATION_STD):
@@ -44,7 +44,7 @@ class EvaluationTransform:
 
     def __repr__(self) -> str:
         mean, std = (tuple(round(v, 6) for v in t.flatten().tolist()) for t in (self.mean, self.std))
-        return f"EvaluationTransform(resize={RESIZED}, crop={CROPPED}, mean={mean}, std={std})"
+        return f"EvaluationTransform(resize={RESIZE_SIZE}, crop={CROP_SIZE}, mean={mean}, std={std})"
 
 
 def evaluation_transform() -> EvaluationTransform:
@@ -53,21 +53,21 @@ def evaluation_transform() -> EvaluationTransform:
 
 
 def resize_and_crop(image: Image.Image) -> Image.Image:
-    """Resizes the shorter side to 256 (bilinear, antialiased) and returns the central 224 x 224 pixels.
+    """Returns the central 224 x 224 pixels after resizing the shorter side to 256 (bilinear, antialiased).
 
-    The image is resized whole and cropped after: PIL's `resize(box=...)` straight to the crop would save a tenth of
-    this step, but is not pixel-exact. It holds the box in single precision, and PIL 13 chooses the order of its two
-    passes by the sizes, so that nine of ten noise images come out a level off here and there.
+    Resizing straight to the crop by PIL's `resize(box=...)` would save a tenth of the time, but is not pixel-exact:
+    it keeps the box in single precision, and PIL 13 orders its two passes by the sizes, so nine of ten noise images
+    have some pixels off by one level.
     """
     resized = resize_shorter(image)
-    left, top = (round((side - CROPPED) / 2) for side in resized.size)  # halves to even, as torchvision does
-    return resized.crop((left, top, left + CROPPED, top + CROPPED))
+    left, top = (round((side - CROP_SIZE) / 2) for side in resized.size)  # rounds half to even, as torchvision does
+    return resized.crop((left, top, left + CROP_SIZE, top + CROP_SIZE))
 
 
 def resize_shorter(image: Image.Image) -> Image.Image:
-    """Resizes the shorter side to 256, bilinear and antialiased, as torchvision's Resize(256) does; see `trim`."""
-    image = trim(image)
-    size = resized_size(image.size, RESIZED)
+    """Returns the image with its shorter side resized to 256, as torchvision's Resize(256) does; see `limit_aspect`."""
+    image = limit_aspect(image)
+    size = resized_size(image.size, RESIZE_SIZE)
     return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
@@ -78,10 +78,10 @@ def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     return int(shorter * width / short), int(shorter * height / short)
 
 
-def trim(image: Image.Image) -> Image.Image:
-    """Cuts a strip, of an aspect ratio beyond 1,000, to its central part, of which resizing needs less memory.
+def limit_aspect(image: Image.Image) -> Image.Image:
+    """Returns the central part of an image whose aspect ratio exceeds 1,000, to bound the memory of resizing.
 
-    Both ends lose as many whole pixels, so its centre, all that evaluation looks at, stays the centre.
+    Both ends lose equally many whole pixels, so the centre, all that evaluation uses, stays the centre.
     """
     longest = MAX_ASPECT * min(image.size)
     x, y = (max(0, (side - longest) // 2) for side in image.size)
@@ -89,7 +89,7 @@ def trim(image: Image.Image) -> Image.Image:
 
 
 class ImageFiles(Dataset):
-    """A torch dataset of image files: item i is `(i, tensor)`, so that a loader may return items in any order.
+    """A torch dataset of image files: item i is `(i, tensor)`, so a loader may return items in any order.
 
     Args:
         paths: The image files.
@@ -103,24 +103,24 @@ class ImageFiles(Dataset):
         transform: Callable[[Image.Image], torch.Tensor] | None = None,
         rows: Sequence[int] | None = None,
     ):
-        # Arrays, not lists: workers forked from a notebook would copy every page of a list when they count references.
+        # Arrays, not lists: reference counting in forked workers would copy every memory page of a list.
         self.paths = np.array([str(path) for path in paths], dtype=np.str_)
         self.rows = None if rows is None else np.asarray(rows, dtype=np.int64)
         if self.rows is not None and len(self.rows) != len(self.paths):
-            raise ValueError(f"{len(self.rows)} rows for {len(self.paths)} paths; give one CSV line a path")
+            raise ValueError(f"{len(self.rows)} rows for {len(self.paths)} paths; give one CSV line per path")
         self.transform = transform or evaluation_transform()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
-        """Raises ImageError naming the row, the file and the reason; never skips, so no later row is shifted."""
+        """Raises ImageError with row, file and reason; never skips an image, so rows never shift."""
         with self.naming(index) as path:
             return index, self.transform(open_image(path))
 
     @contextmanager
     def naming(self, index: int) -> Iterator[str]:
-        """Yields the path of an image; an ImageError inside also names its row and its file."""
+        """Yields the path of an image; adds its row and file to an ImageError raised inside."""
         path = str(self.paths[index])
         try:
             yield path
@@ -131,30 +131,30 @@ class ImageFiles(Dataset):
 
 
 BUDGET = 8 * 1024**3  # bytes; 33,000 copies of 600 x 450 images
-RESERVE = 1024**3  # bytes that stay free on the disk, for checkpoints
-# A file that changes again within one tick of its clock looks the same, so one that changed this close to its reading
-# is not copied yet: 2 s is FAT's tick, the coarsest in use.
+RESERVE = 1024**3  # bytes to leave free on the disk, for checkpoints
+# A second change within one clock tick goes unnoticed, so a file changed this recently is not copied yet. 2 s is the
+# tick of FAT, the coarsest in use.
 TICK = 2_000_000_000  # ns
-# Half of the SHA-256 of the absolute path in hexadecimal; size, times and inode of the file; offset, height, width and
-# CRC of the pixels; CRC of all that.
+# Half of the absolute path's SHA-256 in hexadecimal; size, times and inode of the file; offset, height, width and CRC
+# of the pixels; CRC of all these.
 RECORD = struct.Struct("<32s 4q q 2i I I")
 
 
 class ImageCopiesWarning(UserWarning):
-    """Copies that cannot be kept; training goes on and decodes the files every epoch."""
+    """Copies cannot be stored; training continues and decodes the files every epoch."""
 
 
 class ImageCopies:
-    """Copies below `folder`, at most `budget` bytes; what cannot be read or written is a warning, never an error."""
+    """Decoded copies of images below `folder`, at most `budget` bytes; failures warn, never raise."""
 
     def __init__(self, folder: str | Path, budget: int = BUDGET):
         jpeg = features.version_feature("libjpeg_turbo") or features.version_codec("jpg")
-        self.folder = Path(folder) / f"v1-{RESIZED}px-pillow{PIL.__version__}-jpeg{jpeg}"
+        self.folder = Path(folder) / f"v1-{RESIZE_SIZE}px-pillow{PIL.__version__}-jpeg{jpeg}"
         self.budget = budget
         self._pixels, self._index = self.folder / "pixels.bin", self.folder / "index.bin"
         self._found: dict[bytes, bytes] = {}  # the latest record of each path
-        self._seen = self._end = self._largest = 0  # records; where the next copy goes; bytes of the largest copy
-        self._told = False
+        self._seen = self._end = self._largest = 0  # records; offset of the next copy; bytes of the largest copy
+        self._warned = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in (self._pixels, self._index):
@@ -164,32 +164,32 @@ class ImageCopies:
             self._give_up(error)
 
     def __len__(self) -> int:
-        """How many images have a copy, as far as this process has seen."""
+        """Returns how many images have a copy, as far as this process has seen."""
         return len(self._found)
 
     @property
     def bytes_used(self) -> int:
-        """Bytes of both files, as far as this process has seen."""
+        """Size of both files, as far as this process has seen."""
         return self._end + self._seen * RECORD.size
 
     def prepare(self, paths: Sequence[str]) -> None:
-        """Reads what is there before worker processes are started; warns, once, where the budget leaves files out."""
+        """Reads the index before worker processes start; warns once if the budget is too small for all files."""
         with contextlib.suppress(OSError):
             self.refresh()
         filled = self.bytes_used + self._largest + RECORD.size > self.budget > 0
-        missing = sum(_key(path) not in self._found for path in paths) if filled and not self._told else 0
+        missing = sum(_key(path) not in self._found for path in paths) if filled and not self._warned else 0
         if missing:
-            self._told = True
+            self._warned = True
             warnings.warn(
                 f"{self.folder}: the copies fill their budget of {self.budget / 1e9:.1f} GB; {missing:,} of "
                 f"{len(paths):,} training images are decoded every epoch: give a larger budget, or delete the "
-                "folder where it holds copies of images that are no longer used",
+                "folder if it contains copies of images that are no longer used",
                 ImageCopiesWarning,
                 stacklevel=3,
             )
 
     def load(self, path: str, stamp: tuple | None) -> np.ndarray | None:
-        """Returns the copy [H, W, 3] uint8 of a file that has this stamp, or None."""
+        """Returns the copy [H, W, 3] uint8 of a file with this stamp, or None."""
         if stamp is None:
             return None
         try:
@@ -206,11 +206,11 @@ class ImageCopies:
                     return pixels
         except OSError:
             return None
-        del self._found[_key(path)]  # damaged: the next copy takes its place
+        del self._found[_key(path)]  # damaged: the next copy replaces it
         return None
 
     def save(self, path: str, stamp: tuple | None, pixels: np.ndarray) -> None:
-        """Keeps the copy [H, W, 3] uint8 of a file that had this stamp before it was read, if the budget allows."""
+        """Stores the copy [H, W, 3] uint8 of a file that had this stamp before it was read, if the budget allows."""
         size = pixels.nbytes + RECORD.size
         if stamp is None or self.bytes_used + size > self.budget:
             return
@@ -219,18 +219,18 @@ class ImageCopies:
             with FileLock(self.folder / "lock").acquire(timeout=60, poll_interval=0.002):
                 self.refresh()
                 if self._find(path, stamp) is not None or self.bytes_used + size > self.budget:
-                    return  # another worker was quicker
+                    return  # another worker was faster
                 if shutil.disk_usage(self.folder).free < RESERVE + size:
                     raise OSError(None, "the disk is nearly full")
                 record = RECORD.pack(_key(path), *stamp, self._end, *pixels.shape[:2], zlib.crc32(pixels), 0)[:-4]
                 _write(self._pixels, self._end, pixels)
                 _write(self._index, self._seen * RECORD.size, record + _crc(record))
                 self.refresh()
-        except (OSError, NotImplementedError) as error:  # the latter: a disk without locks
+        except (OSError, NotImplementedError) as error:  # the latter: no locks on this disk
             self._give_up(error)
 
     def refresh(self) -> bool:
-        """Reads what others have added since; returns whether there was anything."""
+        """Reads what other processes have added; returns whether there was anything new."""
         with self._index.open("rb", buffering=0) as file:
             file.seek(self._seen * RECORD.size)
             content = file.read()
@@ -238,7 +238,7 @@ class ImageCopies:
         for start in range(0, len(content) - RECORD.size + 1, RECORD.size):
             record = content[start : start + RECORD.size]
             if _crc(record[:-4]) != record[-4:]:
-                break  # being written, or lost with the power
+                break  # still being written, or lost in a power cut
             key, *_, offset, height, width, _, _ = RECORD.unpack(record)
             self._found[key] = record
             self._largest = max(self._largest, 3 * height * width)
@@ -247,32 +247,32 @@ class ImageCopies:
         return self._seen > seen
 
     def _find(self, path: str, stamp: tuple) -> tuple[int, int, int, int] | None:
-        """Returns offset, height, width and checksum of the copy of a file that has this stamp."""
+        """Returns offset, height, width and checksum of the copy of a file with this stamp, or None."""
         record = self._found.get(_key(path))
         if record is None:
             return None
-        _, *its_stamp, offset, height, width, crc, _ = RECORD.unpack(record)
-        return (offset, height, width, crc) if tuple(its_stamp) == stamp else None
+        _, *copied_stamp, offset, height, width, crc, _ = RECORD.unpack(record)
+        return (offset, height, width, crc) if tuple(copied_stamp) == stamp else None
 
     def _give_up(self, error: BaseException) -> None:
         self.budget = 0
         reason = getattr(error, "strerror", None) or error
         warnings.warn(
-            f"{self.folder}: copies of training images cannot be kept there ({reason}); the "
-            "files are decoded every epoch: free some space, or give a folder that can be written",
+            f"{self.folder}: copies of training images cannot be stored there ({reason}); the "
+            "files are decoded every epoch: free some space, or give a writable folder",
             ImageCopiesWarning,
             stacklevel=3,
         )
 
 
 def stamp_of(path: str) -> tuple[int, int, int, int] | None:
-    """Returns size, times and inode of a file, or None where they cannot tell a later change; take it before reading.
+    """Returns size, times and inode of a file, or None if they cannot reveal a later change; call it before reading.
 
-    None also where there is no file: reading it will say what is wrong.
+    Also None if the file is missing: reading it will raise the error.
     """
     now = time.time_ns()
     with contextlib.suppress(OSError):
-        stat = os.stat(path)  # noqa: PTH116  (speed: once an image and epoch)
+        stat = os.stat(path)  # noqa: PTH116  (speed: once per image and epoch)
         if min(abs(now - stat.st_mtime_ns), abs(now - stat.st_ctime_ns)) > TICK:
             return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & (2**63 - 1)
     return None
@@ -287,7 +287,7 @@ def _crc(record: bytes) -> bytes:
 
 
 def _write(path: Path, offset: int, content: np.ndarray | bytes) -> None:
-    """Writes at an offset and cuts off what was behind it: the half-written end that a killed process left."""
+    """Writes at an offset and truncates the file after it, as a killed process may have left half a write there."""
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(content)

@@ -1,10 +1,10 @@
-"""Draws the stand-ins: synthetic lesions laid out as the real datasets are."""
+"""Draws synthetic stand-ins: lesions laid out like the real datasets."""
 
 import lazy_loader
 
 OFFERS = {
     "lesions": "draw_lesion",
-    "signs": "DEFAULT draw_signs recipe_of",
+    "signs": "DEFAULT_SIGNS draw_signs recipe_of",
     "stand_ins": "SIDES make_stand_in",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

@@ -1,4 +1,4 @@
-"""Draws skin lesions from their signs: drawn, not photographed, and learnable from, not true. H, W: pixels."""
+"""Draws synthetic skin lesions from their signs: learnable, not realistic. H, W: pixels."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ BROWN, BLACK, BLUE, RED, WHITE, TAN = (
 
 @dataclass(frozen=True)
 class Lesion:
-    """A drawn image uint8 [H, W, 3], the lesion's mask bool [H, W], and what was drawn: signs in 0..1, tone 1..6."""
+    """An image uint8 [H, W, 3], the lesion's mask bool [H, W], and its attributes: signs in 0..1, tone 1..6."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -36,15 +36,15 @@ def draw_lesion(
     tone: int | None = None,
     outline: np.random.Generator | None = None,
 ) -> Lesion:
-    """Draws one lesion.
+    """Returns one drawn lesion.
 
     Args:
-        signs: How strongly each sign is present, 0..1, as `draw_signs` has it.
-        rng: The same state draws the same pixels.
+        signs: The strength of each sign, 0..1, as from `draw_signs`.
+        rng: The same state gives the same pixels.
         size: Height and width in pixels.
         modality: "dermoscopic", "clinical" (from farther away, in uneven light) or "pathology" (a stained tile).
-        tone: Of the skin, 1 (light) to 6 (dark); by default drawn.
-        outline: Draws the shape; by default `rng`. Another view of one lesion has the same shape in another light.
+        tone: Skin tone, 1 (light) to 6 (dark); random by default.
+        outline: Random generator of the shape; by default `rng`. Views of one lesion share it and differ in light.
     """
     if modality == "pathology":
         return _draw_tile(signs, rng, size)
@@ -70,12 +70,12 @@ def draw_lesion(
 
 
 def _grid(size) -> np.ndarray:
-    """Rows and columns of the pixels, float32 [2, H, W]."""
+    """Returns the row and column of each pixel, float32 [2, H, W]."""
     return np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
 
 
 def _noise(rng, size, scale: float) -> np.ndarray:
-    """Smooth noise [H, W] with mean 0 and variance about 1; features are about `scale` pixels wide."""
+    """Returns smooth noise [H, W] with mean 0 and variance about 1, in blobs about `scale` pixels wide."""
     height, width = (max(2, int(side / scale) + 2) for side in size)
     grid = Image.fromarray(rng.standard_normal((height, width)).astype(np.float32), mode="F")
     return 1.25 * np.asarray(grid.resize((size[1], size[0]), Image.Resampling.BICUBIC))
@@ -110,12 +110,12 @@ def _outline(signs, rng, size, zoom):
 
 def _blend(image, colour, weight) -> None:
     weight = weight.astype(np.float32, copy=False)
-    for channel in range(3):  # a colour at a time: NumPy is slow along an axis of three
+    for channel in range(3):  # channel by channel: NumPy is slow along an axis of three
         image[..., channel] += weight * (colour[..., channel].astype(np.float32) - image[..., channel])
 
 
 def _pigment(image, signs, tone, depth, rng, size) -> None:
-    """The lesion's body: a base colour between tan, brown and red, with patches of others."""
+    """Draws the lesion's body: a base colour between tan, brown and red, with patches of other colours."""
     soft = expit(depth / (0.02 + 0.1 * signs["softness"]))
     red, dark = signs["redness"], signs["darkness"]
     base = (1 - red) * ((1 - dark) * TAN + dark * BROWN) + red * ((1 - dark) * (RED + 60) + dark * RED)
@@ -168,7 +168,7 @@ def _signs(image, signs, depth, angle, radius, rng, size) -> None:
 
 
 def _spots(rng, size, where, count: int, sigma: float) -> np.ndarray:
-    """Round spots [H, W] in 0..1 at random places of `where`, some larger than others."""
+    """Returns round spots [H, W] in 0..1 of two sizes, at random places inside the mask `where`."""
     ys, xs = np.nonzero(where)
     spots = np.zeros(size, np.float32)
     if len(ys) == 0:
@@ -183,7 +183,7 @@ def _spots(rng, size, where, count: int, sigma: float) -> np.ndarray:
 
 
 def _vessels(image, strength, depth, radius, rng) -> np.ndarray:
-    """Arborising vessels: a few walks from the lesion's rim inward that branch and get thinner."""
+    """Returns the image with arborising vessels: random walks from the lesion's rim that branch and get thinner."""
     canvas = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
     ys, xs = np.nonzero((depth > 0) & (depth < 0.5))
@@ -206,7 +206,7 @@ def _vessels(image, strength, depth, radius, rng) -> np.ndarray:
 
 
 def _hairs(image, amount, tone, rng) -> np.ndarray:
-    """Curved hairs across the picture, thicker and darker ones on top."""
+    """Returns the image with curved hairs of varied width and shade."""
     count = int(rng.poisson(14 * amount))
     if count == 0:
         return image
@@ -230,7 +230,7 @@ def _hairs(image, amount, tone, rng) -> np.ndarray:
 
 
 def _lens(image, rng) -> None:
-    """The dermatoscope: darker towards the rim, at times a black frame around a round field, a bubble of gel."""
+    """Draws the dermatoscope's effects: a darker rim, sometimes a black frame around a round field, or gel bubbles."""
     height, width = image.shape[:2]
     y, x = _grid((height, width))
     top, left = (np.array([height, width]) / 2 + rng.normal(0, 0.02, 2) * height).tolist()
@@ -246,7 +246,7 @@ def _lens(image, rng) -> None:
 
 
 def _draw_tile(signs, rng, size) -> Lesion:
-    """A stained tile: pink fibres, purple nuclei; the signs set density, size, order and the spaces between."""
+    """Returns a stained tile: pink fibres and purple nuclei; the signs set their density, size, order and spacing."""
     unit = size[0] / 225
     fibres = _noise(rng, size, (6 + 30 * signs["size"]) * unit) + 0.6 * _noise(rng, size, 5 * unit)
     pink = np.array([226, 156, 190.0]) + np.array([8, -30, -8.0]) * (signs["redness"] - 0.3)

@@ -1,15 +1,15 @@
-"""What can be seen in a lesion, and how strongly in which class: the recipes that lesions are drawn from.
+"""Recipes that lesions are drawn from: how strongly each dermoscopic sign is present in each class.
 
-A recipe says how strongly each sign is present in a class, as mean and spread of a number in 0..1; signs are those
-that dermoscopy looks for. The classes' recipes overlap, so that no encoder can be perfect.
+A recipe gives the mean and spread of each sign's strength, in 0..1. The recipes of the classes overlap, so that no
+encoder can be perfect.
 """
 
 import hashlib
 
 import numpy as np
 
-# A sign that a recipe does not mention is as DEFAULT has it.
-DEFAULT = {
+# Used for the signs that a recipe does not mention.
+DEFAULT_SIGNS = {
     "size": (0.45, 0.15),
     "elongation": (0.25, 0.15),
     "irregularity": (0.25, 0.12),
@@ -56,7 +56,7 @@ RECIPES = {
     },
     "vasc": {"lacunae": (0.65, 0.25), "redness": (0.75, 0.15), "size": (0.35, 0.12), "darkness": (0.4, 0.2)},
 }
-# Names of other datasets for the same things; what is not here gets a recipe of its own.
+# Other datasets' names for the same classes; any other class gets its own random recipe.
 SAME_AS = {
     **dict.fromkeys(("melanoma", "malignant"), "mel"),
     **dict.fromkeys(("nev", "naevus", "other", "benign"), "nv"),
@@ -67,21 +67,21 @@ SAME_AS = {
 
 
 def recipe_of(dataset: str, class_name: str) -> dict[str, tuple[float, float]]:
-    """Returns the mean and spread of every sign for a class; unknown classes draw theirs from a hash of both names."""
-    known = RECIPES.get(SAME_AS.get(class_name, class_name))
-    if known is None or dataset == "patch16":
+    """Returns the mean and spread of every sign for a class; for unknown classes, random ones seeded by both names."""
+    recipe = RECIPES.get(SAME_AS.get(class_name, class_name))
+    if recipe is None or dataset == "patch16":
         seed = int.from_bytes(hashlib.sha256(f"{dataset}/{class_name}".encode()).digest()[:8], "big")
         rng = np.random.default_rng(seed)
-        chosen = rng.choice(list(DEFAULT), size=5, replace=False)
-        known = {sign: (float(rng.uniform(0.1, 0.95)), 0.15) for sign in chosen}
-    return {**DEFAULT, **known}
+        signs = rng.choice(list(DEFAULT_SIGNS), size=5, replace=False)
+        recipe = {sign: (float(rng.uniform(0.1, 0.95)), 0.15) for sign in signs}
+    return {**DEFAULT_SIGNS, **recipe}
 
 
 def draw_signs(recipe: dict[str, tuple[float, float]], rng: np.random.Generator) -> dict[str, float]:
-    """Draws how strongly each sign of a recipe is present in one lesion, each a number in 0..1."""
+    """Returns a random strength in 0..1 of each sign of a recipe, for one lesion."""
     return {sign: float(np.clip(rng.normal(mean, spread), 0, 1)) for sign, (mean, spread) in recipe.items()}
 
 
 def draw_tone(rng: np.random.Generator) -> int:
-    """Draws a skin tone, 1 (light) to 6 (dark), as unevenly as dermatology's public images have them."""
+    """Returns a random skin tone, 1 (light) to 6 (dark), as unevenly distributed as in public dermatology images."""
     return 1 + int(rng.choice(6, p=[0.22, 0.3, 0.24, 0.13, 0.07, 0.04]))

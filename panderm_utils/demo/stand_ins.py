@@ -1,7 +1,7 @@
-"""Lays drawn lesions out on disk as a real dataset is laid out: folders, file names, CSV columns, quirks and all.
+"""Writes drawn lesions to disk in the layout of a real dataset: folders, file names, CSV columns and quirks.
 
-Every dataset of the paper gets a small stand-in of its own classes, so that its notebook runs for real on a laptop.
-A stand-in is drawn on first use, whole or not at all, and drawn anew only when its manifest or this code changes.
+Every dataset of the paper has a small stand-in with its own classes, so that its notebook runs on a laptop. A stand-in
+is drawn on first use, completely or not at all, and drawn again only when its manifest or this code changes.
 """
 
 import hashlib
@@ -21,19 +21,19 @@ from panderm_utils.demo import lesions
 from panderm_utils.demo.signs import draw_signs, draw_tone, recipe_of
 from panderm_utils.manifests import SPLITS, DatasetManifest
 
-SEED = 20250606  # of all stand-ins, with the dataset's name; the pre-training of panderm_tiny uses another
-SIDES = {  # height and width in pixels, one of them an image
+SEED = 20250606  # combined with the dataset's name; pre-training of panderm_tiny uses another seed
+SIDES = {  # height and width in pixels; each image has one of them
     "dermoscopic": ((225, 300),),
-    "clinical": ((225, 300), (300, 225), (256, 256)),  # phones are held either way
+    "clinical": ((225, 300), (300, 225), (256, 256)),  # phones are held upright or sideways
     "pathology": ((200, 200),),
 }
-NAMES = {  # file names as the released ones look; n counts images from 1
+NAMES = {  # file names like the released ones; n counts images from 1
     "pad_ufes": "PAT_{patient}_{lesion}_{n:03d}.png",
     "ddi": "{n:06d}.png",
     "derm7pt_clinical": "{class_name}/{class_name}{n:03d}a.JPG",
     "derm7pt_dermoscopic": "{class_name}/{class_name}{n:03d}l.JPG",
     "dermnet": "{class_name}/{class_name}-{n}.jpg",
-    # An id of the ISIC Archive is one image, so no two stand-ins may share one; HAM10000 has the lowest numbers.
+    # An ISIC Archive id is one image, so stand-ins must not share ids; HAM10000 has the lowest numbers.
     **{name: f"ISIC_{k}{{n:06d}}.jpg" for k, name in enumerate(("bcn20000", "mskcc", "hiba"), 1)},
     "patch16": "{class_name}/{class_name}_{n:05d}.jpg",
     "demo": "lesion_{n:04d}.jpg",
@@ -46,7 +46,7 @@ CLINICS = ("clinic A", "clinic B", "clinic C")
 
 @dataclass(frozen=True)
 class Size:
-    """How many images a stand-in has; `imbalance` is how many times more often the commonest class is drawn."""
+    """Number of images of a stand-in; `imbalance` is the ratio of the most common to the rarest class."""
 
     train: int
     val: int
@@ -54,27 +54,26 @@ class Size:
     imbalance: float = 6.0
 
     def of_class(self, rank: int, num_classes: int) -> tuple[int, int, int]:
-        """Images in train, val and test of the class of this rank (0 the commonest); at least 6, 1 and 4."""
+        """Returns train, val and test images of the class of this rank (0: most common); at least 6, 1 and 4."""
         share = self.imbalance ** -(np.arange(num_classes) / max(1, num_classes - 1))
         share = share[rank] / share.sum()
         return max(6, round(share * self.train)), max(1, round(share * self.val)), max(4, round(share * self.test))
 
 
 COMMONEST = ("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df")  # of the demo dataset, as in HAM10000
-DEMO = Size(
-    train=600, val=80, test=320, imbalance=3.5
-)  # large enough for fractions of the training labels to mean something
+# Large enough for meaningful label fractions.
+DEMO = Size(train=600, val=80, test=320, imbalance=3.5)
 STAND_IN = Size(train=150, val=25, test=100, imbalance=4.0)
 
 
 def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
-    """Draws the stand-in of a dataset below `data_root`, if it is not there yet, and returns its CSV.
+    """Returns the CSV of a dataset's stand-in below `data_root`, drawing it if needed.
 
-    The CSV is written last and under a temporary name, so where it is, all is. Two processes that want the same
-    stand-in draw it once. Datasets that share a folder of images, as the real ones do, may share it here.
+    The CSV is written last and atomically, so if it exists, the stand-in is complete. Concurrent processes draw a
+    stand-in once. Datasets that share an image folder, as the real ones do, may share it here.
 
     Raises:
-        ValueError: The manifest names a place outside the data root, as own data do: those have no stand-in.
+        ValueError: The manifest has paths outside the data root, as for your own data, which have no stand-in.
     """
     if card.own or Path(card.csv).is_absolute() or Path(card.image_root).is_absolute():
         raise ValueError(f'{card.name} is your own data and has no synthetic stand-in; write profile = "paper"')
@@ -85,7 +84,7 @@ def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
         version = _version(card)
         if csv.is_file() and stamp.is_file() and stamp.read_text() == version:
             return csv
-        csv.unlink(missing_ok=True)  # a stand-in half drawn anew is no stand-in
+        csv.unlink(missing_ok=True)  # so that an interrupted redraw is not taken for complete
         table = plan_rows(card)
         masks = images.with_name("masks") if card.name == "demo" else None
         drawn = _draw_all(card, table, images, masks)
@@ -95,10 +94,10 @@ def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
 
 
 def plan_rows(card: DatasetManifest) -> pd.DataFrame:
-    """Plans a stand-in: one row an image with split, label, n, patient, lesion, seed and file name; draws nothing.
+    """Returns a stand-in's plan: one row per image with split, label, n, patient, lesion and file name; draws nothing.
 
-    A third of the lesions are photographed twice and some patients have two lesions, all in one split; only in the
-    stand-in of PAD-UFES-20, of whose published split that is not known, a few patients are in two.
+    A third of the lesions have two images and some patients have two lesions, all in one split; only in the stand-in
+    of PAD-UFES-20, whose published split may not separate patients, are a few patients in two splits.
     """
     rng = np.random.default_rng(_seed(card.name))
     size = DEMO if card.name == "demo" else STAND_IN
@@ -116,7 +115,7 @@ def plan_rows(card: DatasetManifest) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=["split", "label"])
     second = (rng.random(len(table)) < 0.25) & table.duplicated().to_numpy()
-    table["lesion"] = 1 + np.cumsum(~second)  # a second view follows the first, in the same split and class
+    table["lesion"] = 1 + np.cumsum(~second)  # a second view follows the first, with the same split and class
     lesion = table.drop_duplicates("lesion")
     patient = pd.Series(1 + np.arange(len(lesion)), index=lesion["lesion"])
     for _, members in lesion.groupby("split"):
@@ -137,13 +136,13 @@ def plan_rows(card: DatasetManifest) -> pd.DataFrame:
 
 
 def _shuffled(table: pd.DataFrame, rng) -> np.ndarray:
-    """The order in which images are numbered: lesions mixed, the views of one together."""
+    """Returns the row order in which images are numbered: lesions shuffled, views of one lesion together."""
     order = rng.permutation(table["lesion"].nunique())
     return np.argsort(order[table["lesion"].to_numpy() - table["lesion"].min()], kind="stable")
 
 
 def _draw_all(card: DatasetManifest, table: pd.DataFrame, images: Path, masks: Path | None) -> pd.DataFrame:
-    """Draws every image of a plan with a progress bar; returns what was drawn, a row an image."""
+    """Draws every image of a plan, with a progress bar; returns their attributes, one row per image."""
 
     def draw(row: tuple) -> dict[str, float]:
         _, name, label, lesion, patient, second, n = row
@@ -162,13 +161,13 @@ def _draw_all(card: DatasetManifest, table: pd.DataFrame, images: Path, masks: P
         return drawn.attributes
 
     rows = list(table[["image", "label", "lesion", "patient", "second", "n"]].itertuples())
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and PIL work outside Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and PIL release the GIL
         bar = tqdm(pool.map(draw, rows), total=len(rows), desc=f"drawing {card.name}", unit="image", delay=1)
         return pd.DataFrame(list(bar), index=table.index)
 
 
 def _columns(card: DatasetManifest, table: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
-    """The CSV: the contract's columns, those that the manifest names, and what the released file has besides."""
+    """Returns the CSV: the required columns, those named in the manifest, and extra ones of the released file."""
     rng = np.random.default_rng(_seed(card.name) + 1)
     csv = table[["image", "split"]].assign(**{card.label_column: table["label"]})
     patients = table["patient"].max() + 1
@@ -188,14 +187,14 @@ def _columns(card: DatasetManifest, table: pd.DataFrame, drawn: pd.DataFrame) ->
     }
     csv = csv.assign(**{column: ids[kind] for kind, column in card.groups.items()})
     csv = csv.assign(**{column: facts[kind] for kind, column in card.metadata.items()})
-    if card.name == "ddi":  # two of Fitzpatrick's types a group
+    if card.name == "ddi":  # two Fitzpatrick types per group
         csv["skin_tone"] = drawn["tone"].map({1: 12, 2: 12, 3: 34, 4: 34, 5: 56, 6: 56})
     if card.name == "ham10000":
         csv["image_id"], csv["dx"] = table["image"].str.removesuffix(".jpg"), table["class_name"]
         csv["binary_label"] = (table["class_name"] == "mel").astype(int)
-        csv.loc[csv.index[table["split"] == "train"][7], "split"] = "trainisic"  # one row of the released file has it
+        csv.loc[csv.index[table["split"] == "train"][7], "split"] = "trainisic"  # as in one row of the released file
     if card.name.startswith("derm7pt"):
-        csv["image"] = csv["image"].str.replace(".JPG", ".jpg")  # the files' suffix is in capitals
+        csv["image"] = csv["image"].str.replace(".JPG", ".jpg")  # the files' suffix is upper case
     return csv
 
 
@@ -226,7 +225,7 @@ def _seed(name: str) -> int:
 
 
 def _version(card: DatasetManifest) -> str:
-    """A digest of all that a stand-in depends on: the code that draws it and its manifest."""
+    """Returns a digest of everything a stand-in depends on: the code that draws it and its manifest."""
     digest = hashlib.sha256(repr(card).encode())
     for module in ("signs.py", "lesions.py", Path(__file__).name):
         digest.update(Path(__file__).with_name(module).read_bytes())

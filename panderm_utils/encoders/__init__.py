@@ -1,14 +1,14 @@
-"""A weights file becomes an encoder, images become features, and features are cached."""
+"""Loads encoders from weights files, extracts features of images and caches them."""
 
 import lazy_loader
 
 OFFERS = {
     "checkpoints": "EncoderError digest_of read_tensors where_to_get",
-    "feature_cache": "read_kept",
+    "feature_cache": "read_cached",
     "features": "Features extract_features extract_files",
-    "loading": "Encoder IMAGE_SIZE arithmetic build_model check_precision choose_device describe load_encoder "
+    "loading": "Encoder IMAGE_SIZE build_model check_precision choose_device describe load_encoder precision_context "
     "tensors_digest",
-    "state_dicts": "LOADING_COLUMNS PREFIXES is_finite strange_kind",
+    "state_dicts": "LOADING_COLUMNS PREFIXES is_finite kind_mismatch",
     "weights": "timm_settings",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

@@ -1,13 +1,13 @@
-"""Keeps features on disk by content, in shards: nothing is computed twice, and nothing that does not match is used.
+"""Caches features on disk by content, in shards: nothing is computed twice, and nothing stale is used.
 
-    <cache>/features/<key>/about.json      what the key stands for, for the eye
+    <cache>/features/<key>/about.json      what the key stands for, for human readers
     <cache>/features/<key>/<name>.shard    the features of up to 512 consecutive images of a list
 
-The key is a hash of all that decides a feature but the image: weights, architecture, transform, precision. A shard's
-name is a hash of its files' names and sizes; it holds the features [n, D], the identity of every file and what
-computed them, followed by the SHA-256 of it all. A file's identity is the SHA-256 of the very bytes that were decoded.
-As in git's index, a file whose size, times and inode are still those seen then is taken to be unchanged; any other is
-read and hashed anew. So a second run reads no image, a touched or moved one stays valid, and a changed one never does.
+The key is a hash of everything that decides a feature except the image: weights, architecture, transform, precision. A
+shard's name is a hash of its files' names and sizes; it contains the features [n, D], the identity of every file and
+what computed them, followed by the SHA-256 of all this. A file's identity is the SHA-256 of the bytes that were
+decoded. As in git's index, a file with the same size, times and inode is taken to be unchanged; any other is hashed
+again. So a second run reads no image, touched or moved images stay valid, and changed ones never do.
 """
 
 import contextlib
@@ -26,62 +26,62 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from panderm_utils.data import ImageError, explain
+from panderm_utils.data import ImageError, image_error_reason
 from panderm_utils.disk import free
 
-if TYPE_CHECKING:  # loads torch, which reading what is kept does without
+if TYPE_CHECKING:  # imports torch, which read_cached does not need
     from panderm_utils.encoders.loading import Encoder
 
-FORMAT = 1  # to be raised when a change of code changes features or shards
-SHARD = 512  # images; features of 2 MB at D = 1,024, lost at most when an extraction is killed
+FORMAT = 1  # raise it when a code change changes features or shards
+SHARD = 512  # images; 2 MB of features at D = 1,024, the most that a killed extraction loses
 IDENTITY = np.dtype([("digest", "u1", 32), ("size", "i8"), ("modified", "i8"), ("changed", "i8"), ("inode", "i8")])
 STAMP = ["size", "modified", "changed", "inode"]
-# A file may change again within one tick of its clock and look the same, so times this close to the reading prove
-# nothing: 2 s is FAT's tick, the coarsest in use.
+# A second change within one clock tick goes unnoticed, so times this recent prove nothing. 2 s is the tick of FAT, the
+# coarsest in use.
 TICK = 2_000_000_000  # ns
-HASHERS = 8  # threads; a network disk answers several at once
-STALE = 3600  # seconds after which a temporary file belongs to no living process
+HASHERS = 8  # threads; network disks serve several requests at once
+STALE = 3600  # seconds after which a temporary file cannot belong to a running process
 
 
 class FeatureCacheWarning(UserWarning):
-    """A part of the cache that could not be used or written; the features are right all the same."""
+    """A part of the cache could not be used or written; the features are still correct."""
 
 
 def read_identified(path: str) -> tuple[bytes, tuple]:
-    """Reads a file once and returns its bytes and their identity, as a tuple for IDENTITY.
+    """Returns a file's bytes and their identity, as a tuple for IDENTITY, from a single read.
 
     Raises:
         ImageError: The file cannot be read.
     """
     before = time.time_ns()
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (the overhead counts: once an image)
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (the overhead counts: once per image)
             stamp = _stamp(os.fstat(file.fileno()))
             content = file.read()
     except OSError as error:
-        raise ImageError(f"{path}: {explain(path, error)}") from error
+        raise ImageError(f"{path}: {image_error_reason(path, error)}") from error
     if max(stamp[1], stamp[2]) > before - TICK:
-        stamp = (*stamp[:3], -1)  # no inode is -1: too fresh to be recognised by its times, so hashed the next time
+        stamp = (*stamp[:3], -1)  # no inode is -1: too recent to trust its times, so it is hashed next time
     return content, (np.frombuffer(hashlib.sha256(content).digest(), np.uint8), *stamp)
 
 
-def read_kept(folder: str | Path, encoder_facts: dict, names: Sequence[str]) -> np.ndarray | None:
-    """Returns the features [N, D] that are kept of a list of images, or None unless they all are.
+def read_cached(folder: str | Path, encoder_facts: dict, names: Sequence[str]) -> np.ndarray | None:
+    """Returns the cached features [N, D] of a list of images, or None unless all are cached.
 
-    Asks for neither the encoder nor the images, so it cannot tell whether these have changed since: compare the result
-    with the `features_sha256` of a record.
+    It needs neither the encoder nor the images, so it cannot detect changed images: compare the result with the
+    `features_sha256` of a record.
 
     Args:
         folder: As for FeatureCache.
-        encoder_facts: What a record says of its encoder.
-        names: What the files are called, in the order in which they were extracted.
+        encoder_facts: A record's `encoder_facts`.
+        names: The files' names, in extraction order.
     """
     facts = {key: encoder_facts[key] for key in ("num_features", "transform", "precision")}
     facts["weights_sha256"] = encoder_facts["digest"]
     parts = [names[at : at + SHARD] for at in range(0, len(names), SHARD)]
     for about in sorted(Path(folder).glob("features/*/about.json")):
-        known = json.loads(about.read_text(encoding="utf-8"))
-        if any(known.get(key) != fact for key, fact in facts.items()):
+        cached = json.loads(about.read_text(encoding="utf-8"))
+        if any(cached.get(key) != fact for key, fact in facts.items()):
             continue
         found = {}
         for path in about.parent.glob("*.shard"):
@@ -96,7 +96,7 @@ def read_kept(folder: str | Path, encoder_facts: dict, names: Sequence[str]) -> 
 
 
 def _shard_name(names: Iterable[str], sizes: Iterable[int]) -> str:
-    # The sizes keep apart folders of equal names, such as a cropped copy, which would else take turns.
+    # The sizes tell apart folders with equal names, such as a cropped copy, which would otherwise overwrite each other.
     lines = "".join(f"{name}\0{size}\0" for name, size in zip(names, sizes, strict=True))
     return hashlib.sha256(lines.encode(errors="surrogatepass")).hexdigest()[:32]
 
@@ -106,12 +106,12 @@ def _stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
 
 
 class FeatureCache:
-    """The shards of one encoder below `folder`; what cannot be read or written is a warning, never an error."""
+    """The shards of one encoder below `folder`; failed reads and writes warn and never raise."""
 
     def __init__(self, folder: str | Path, encoder: "Encoder", images: int):
-        """Opens the cache for a list of so many images."""
+        """Opens the cache for a list of `images` images."""
         facts = asdict(encoder.manifest)
-        # Not in the weights, yet decisive: other heads, or another model of timm, can read the same file.
+        # Not in the weights but decisive: a model with other heads, or another timm model, can load the same file.
         architecture = {k: facts[k] for k in ("architecture", "timm_name", "width", "depth", "heads")}
         about = {
             "format": FORMAT,
@@ -126,40 +126,40 @@ class FeatureCache:
         self.num_features = encoder.num_features
         self._needed = 4 * images * encoder.num_features  # bytes
         self._about = {"encoder": encoder.name, **about}
-        self._complained = False
+        self._warned = False
         self._sweep()
 
     def load(self, names: Sequence[str], paths: Sequence[str]) -> tuple[np.ndarray, str] | None:
-        """Returns features [n, D] and what computed them, or None unless every image is the one that was computed.
+        """Returns features [n, D] and what computed them, or None unless every image is cached and unchanged.
 
         Args:
-            names: What the files are called, wherever their folder lies.
+            names: The files' names, independent of where their folder is.
             paths: Where they are now.
         """
         try:
             stamps = np.array([_stamp(os.stat(path)) for path in paths], dtype=np.int64)  # noqa: PTH116  (speed)
         except OSError:
-            return None  # reading the image will say what is wrong, with its row
+            return None  # reading the image will raise the error, with its row
         path = self._path(names, stamps[:, 0])
         shard = self._read(path)
         if shard is None:
             return None
         x, identity, computed_by = shard
         if x.shape != (len(names), self.num_features) or x.dtype != np.float32 or identity.dtype != IDENTITY:
-            return self._damaged(path, "it holds other arrays than its name says")
+            return self._damaged(path, "its arrays do not match its name")
         seen = np.stack([identity[field] for field in STAMP], axis=1)
-        doubtful = np.flatnonzero((seen != stamps).any(axis=1))
-        if len(doubtful):
-            now = self._identify([paths[i] for i in doubtful])
-            if now is None or not np.array_equal(now["digest"], identity["digest"][doubtful]):
+        touched = np.flatnonzero((seen != stamps).any(axis=1))
+        if len(touched):
+            now = self._identify([paths[i] for i in touched])
+            if now is None or not np.array_equal(now["digest"], identity["digest"][touched]):
                 return None
-            if now.tobytes() != identity[doubtful].tobytes():
-                identity[doubtful] = now
-                self._write(path, x, identity, computed_by)  # with the new times, so that the next run need not read
+            if now.tobytes() != identity[touched].tobytes():
+                identity[touched] = now
+                self._write(path, x, identity, computed_by)  # with the new times, so the next run need not read them
         return x, computed_by
 
     def save(self, names: Sequence[str], x: np.ndarray, identity: np.ndarray, computed_by: str) -> None:
-        """Keeps features [n, D] under a temporary name, then renames: a killed or a second process does no harm."""
+        """Stores features [n, D] atomically: killed and concurrent processes do no harm."""
         self._write(self._path(names, identity["size"]), x, identity, computed_by)
 
     def _path(self, names: Iterable[str], sizes: Iterable[int]) -> Path:
@@ -182,11 +182,11 @@ class FeatureCache:
             return self._damaged(path, "it is damaged")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             if str(arrays["key"]) != self.key:
-                return self._damaged(path, "it is of another encoder")
+                return self._damaged(path, "it belongs to another encoder")
             return arrays["x"], arrays["identity"], str(arrays["computed_by"])
 
     def _damaged(self, path: Path, reason: str) -> None:
-        warnings.warn(f"{path}: {reason}; its images are computed anew", FeatureCacheWarning, stacklevel=4)
+        warnings.warn(f"{path}: {reason}; its features are computed again", FeatureCacheWarning, stacklevel=4)
 
     def _write(self, path: Path, x: np.ndarray, identity: np.ndarray, computed_by: str) -> None:
         buffer = io.BytesIO()
@@ -197,12 +197,12 @@ class FeatureCache:
                 self._open_folder()
             self._replace(path, content + hashlib.sha256(content).digest())
         except OSError as error:
-            if not self._complained:
-                self._complained = True
+            if not self._warned:
+                self._warned = True
                 warnings.warn(
-                    f"{self.folder}: features cannot be kept there ({error.strerror}; they need {self._needed:,} "
-                    f"bytes, {free(self.folder):,} are free); they are computed all the same, but the next run must "
-                    "start anew: free some space, or give a folder that can be written",
+                    f"{self.folder}: features cannot be stored there ({error.strerror}; they need {self._needed:,} "
+                    f"bytes, {free(self.folder):,} are free); this run continues, but the next one must compute them "
+                    "again: free some space, or give a writable folder",
                     FeatureCacheWarning,
                     stacklevel=4,
                 )
@@ -222,7 +222,7 @@ class FeatureCache:
             raise
 
     def _sweep(self) -> None:
-        """Removes what killed processes left half written."""
+        """Removes partial files of killed processes."""
         for path in self.folder.glob(".*.new"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > STALE:

@@ -1,9 +1,9 @@
-"""Frozen features: every image of a list becomes one vector, once; the rest is read from the cache.
+"""Extracts frozen features: one vector per image, computed once and cached.
 
-N is the number of images, D the encoder's width. Images are read by worker processes in small chunks, so that they
-share one batch, and their features go straight to their rows: beside those, memory does not grow with N. The last
-batch is as small as it is. Batches never cross a shard of the cache, so an extraction that was killed and resumed gives
-the very bits of one that was not.
+N is the number of images, D the encoder's width. Worker processes read images in small chunks, several per batch, and
+features are written straight to their rows: apart from these, memory does not grow with N. The last batch is not
+padded. Batches never cross shards of the cache, so a killed and resumed extraction is bit-identical to an
+uninterrupted one.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ import torch
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from panderm_utils.data import Dataset, ImageFiles, loaded, open_image
+from panderm_utils.data import Dataset, ImageFiles, batch_loader, open_image
 from panderm_utils.encoders.feature_cache import IDENTITY, SHARD, FeatureCache, read_identified
 from panderm_utils.encoders.loading import Encoder
 
-CHUNK = 8  # images that a worker hands over at once (4.8 MB)
-CPU_BATCH = 48  # images at once on a CPU: more leave its caches, fewer make busy cores wait for each other more often
+CHUNK = 8  # images that a worker passes on at once (4.8 MB)
+CPU_BATCH = 48  # images per batch on a CPU: more overflow its caches, fewer make cores wait for each other more often
 
 
 class FeatureError(ValueError):
-    """Features that cannot be had; the message says why and what to do."""
+    """Features cannot be extracted or selected; the message says why and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,12 @@ class Features:
 
     Attributes:
         x: `[N, D]` float32.
-        y: Labels `[N]` int64, or None where only files were given.
-        image_ids: The images' names `[N]`, in the order of the list.
+        y: Labels `[N]` int64, or None for files without labels.
+        image_ids: The images' names `[N]`, in list order.
         seconds: Wall-clock time of the extraction, reading the cache included.
-        computed: How many images went through the encoder.
-        from_cache: How many were read from the cache.
-        computed_by: What computed them: device, threads, batch size, versions. More than one where it changed.
+        computed: Number of images that went through the encoder.
+        from_cache: Number of images read from the cache.
+        computed_by: What computed them: device, threads, batch size, versions; several if that changed.
     """
 
     x: np.ndarray = field(repr=False)
@@ -57,28 +57,28 @@ class Features:
 
     @property
     def images_per_second(self) -> float:
-        """All images, those from the cache included, over `seconds`."""
+        """Returns the number of images, cached ones included, per second."""
         return (self.computed + self.from_cache) / self.seconds
 
     def take(self, images: Sequence[str]) -> "Features":
-        """Returns the rows of the images named, in the order given; a name may be given twice.
+        """Returns the features of the named images, in their order; names may repeat.
 
         Raises:
-            FeatureError: A name that is not among `image_ids`.
+            FeatureError: A name is not in `image_ids`.
         """
         rows = {name: row for row, name in reversed(list(enumerate(self.image_ids.tolist())))}
         images = list(images)
         if unknown := [name for name in images if name not in rows]:
             more = f" and {len(unknown) - 1:,} more" if len(unknown) > 1 else ""
             raise FeatureError(
-                f"no features of {unknown[0]!r}{more} among these {len(rows):,} images: take names of the column "
+                f"no features of {unknown[0]!r}{more} among these {len(rows):,} images: use names from the column "
                 "`image`, of the split that was extracted"
             )
         at = np.array([rows[name] for name in images], dtype=np.int64)
         return replace(self, x=self.x[at], y=None if self.y is None else self.y[at], image_ids=self.image_ids[at])
 
     def describe(self) -> dict:
-        """The facts that a record keeps, the same in every run that takes these features from the cache."""
+        """Returns what a record keeps of its features; the same for every run that reads them from the cache."""
         digest = hashlib.sha256(np.ascontiguousarray(self.x)).hexdigest()
         shape = {"images": len(self.x), "num_features": self.x.shape[1]}
         return {**shape, "computed_by": list(self.computed_by), "features_sha256": digest}
@@ -98,7 +98,7 @@ def extract_features(
         DataError: No such split. ImageError: an image cannot be read; names row, file and reason.
     """
     table = dataset.split(split)
-    # Names below the image root: the cache is still found when the data are moved.
+    # Names below the image root, so the cache is found even after the data are moved.
     names = [dataset.files[image] for image in table["image"]]
     paths = [os.path.join(dataset.image_root, name) for name in names]  # noqa: PTH118  (10 times as fast)
     features = extract_files(encoder, paths, names, table["row"], cache, batch_size, num_workers)
@@ -117,21 +117,21 @@ def extract_files(
 ) -> Features:
     """Returns the features of image files, in their order.
 
-    What is finished is kept shard by shard (512 images), so a stopped extraction goes on where it was. Where the cache
-    cannot be written, the extraction goes on with a warning.
+    Finished shards (512 images) are cached, so an interrupted extraction resumes where it stopped. If the cache cannot
+    be written, the extraction continues with a warning.
 
     Args:
         paths: The N image files.
-        names: What the cache knows them by, and their `image_ids`; by default the paths.
-        rows: The CSV line of each, named in errors.
-        cache: The folder whose `features/` keeps them; None keeps nothing.
-        batch_size: At most so many images at once through the encoder. A batch ends with its shard, and a CPU takes
-            no more than 48, since more are slower. Features agree to 1e-5 whatever it is.
-        num_workers: Processes that read images; 0 reads in this one; None chooses by cores and device.
+        names: Their names in the cache, and their `image_ids`; by default the paths.
+        rows: The CSV line of each image, for error messages.
+        cache: The folder whose `features/` is the cache; None caches nothing.
+        batch_size: The most images per batch. Batches end at shard borders, and a CPU uses at most 48, as larger ones
+            are slower. Features agree to 1e-5 for every batch size.
+        num_workers: Worker processes that read images; 0 reads in this one; None chooses by cores and device.
 
     Raises:
         ImageError: An image cannot be read; names row, file and reason. Finished shards are kept.
-        FeatureError: A setting that cannot be. LoadingError: a process that reads images was killed.
+        FeatureError: An invalid setting. LoadingError: a worker process was killed.
     """
     if batch_size < 1 or (num_workers or 0) < 0:
         raise FeatureError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0, or None")
@@ -139,11 +139,11 @@ def extract_files(
     files = _IdentifiedFiles(paths, encoder.transform, rows)
     names = files.paths if names is None else np.array(names, dtype=np.str_)
     if len(names) != len(files):
-        raise FeatureError(f"{len(names)} names for {len(files)} paths; give one a path")
+        raise FeatureError(f"{len(names)} names for {len(files)} paths; give one name per path")
     batch_size = min(batch_size, SHARD if encoder.device.type != "cpu" else CPU_BATCH)
     store = None if cache is None else FeatureCache(cache, encoder, len(files))
     x = np.empty((len(files), encoder.num_features), dtype=np.float32)
-    todo, makers = [], set()
+    todo, computers = [], set()
     shards = [range(at, min(at + SHARD, len(files))) for at in range(0, len(files), SHARD)]
     for shard in tqdm(shards, desc="cache", unit="shard", delay=3, leave=False):
         part = slice(shard.start, shard.stop)
@@ -151,24 +151,24 @@ def extract_files(
         if found is None:
             todo.append(shard)
         else:
-            x[part], maker = found
-            makers.add(maker)
+            x[part], computer = found
+            computers.add(computer)
     missing = sum(map(len, todo))
     if missing:
-        maker = _describe_computer(encoder, batch_size)
-        makers.add(maker)
+        computer = _describe_computer(encoder, batch_size)
+        computers.add(computer)
         chunks, next_batch = _chunks(todo, batch_size), math.ceil(batch_size / CHUNK)
         with (
             tqdm(desc=encoder.name, total=len(files), initial=len(files) - missing, unit="image", delay=1) as bar,
-            loaded(files, chunks, encoder.device, num_workers, _collate, ahead=next_batch) as loader,
+            batch_loader(files, chunks, encoder.device, num_workers, _collate, ahead=next_batch) as loader,
         ):
             for shard in todo:
                 part = slice(shard.start, shard.stop)
                 x[part], identity = _compute(encoder, loader, len(shard), batch_size, bar)
                 if store:
-                    store.save(names[part].tolist(), x[part], identity, maker)
+                    store.save(names[part].tolist(), x[part], identity, computer)
     seconds = time.perf_counter() - started
-    return Features(x, None, names, seconds, missing, len(files) - missing, tuple(sorted(makers)))
+    return Features(x, None, names, seconds, missing, len(files) - missing, tuple(sorted(computers)))
 
 
 @torch.inference_mode()
@@ -181,14 +181,14 @@ def _compute(encoder: Encoder, loader: Iterator, size: int, batch_size: int, bar
             chunk, identity = next(loader)
             images.append(chunk.to(encoder.device, non_blocking=True))
             identities.append(identity)
-        # Fetched shard by shard only: a GPU is handed the next batch while it computes this one.
+        # Results are copied once per shard, so a GPU gets its next batch while it computes this one.
         outputs.append(encoder(images[0] if len(images) == 1 else torch.cat(images)))
         bar.update(min(batch_size, size - at))
     return torch.cat(outputs).cpu().numpy(), np.concatenate(identities)
 
 
 class _IdentifiedFiles(ImageFiles):
-    """Item i is `(tensor, identity)`, both of one reading of the file."""
+    """Item i is `(tensor, identity)`, both from a single read of the file."""
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, tuple]:
         with self.naming(index) as path:
@@ -203,13 +203,13 @@ def _collate(items: list) -> tuple[torch.Tensor, np.ndarray]:
 
 
 def _chunks(shards: list[range], batch_size: int) -> list[range]:
-    """Returns all images of the shards, in chunks that fill each batch."""
+    """Returns the shards' image indices in chunks that fill each batch."""
     batches = [range(at, min(at + batch_size, s.stop)) for s in shards for at in range(s.start, s.stop, batch_size)]
     return [range(at, min(at + CHUNK, b.stop)) for b in batches for at in range(b.start, b.stop, CHUNK)]
 
 
 def _describe_computer(encoder: Encoder, batch_size: int) -> str:
-    """Names what the last digits depend on."""
+    """Returns what the last digits depend on: device, threads, batch size, versions."""
     device = encoder.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""

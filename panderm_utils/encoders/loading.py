@@ -1,8 +1,8 @@
-"""Name + weights file -> a module that maps images [N, 3, 224, 224] to features [N, D], built by timm alone.
+"""Loads an encoder by name: a timm model that maps images [N, 3, 224, 224] to features [N, D].
 
-N is the number of images, D the encoder's width. PanDerm's blocks are BEiT blocks, and timm's `Beit` has the very
-parameter names of the released files; linear probing takes the class token after the final norm, without relative
-position bias. The baselines are timm's own models. Attention is timm's fused one.
+N is the number of images, D the encoder's width. PanDerm's blocks are BEiT blocks, and timm's `Beit` has the same
+parameter names as the released files; linear probing uses the class token after the final norm, without relative
+position bias. The baselines are timm models. Attention is fused, as timm has it.
 """
 
 import contextlib
@@ -27,23 +27,23 @@ from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
 
 IMAGE_SIZE = 224
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-RANDOM_SEED = 0  # of encoders without weights, so that a random encoder is the same everywhere
+RANDOM_SEED = 0  # for encoders without weights, so that a random encoder is the same everywhere
 
-# Two fingerprints of one model agree to about 1e-5 in float32 whatever the device; other weights differ by about 1.
+# Fingerprints of one model agree to about 1e-5 in float32 on any device; other weights differ by about 1.
 FINGERPRINT_TOLERANCE = 2e-3
 
 
 class Encoder(nn.Module):
-    """A frozen encoder and what is known of it; made by `load_encoder`.
+    """A frozen encoder with its provenance; made by `load_encoder`.
 
     Attributes:
-        manifest: the encoder's manifest, and its `name`.
+        manifest: The encoder's manifest; also `name`.
         num_features: D, the width of its features.
         transform: PIL image -> float32 [3, 224, 224], the published evaluation transform.
-        weights: the file that was loaded, or None.
-        digest: SHA-256 in hexadecimal, of that file, or of all tensors where there is no file.
-        device, precision: where and how it computes.
-        loading: one row per group of tensors: `group`, `tensors`, `parameters`, `status`, `why`.
+        weights: The file that was loaded, or None.
+        digest: SHA-256 in hexadecimal of that file, or of all tensors if there is no file.
+        device, precision: Where and how it computes.
+        loading: One row per group of tensors: `group`, `tensors`, `parameters`, `status`, `why`.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class Encoder(nn.Module):
     @torch.no_grad()  # not inference_mode: a probe may be trained on these features
     def _features(self, images: Tensor, precision: str) -> Tensor:
         images = images.to(self.device, non_blocking=True)
-        with arithmetic(self.device, precision):
+        with precision_context(self.device, precision):
             return self.model(images).float()
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash and the first eight features of one fixed drawn image, as float32 computes them.
+        """Returns a short hash and the first eight features of one fixed drawn image, in float32.
 
-        Two labs that hold the same model see the same values within FINGERPRINT_TOLERANCE on any device; compare
-        with `same_fingerprint`. The hash, of 16 features rounded to half a standard deviation, is for the eye: noise
-        of 1e-4 changes it in about one model of a hundred, and then the values decide.
+        Two labs with the same model get the same values within FINGERPRINT_TOLERANCE on any device; compare them with
+        `same_fingerprint`. The hash, of 16 features rounded to half a standard deviation, is for human readers: noise
+        of 1e-4 changes it for about one model in a hundred; then the values decide.
         """
         features = self._features(fingerprint_image()[None], "fp32")[0].cpu().double().numpy()
         spread = features[np.linspace(0, len(features) - 1, 16).astype(int)] / features.std()
@@ -102,33 +102,32 @@ def load_encoder(
     precision: str = "fp32",
     weights_root: str | Path | None = None,
 ) -> Encoder:
-    """Makes a frozen encoder.
+    """Returns a frozen encoder.
 
     Args:
-        name: an encoder of data_manifests/encoders.yaml, "timm:<model name>" for any model of timm, or a
-            manifest of your own.
-        weights: the weights file, or the folder it lies in; by default the manifest's file below `weights_root`.
-        device: "auto" (a GPU if there is one), or what torch calls it: "cpu", "cuda", "cuda:1", "mps".
+        name: An encoder of data_manifests/encoders.yaml, "timm:<model name>" for any timm model, or your own manifest.
+        weights: The weights file, or its folder; by default the manifest's file below `weights_root`.
+        device: "auto" (a GPU if there is one), or a torch device: "cpu", "cuda", "cuda:1", "mps".
         precision: "fp32"; "bf16" or "fp16" compute in autocast, features stay float32.
-        weights_root: by default PANDERM_WEIGHTS_ROOT, else the repository's weights folder.
+        weights_root: By default PANDERM_WEIGHTS_ROOT, else the repository's weights folder.
 
     Raises:
-        EncoderError: The weights file is missing or not what it should be, or the device or precision is not to be
-            had. ManifestError: no encoder has that name.
+        EncoderError: The weights file is missing or wrong, or the device or precision is not available.
+        ManifestError: No encoder has that name.
     """
     manifest = name if isinstance(name, EncoderManifest) else load_encoder_manifest(name)
-    chosen = choose_device(device)
-    check_precision(precision, chosen)
+    torch_device = choose_device(device)
+    check_precision(precision, torch_device)
     if manifest.layout == "none":
         if weights is not None:
-            raise EncoderError(f"{weights}: {manifest.name} is random by design; leave `weights` out.")
+            raise EncoderError(f"{weights}: {manifest.name} is random by design; omit `weights`.")
         model = build_model(manifest)
         _draw_weights(model)
         tensors = model.state_dict()
         count = sum(value.numel() for value in tensors.values())
         row = ("all", len(tensors), count, "random", f"drawn from seed {RANDOM_SEED}; there is no file")
         loading = pd.DataFrame([row], columns=LOADING_COLUMNS)
-        return Encoder(manifest, model, chosen, precision, None, tensors_digest(tensors), loading)
+        return Encoder(manifest, model, torch_device, precision, None, tensors_digest(tensors), loading)
     path = find_weights(manifest, weights, weights_root)
     with digest_of(path) as digest:
         tensors = read_tensors(path, manifest)
@@ -137,11 +136,11 @@ def load_encoder(
         state, loading = match_tensors(tensors, model, path, manifest, _converter(manifest, model))
         model.load_state_dict(state, strict=True)
     check_digest(digest, path, manifest)
-    return Encoder(manifest, model, chosen, precision, path, digest, loading)
+    return Encoder(manifest, model, torch_device, precision, path, digest, loading)
 
 
 def describe(encoder: Encoder) -> dict:
-    """Returns the facts that a record keeps of its encoder, JSON-able: its file, digest and fingerprint, how it ran.
+    """Returns what a record keeps of its encoder, JSON-serialisable: file, digest, fingerprint, device and precision.
 
     Compare the fingerprints of two labs with `same_fingerprint`.
     """
@@ -162,10 +161,10 @@ def describe(encoder: Encoder) -> dict:
 
 
 def build_model(manifest: EncoderManifest) -> nn.Module:
-    """Returns timm's model with its head left off and random weights; the caller's random state is left as it was.
+    """Returns timm's model without its head, with random weights; keeps the caller's random state.
 
     Raises:
-        EncoderError: timm has no model of that name, or it cannot take images of 224 x 224 pixels.
+        EncoderError: timm has no model of that name, or it does not accept images of 224 x 224 pixels.
     """
     with torch.random.fork_rng(devices=[]):
         if manifest.architecture == "beit":
@@ -176,30 +175,30 @@ def build_model(manifest: EncoderManifest) -> nn.Module:
                 depth=manifest.depth,
                 num_heads=manifest.heads,
                 num_classes=0,
-                global_pool="token",  # with no fc_norm: the class token after the final norm
+                global_pool="token",  # without fc_norm: the class token after the final norm
                 qkv_bias=True,
                 init_values=0.1,
             )
         published = timm_settings(manifest)
-        other = published is not None and published.fixed_input_size and published.input_size[-1] != IMAGE_SIZE
+        resample = published is not None and published.fixed_input_size and published.input_size[-1] != IMAGE_SIZE
         try:
-            # Positions of another image size are resampled at each forward, as the DINOv2 baseline does it.
-            options = {"dynamic_img_size": True} if other else {}
+            # Positions of another image size are resampled at each forward pass, as the DINOv2 baseline does.
+            options = {"dynamic_img_size": True} if resample else {}
             return timm.create_model(manifest.timm_name, num_classes=0, **options)
         except TypeError as error:
             raise EncoderError(
-                f"{manifest.name}: this model of timm takes only images of {published.input_size[-1]} x"
+                f"{manifest.name}: this timm model takes only images of {published.input_size[-1]} x"
                 f" {published.input_size[-1]} pixels, not of {IMAGE_SIZE} x {IMAGE_SIZE}; choose a variant that does:"
                 f' timm.list_models("*{IMAGE_SIZE}*").'
             ) from error
 
 
 def _draw_weights(model: Beit) -> None:
-    """Draws the weights of a random encoder: normal, scaled so that a layer keeps the variance of what it is given.
+    """Draws the weights of a random encoder: normal, scaled so that each layer preserves its input's variance.
 
-    timm's own 0.02 would leave its features nearly constant, a baseline of straw. Drawn by NumPy: torch's truncated
-    normal was seen to differ in the last digits in about one process start of 25, which would give the encoder
-    another digest and a repeated run other last digits.
+    With timm's own 0.02 features would be nearly constant: too weak a baseline. Drawn by NumPy: torch's truncated
+    normal differed in the last digits in about one process start of 25, which would change the encoder's digest and
+    the last digits of a repeated run.
     """
     generator = np.random.default_rng(RANDOM_SEED)
     with torch.no_grad():
@@ -212,23 +211,23 @@ def _draw_weights(model: Beit) -> None:
 
 
 def _converter(manifest: EncoderManifest, model: nn.Module) -> Callable | None:
-    """Returns timm's own translation of original tensor names for a model, if its family has one."""
+    """Returns timm's translation of original tensor names for a model, None if its family has none."""
     if manifest.layout != "timm":
         return None
     return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
 
 
 def choose_device(device: str) -> torch.device:
-    """Returns the device of a name; "auto" is a GPU if there is one. Raises EncoderError if it is not to be had."""
+    """Returns the named device; "auto" is a GPU if there is one. Raises EncoderError if it is not available."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:  # the latter if torch was built without CUDA
         reason = str(error).splitlines()[0]
         raise EncoderError(f'device "{device}" cannot be used ({reason}); write device="auto" or "cpu".') from error
-    return chosen
+    return found
 
 
 def check_precision(precision: str, device: torch.device) -> None:
@@ -236,16 +235,16 @@ def check_precision(precision: str, device: torch.device) -> None:
     if precision not in PRECISIONS:
         raise EncoderError(f"precision {precision!r} is unknown; valid are {', '.join(PRECISIONS)}.")
     if precision == "fp16" and device.type == "cpu":
-        raise EncoderError("fp16 is for GPUs: a CPU has no fast float16 arithmetic; use bf16 or fp32 on this device.")
+        raise EncoderError("fp16 is for GPUs: CPUs have no fast float16 arithmetic; use bf16 or fp32 on this device.")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
-        raise EncoderError(f"{name} has no bfloat16 arithmetic; use fp16 or fp32 on this device.")
+        raise EncoderError(f"{name} does not support bfloat16; use fp16 or fp32 on this device.")
 
 
-def arithmetic(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Computes in a precision within a `with`: autocast, or float32 in which convolutions on a GPU stay float32 too.
+def precision_context(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Returns a context that computes in a precision: autocast, or full float32, also for convolutions on a GPU.
 
-    cuDNN would otherwise round their inputs to TF32, ten bits.
+    cuDNN would otherwise round the inputs of convolutions to TF32, ten bits.
     """
     if PRECISIONS[precision] is not None:
         return torch.autocast(device.type, PRECISIONS[precision])
@@ -255,7 +254,7 @@ def arithmetic(device: torch.device, precision: str) -> contextlib.AbstractConte
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """Returns the SHA-256 over names, shapes and values, in the order of the names."""
+    """Returns the SHA-256 of names, shapes and values, in name order."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
         digest.update(f"{key} {tuple(tensors[key].shape)} {tensors[key].dtype}".encode())
@@ -264,10 +263,9 @@ def tensors_digest(tensors: dict[str, Tensor]) -> str:
 
 
 def fingerprint_image() -> Tensor:
-    """Draws the fixed image of the fingerprint, a mole on skin, in whole numbers: the same bits on every machine.
+    """Returns the fingerprint's fixed image, a mole on skin: float32 [3, 224, 224], normalised as for evaluation.
 
-    Returns:
-        float32 [3, 224, 224], normalised as the evaluation transform does it.
+    Drawn in whole numbers, so it is bit-identical on every machine.
     """
     y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE]
     distance = (x - 118) ** 2 + 2 * (y - 104) ** 2
@@ -280,6 +278,6 @@ def fingerprint_image() -> Tensor:
 
 
 def same_fingerprint(first: str, second: str) -> bool:
-    """Whether two fingerprints belong to one model: all values agree within FINGERPRINT_TOLERANCE."""
+    """Returns whether two fingerprints are of one model: all values agree within FINGERPRINT_TOLERANCE."""
     values = [np.array(text.split()[1:], dtype=float) for text in (first, second)]
     return len(values[0]) == len(values[1]) and bool(np.abs(values[0] - values[1]).max() < FINGERPRINT_TOLERANCE)

@@ -1,4 +1,4 @@
-"""Fits the tensors of a weights file to a model: strictly, and with a table of what was used, left aside, and why."""
+"""Matches the tensors of a weights file to a model, strictly, with a table of what was used, left aside, and why."""
 
 import re
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from panderm_utils.manifests import EncoderManifest, list_encoders, load_encoder
 
 LOADING_COLUMNS = ["group", "tensors", "parameters", "status", "why"]
 
-# What the names of a layout begin with in its file (see EncoderManifest.layout).
+# Prefix of tensor names in each layout (see EncoderManifest.layout).
 PREFIXES = {"encoder_prefix": "encoder.", "module_prefix": "module."}
 
-# Tensors that released files hold beside the encoder, by the first part of their name.
+# Tensors of released files that do not belong to the encoder, by the first part of their name.
 LEFT_ASIDE = {
-    "mask_token": "stands in for hidden patches during pre-training; no image has any",
+    "mask_token": "replaces hidden patches during pre-training; unused afterwards",
     "rd_pos_embed": "positions of the pre-training head",
     "regresser": "pre-training head that predicts hidden patches; features are taken before it",
     "regressor": "pre-training head that predicts hidden patches; features are taken before it",
@@ -29,21 +29,21 @@ LEFT_ASIDE = {
     "classifier": "classifier of the pre-training classes; features are taken before it",
 }
 
-# What the parts of PanDerm's encoder are for.
+# The parts of PanDerm's encoder.
 USED = {
     "cls_token": "the class token: its output after the final norm is the feature",
-    "pos_embed": "fixed sine-cosine table of positions, loaded, never trained",
+    "pos_embed": "fixed sine-cosine position embedding, loaded, never trained",
     "patch_embed": "turns each patch of 16 x 16 pixels into a token",
     "blocks": "the transformer blocks",
     "norm": "the final norm",
 }
 
-# Names that only fine-tuning gives to PanDerm's tensors.
+# Tensor names that occur only in fine-tuned PanDerm models.
 FINE_TUNED = re.compile(r"(^|\.)(fc_norm|head)\.|relative_position_bias_table")
 
 
 def check_size(tensors: dict[str, Tensor], path: Path, manifest: EncoderManifest) -> None:
-    """Recognises a file of another size class by its width and depth, before a model is built for it.
+    """Checks the size class of a file by its width and depth, before a model is built for it.
 
     Raises:
         EncoderError: The file is a vision transformer of another width or depth than the manifest's.
@@ -56,9 +56,9 @@ def check_size(tensors: dict[str, Tensor], path: Path, manifest: EncoderManifest
     depth = len({key.removeprefix(blocks).split(".")[0] for key in tensors if key.startswith(blocks)})
     if (width, depth) == (manifest.width, manifest.depth):
         return
-    known = [load_encoder_manifest(name) for name in list_encoders()]
-    names = [m.name for m in known if m.architecture == "beit" and (m.width, m.depth) == (width, depth)]
-    hint = f' It has the size of {names[0]}: use load_encoder("{names[0]}") for it.' if names else ""
+    encoders = [load_encoder_manifest(name) for name in list_encoders()]
+    names = [m.name for m in encoders if m.architecture == "beit" and (m.width, m.depth) == (width, depth)]
+    hint = f' It has the size of {names[0]}: load it with load_encoder("{names[0]}").' if names else ""
     raise EncoderError(
         f"{path}: wrong size: the file is {width} wide with {depth} blocks, {manifest.name} is {manifest.width} wide"
         f" with {manifest.depth} blocks.{hint} {where_to_get(manifest)}"
@@ -72,26 +72,26 @@ def match_tensors(
     manifest: EncoderManifest,
     convert: Callable[[dict[str, Tensor], torch.nn.Module], dict[str, Tensor]] | None = None,
 ) -> tuple[dict[str, Tensor], pd.DataFrame]:
-    """Fits a file's tensors to a model, strictly.
+    """Returns a state dict for a model from a file's tensors, strictly, and a table of what was used.
 
     Args:
-        tensors: what `read_tensors` returned.
-        model: the encoder that is to be filled.
-        path: the file, for messages.
-        manifest: what the file should be.
-        convert: translates other names into the model's; only called if the names do not fit as they are.
+        tensors: What `read_tensors` returned.
+        model: The encoder to load them into.
+        path: The file, for messages.
+        manifest: The expected encoder.
+        convert: Translates other names into the model's; only called if the names do not match.
 
     Returns:
-        The state dict for the model, and a table with one row per group of names: `group`, `tensors`, `parameters`,
-        `status` ("used" or "left aside"), `why`. Every tensor of the file is in one row.
+        The state dict, and a table with one row per group of names: `group`, `tensors`, `parameters`, `status` ("used"
+        or "left aside"), `why`. Every tensor of the file is in one row.
 
     Raises:
-        EncoderError: Another size class, a fine-tuned state dict, tensors that are missing, unknown or of another
-            shape, or values that are not finite. All that is wrong of one kind is in one message.
+        EncoderError: A fine-tuned state dict, or tensors that are missing, unknown, of another shape or not finite; the
+            message lists all of these.
     """
     expected = model.state_dict()
     declared = PREFIXES.get(manifest.layout, "")
-    # The declared layout comes first: on a tie it wins. A converted copy without the prefix is as good.
+    # The declared layout comes first, so it wins a tie; a converted copy without the prefix is accepted too.
     prefixes = dict.fromkeys([declared, "", *PREFIXES.values()])
     prefix = max(prefixes, key=lambda text: sum(text + key in tensors for key in expected))
     inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -104,7 +104,7 @@ def match_tensors(
     missing = [key for key in expected if key not in inside and not key.endswith("num_batches_tracked")]
     if len(missing) == len(expected):
         raise EncoderError(
-            f"{path}: none of the {len(expected)} tensors of {manifest.name} is in it (it has"
+            f"{path}: contains none of the {len(expected)} tensors of {manifest.name} (it has"
             f" {_first(list(tensors)) or 'none'}): a file of another architecture. {where_to_get(manifest)}"
         )
     if missing:
@@ -121,10 +121,10 @@ def match_tensors(
         problems.append(f"{len(shapes)} tensors have another shape: {_first(shapes, '; ')}")
     used = {key: inside[key] for key in expected if key in inside}
     fit = {key: value for key, value in used.items() if value.shape == expected[key].shape}
-    if strange := [f"{key} ({kind})" for key, value in fit.items() if (kind := strange_kind(value, expected[key]))]:
-        problems.append(f"{len(strange)} tensors hold no plain numbers of the model's kind: {_first(strange)}")
+    if misfits := [f"{key} ({kind})" for key, value in fit.items() if (kind := kind_mismatch(value, expected[key]))]:
+        problems.append(f"{len(misfits)} tensors are not dense or have the wrong type: {_first(misfits)}")
     elif broken := [key for key, value in fit.items() if not is_finite(value)]:
-        problems.append(f"{len(broken)} tensors hold NaN or infinite values (damaged or diverged): {_first(broken)}")
+        problems.append(f"{len(broken)} tensors have NaN or infinite values (damaged or diverged): {_first(broken)}")
     if problems:
         raise EncoderError(f"{path}: does not fit {manifest.name}: {'. '.join(problems)}. {where_to_get(manifest)}")
 
@@ -135,31 +135,31 @@ def match_tensors(
     return expected | used, _loading_table(rows, prefix, USED if manifest.architecture == "beit" else {})
 
 
-def strange_kind(value: Tensor, wanted: Tensor) -> str:
-    """Names the kind of a tensor that cannot take another's place, "" if it can: dense, and floating-point for such."""
+def kind_mismatch(value: Tensor, expected: Tensor) -> str:
+    """Returns why a tensor has the wrong kind, "" if it is dense and floating-point exactly if `expected` is."""
     if value.layout != torch.strided or value.is_meta or value.is_quantized:
         return "sparse, quantised or empty"
-    return "" if value.is_floating_point() == wanted.is_floating_point() else str(value.dtype)
+    return "" if value.is_floating_point() == expected.is_floating_point() else str(value.dtype)
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether all values are finite as float32, in which the model holds them."""
+    """Returns whether all values are finite in float32, the model's type."""
     return bool(value.float().isfinite().all())
 
 
 def _first(items: list[str], separator: str = ", ") -> str:
-    named = [item if item.isprintable() else repr(item) for item in items[:3]]  # a terminal obeys some characters
+    named = [item if item.isprintable() else repr(item) for item in items[:3]]  # no control characters in a terminal
     return separator.join(named) + (f"{separator}and {len(items) - 3} more" if len(items) > 3 else "")
 
 
 def _why_aside(key: str, prefix: str) -> str:
     if key.split(".")[0] in LEFT_ASIDE:
         return LEFT_ASIDE[key.split(".")[0]]
-    return f"not under `{prefix}`, so no part of the encoder" if prefix else "no part of the encoder"
+    return f"not under `{prefix}`, so not part of the encoder" if prefix else "not part of the encoder"
 
 
 def _loading_table(rows: list[tuple[str, Tensor, str, str]], prefix: str, parts: dict[str, str]) -> pd.DataFrame:
-    """Sums tensors up by the first part of their names."""
+    """Returns tensor and parameter counts, grouped by the first part of the names."""
     groups: dict[tuple[str, str, str], list[int]] = {}
     for key, value, status, why in rows:
         first = key.removeprefix(prefix).split(".")[0]

@@ -1,4 +1,4 @@
-"""Finds the weights file of an encoder: the one given, one in the weights folder, the repository's own, or timm's."""
+"""Finds an encoder's weights file: as specified, in the weights folder, in the repository, or from timm."""
 
 import contextlib
 import os
@@ -17,10 +17,10 @@ from panderm_utils.workspace import settle_folder
 
 
 def find_weights(manifest: EncoderManifest, weights: str | Path | None, weights_root: str | Path | None) -> Path:
-    """Returns the weights file: the one given, else below the weights root, else the repository's own, else timm's.
+    """Returns the weights file: `weights` if given, else from the weights root, the repository, or timm, in this order.
 
     Raises:
-        EncoderError: It is nowhere; the message says which file to bring and where to put it.
+        EncoderError: It was not found; the message says which file to get and where to put it.
     """
     root = settle_folder("weights_root", weights_root)
     if weights is not None:
@@ -36,16 +36,16 @@ def find_weights(manifest: EncoderManifest, weights: str | Path | None, weights_
     if manifest.layout == "timm":
         return _download(manifest, root / file)
     raise EncoderError(
-        f"{manifest.name}: its weights file is not there. {where_to_get(manifest)} Put it here:"
+        f"{manifest.name}: its weights file is missing. {where_to_get(manifest)} Put it here:"
         f" {root / file} (or name its folder with --weights-root or PANDERM_WEIGHTS_ROOT)."
     )
 
 
 def timm_settings(manifest: EncoderManifest) -> PretrainedCfg | None:
-    """Returns what timm knows of a model's published weights.
+    """Returns timm's configuration of a model's published weights.
 
     Raises:
-        EncoderError: timm has no model, or no weights, of that name.
+        EncoderError: timm has no model, or no weights, with that name.
     """
     base = manifest.timm_name.split(".")[0]
     if not timm.is_model(base):
@@ -55,7 +55,7 @@ def timm_settings(manifest: EncoderManifest) -> PretrainedCfg | None:
         return timm.get_pretrained_cfg(manifest.timm_name)
     except RuntimeError as error:
         near = ", ".join(f"timm:{found}" for found in timm.list_pretrained(f"{base}.*"))
-        raise EncoderError(f"{manifest.name}: timm has no such weights; there are: {near or 'none'}.") from error
+        raise EncoderError(f"{manifest.name}: timm has no such weights; available: {near or 'none'}.") from error
 
 
 def _file_name(manifest: EncoderManifest) -> str:
@@ -63,10 +63,10 @@ def _file_name(manifest: EncoderManifest) -> str:
 
 
 def _download(manifest: EncoderManifest, place: Path) -> Path:
-    """Returns timm's own file from the Hugging Face cache, or downloads it to there."""
+    """Returns timm's file from the Hugging Face cache, downloading it if needed."""
     settings = timm_settings(manifest)
     if settings is None or not settings.hf_hub_id:
-        raise EncoderError(f"{manifest.name}: timm offers no weights for it; name a file with `weights`.")
+        raise EncoderError(f"{manifest.name}: timm has no weights for it; give a file as `weights`.")
     repository, names = settings.hf_hub_id, ["model.safetensors", "pytorch_model.bin"]
     for name in names:
         with contextlib.suppress(OSError):
@@ -79,13 +79,13 @@ def _download(manifest: EncoderManifest, place: Path) -> Path:
             reason = str(error).splitlines()[0]
     address = f"{huggingface_hub.constants.ENDPOINT}/{repository}/resolve/main/{names[0]}"
     raise EncoderError(
-        f"{manifest.name}: its weights are not on this machine and cannot be downloaded ({reason}). Where there is a"
-        f" network, fetch {address} and put it here: {place} (or name it with `weights`)."
+        f"{manifest.name}: its weights are not on this machine and cannot be downloaded ({reason}). On a machine with"
+        f" a network, download {address} and put it here: {place} (or give it as `weights`)."
     )
 
 
 def _unreachable() -> str:
-    """Says why the model hub cannot be reached, or nothing; asked first, as the hub's own retries take a minute."""
+    """Returns why the model hub cannot be reached, "" if it can; saves the minute of the hub's own retries."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):

@@ -1,4 +1,4 @@
-"""What a manifest says of a dataset, an encoder, a profile and a published result, as frozen dataclasses."""
+"""Frozen dataclasses of what the manifests contain: datasets, encoders, profiles and published results."""
 
 import dataclasses
 import html
@@ -14,7 +14,7 @@ GREY = "#767676"
 
 @dataclass(frozen=True)
 class ClassName:
-    """A class: its short name, for axes, and its long name, for people."""
+    """A class: its short name, for axes, and its long name, for readers."""
 
     name: str
     long_name: str
@@ -22,7 +22,7 @@ class ClassName:
 
 @dataclass(frozen=True)
 class Access:
-    """Where something is to be had."""
+    """Where something is available."""
 
     what: str
     url: str
@@ -31,19 +31,19 @@ class Access:
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """What a dataset is.
+    """A dataset.
 
     Attributes:
-        classes: In label order; `classes_verified` says whether that order could be verified.
-        melanoma: The names of the classes that are melanoma, where it can be told from all the others.
-        csv, image_root: Below the data root, or absolute for own data.
-        split_sizes: Images in train, val and test, where known; `class_counts`: the same a class, in label order.
+        classes: In label order; `classes_verified` says whether that order is verified.
+        melanoma: The names of the classes that are melanoma, if it is separate from all other classes.
+        csv, image_root: Below the data root, or absolute for your own data.
+        split_sizes: Images in train, val and test, if known; `class_counts`: the same per class, in label order.
         headline_metric: AUROC for two classes, weighted F1 for more, as in the paper.
-        groups: Kind ("lesion", "patient") -> CSV column whose values must not straddle splits.
+        groups: Kind ("lesion", "patient") -> CSV column whose values must not be in two splits.
         metadata: Kind (one of METADATA_KINDS) -> CSV column.
-        unverified: Keys of this manifest whose facts could not be verified.
-        own: Made by `run_all.py --new-dataset` from a user's own CSV.
-        external: Nothing is trained on it: all its images are a test split, whatever its CSV says of splits.
+        unverified: Keys of this manifest whose facts are not verified.
+        own: Made by `run_all.py --new-dataset` from your own CSV.
+        external: Used for testing only: all its images are test images, whatever the splits in its CSV.
     """
 
     name: str
@@ -83,19 +83,19 @@ class DatasetManifest:
 
     @property
     def default_profile(self) -> str:
-        """Own data are real; the paper's datasets have synthetic stand-ins, so that their notebooks run anywhere."""
+        """Returns "paper" for your own, real data; "demo" for the paper's datasets, whose stand-ins run anywhere."""
         return "paper" if self.own else "demo"
 
     def title_of_label(self, label: int) -> str:
         return self.classes[label].long_name
 
-    def absent(self, data_root: str | Path) -> str:
-        """Returns which of the dataset's two places is not there, "" where both are."""
-        places = Path(data_root) / self.csv, Path(data_root) / self.image_root
-        return next((f"{place} is not there" for place in places if not place.exists()), "")
+    def missing_path(self, data_root: str | Path) -> str:
+        """Returns a message if the CSV or the image root does not exist, "" if both do."""
+        paths = Path(data_root) / self.csv, Path(data_root) / self.image_root
+        return next((f"{path} is not there" for path in paths if not path.exists()), "")
 
     def card_markdown(self) -> str:
-        """The dataset's card: what it is, its classes, where it comes from, and what is not verified."""
+        """Returns the dataset's card in Markdown: description, classes, sources, and what is not verified."""
 
         def mark(key: str) -> str:
             return " *(unverified)*" if key in self.unverified else ""
@@ -141,13 +141,13 @@ class DatasetManifest:
 
 @dataclass(frozen=True)
 class EncoderManifest:
-    """What an encoder is, and which file its weights are.
+    """An encoder and its weights file.
 
     Attributes:
-        architecture: "beit" (timm's Beit of the width, depth and heads given) or "timm" (timm's model `timm_name`).
-        layout: How its file names tensors: "encoder_prefix" and "plain" (the two released files), "module_prefix"
+        architecture: "beit" (timm's Beit of this width, depth and heads) or "timm" (timm's model `timm_name`).
+        layout: How the file names its tensors: "encoder_prefix" and "plain" (the two released files), "module_prefix"
             (SwAVDerm), "timm", or "none" (random weights, no file).
-        sha256: Of the weights file where known; `sha256_note` says from whom.
+        sha256: Of the weights file, if known; `sha256_note` says who published it.
         color: The encoder's colour in every figure.
     """
 
@@ -171,7 +171,7 @@ class EncoderManifest:
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """Published numbers of one run, and where they were published."""
+    """Published numbers of one run, with their source."""
 
     dataset: str
     protocol: str
@@ -188,9 +188,9 @@ class PaperItem:
     """A figure or table of the paper, or a part of one, and where this package shows it.
 
     Attributes:
-        data: What it is drawn from.
-        access: Whether that is "public", "private" or "mixed", by the paper's statement on data availability.
-        notebooks: Of notebooks/paper, those that show it; none: `note` says why.
+        data: The data behind it.
+        access: "public", "private" or "mixed", according to the paper's data availability statement.
+        notebooks: Those of notebooks/paper that show it; if none, `note` says why.
     """
 
     item: str
@@ -203,11 +203,11 @@ class PaperItem:
 
 @dataclass(frozen=True)
 class ProtocolChoice:
-    """What a profile chooses for one protocol.
+    """A profile's choices for one protocol.
 
     Attributes:
-        quick, encoders: As the profile's, where this protocol's differ (it costs more, or takes fewer).
-        settings: What the profile changes of the protocol's published settings.
+        quick, encoders: As the profile's, if they differ (the protocol is slower, or supports fewer encoders).
+        settings: The profile's changes to the protocol's published settings.
     """
 
     quick: tuple[str, ...] = ()
@@ -217,11 +217,11 @@ class ProtocolChoice:
 
 @dataclass(frozen=True)
 class Profile:
-    """Which runs belong together: "demo" (synthetic stand-ins, tiny encoders) or "paper" (the real thing).
+    """The datasets, encoders and protocols to run: "demo" (synthetic stand-ins, tiny encoders) or "paper" (real data).
 
     Attributes:
-        protocols: Name -> what is chosen for it; those that `run_all.py` runs when none are named.
-        quick: The datasets that `run_all.py` runs when none are named; empty: all of them.
+        protocols: Name -> its choices; the protocols that `run_all.py` runs by default.
+        quick: The datasets that `run_all.py` runs by default; empty: all of them.
     """
 
     name: str
@@ -233,12 +233,12 @@ class Profile:
     quick: tuple[str, ...] = ()
 
     def choice(self, protocol: str) -> ProtocolChoice:
-        """Returns what is chosen for a protocol, with the profile's own choice where nothing else is said."""
-        own = self.protocols.get(protocol, ProtocolChoice())
-        quick = own.quick or self.quick or self.datasets
-        return ProtocolChoice(quick, own.encoders or self.encoders, own.settings)
+        """Returns the choices for a protocol, completed by the profile's defaults."""
+        choice = self.protocols.get(protocol, ProtocolChoice())
+        quick = choice.quick or self.quick or self.datasets
+        return ProtocolChoice(quick, choice.encoders or self.encoders, choice.settings)
 
 
 def _escape(text: str) -> str:
-    """Text for Markdown: neither markup nor a table's bar gets through."""
+    """Returns text escaped for Markdown, including HTML and table bars."""
     return re.sub(r"([\\`*_{}\[\]|#<>])", r"\\\1", html.escape(str(text), quote=False)).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""What is wrong with a manifest beyond its keys and types; a value that is None was reported when it was read."""
+"""Finds problems of a manifest beyond keys and types; a value that is None was reported when the file was read."""
 
 import dataclasses
 import re
@@ -7,19 +7,20 @@ from pathlib import Path, PurePath
 from panderm_utils.manifests.entries import METADATA_KINDS, SPLITS, DatasetManifest, EncoderManifest, PaperItem
 
 HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1"}  # the paper's rule
-NAME_RULE = "small letters, digits and _, at most 60"
-RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # by Windows
+NAME_RULE = "lower-case letters, digits and _, at most 60"
+# Windows device names
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 ACCESS = ("public", "mixed", "private")
 LAYOUTS = ("encoder_prefix", "plain", "module_prefix", "timm", "none")
 
 
 def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
-    """Returns `key: problem; remedy` for each problem of a dataset's manifest that is, or shall be, in `path`."""
+    """Returns `key: problem; remedy` for each problem of a dataset's manifest in, or to be written to, `path`."""
     problems = _name_problems(m.name, path)
     if m.task is not None and m.task not in HEADLINE:
         problems.append(f"task: {m.task!r} is unknown; write binary or multiclass")
     elif None not in (m.task, m.headline_metric) and m.headline_metric != HEADLINE[m.task]:
-        problems.append(f"headline_metric: {m.headline_metric!r} does not go with {m.task}; write {HEADLINE[m.task]}")
+        problems.append(f"headline_metric: {m.headline_metric!r} is not for {m.task}; write {HEADLINE[m.task]}")
     if m.label_column not in (None, "label", "binary_label"):
         problems.append(f"label_column: {m.label_column!r} is unknown; write label or binary_label")
     elif m.task == "multiclass" and m.label_column == "binary_label":
@@ -32,21 +33,21 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
             problems.append(f"{key}: {str(place)!r} is not below the data root; write it relative to there")
     problems += _size_problems(m)
     if m.external and not m.melanoma:
-        problems.append("external: what is only tested on needs `melanoma`; name the classes that are, or remove this")
-    strange = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
-    problems += [f"metadata.{kind}: no such kind; write {', '.join(METADATA_KINDS)}" for kind in strange]
-    known = [field.name for field in dataclasses.fields(m)]
+        problems.append("external: a test-only dataset needs `melanoma`; name those classes, or remove `external`")
+    invalid = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
+    problems += [f"metadata.{kind}: no such kind; write one of {', '.join(METADATA_KINDS)}" for kind in invalid]
+    keys = [field.name for field in dataclasses.fields(m)]
     for name in m.unverified or ():
-        if name is not None and name not in known:
-            problems.append(f"unverified: {name!r} is no key of a manifest; name keys")
+        if name is not None and name not in keys:
+            problems.append(f"unverified: {name!r} is not a key of a manifest; list keys of this file")
     return problems
 
 
 def encoder_problems(e: EncoderManifest) -> list[str]:
     """Returns `key: problem; remedy` for each problem of an encoder."""
     problems = []
-    if e.name is not None and e.name != (good := proper_name(e.name)):
-        problems.append(f"name: {e.name!r} becomes part of file names ({NAME_RULE}); write {good}")
+    if e.name is not None and e.name != (proposal := valid_name(e.name)):
+        problems.append(f"name: {e.name!r} becomes part of file names ({NAME_RULE}); write {proposal}")
     if e.architecture not in (None, "beit", "timm"):
         problems.append(f"architecture: {e.architecture!r} is unknown; write beit or timm")
     if e.architecture == "beit":
@@ -58,14 +59,14 @@ def encoder_problems(e: EncoderManifest) -> list[str]:
     if e.layout in ("encoder_prefix", "plain", "module_prefix") and e.weights_file == "":
         problems.append("weights_file: missing; write the name of the weights file")
     if e.color is not None and not re.fullmatch(r"#[0-9A-Fa-f]{6}", e.color):
-        problems.append(f"color: {e.color!r} is no colour; write one like '#D55E00', in quotes")
+        problems.append(f"color: {e.color!r} is not a colour; write one like '#D55E00', in quotes")
     if e.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", e.sha256):
-        problems.append(f"sha256: {e.sha256!r} is no SHA-256; write its 64 digits 0-9 and a-f")
+        problems.append(f"sha256: {e.sha256!r} is not a SHA-256; write its 64 digits 0-9 and a-f")
     return problems
 
 
-def proper_name(text: str) -> str:
-    """Returns the text itself where it can be a file's name on every disk (NAME_RULE), else the nearest that can."""
+def valid_name(text: str) -> str:
+    """Returns the text itself if it is a valid file name on every disk (NAME_RULE), else the nearest valid name."""
     name = re.sub(r"[^a-z0-9_]+", "_", text.lower())
     name = (name if name == text else name.strip("_"))[:60] or "mine"
     return f"{name}_data" if name in RESERVED else name
@@ -79,53 +80,53 @@ def item_problems(item: PaperItem) -> list[str]:
     if item.notebooks == () and item.note == "":
         problems.append("note: missing; without a notebook, say why there is none")
     if item.access == "private" and item.notebooks:
-        problems.append("notebooks: none can show private data; leave it out, or write access: mixed")
+        problems.append("notebooks: none can show private data; remove it, or write access: mixed")
     return problems
 
 
 def _name_problems(name: str | None, path: Path) -> list[str]:
-    """The file's name is the dataset's, so no two datasets have one name, also where a disk ignores case."""
-    good = proper_name(path.stem)
-    if path.stem != good:
-        return [f"name: a file is named in {NAME_RULE}; rename this one to {good}.yaml or another name"]
-    if name in (None, good):
+    """The file is named after the dataset, so names are unique, even on disks that ignore case."""
+    expected = valid_name(path.stem)
+    if path.stem != expected:
+        return [f"name: a file name may have {NAME_RULE}; rename this file to {expected}.yaml or another name"]
+    if name in (None, expected):
         return []
     twin = path.with_name(f"{name}.yaml")
     whose = f"is the dataset of {twin.name}" if twin.is_file() else "is not the file's name"
-    return [f"name: {name!r} {whose}; write name: {good}"]
+    return [f"name: {name!r} {whose}; write name: {expected}"]
 
 
 def _class_problems(m: DatasetManifest) -> list[str]:
     k, problems = len(m.classes), []
     if k < 2 or (m.task == "binary" and k != 2) or (m.task == "multiclass" and k == 2):
-        problems.append(f"classes: {k} do not go with task: {m.task}; list every class in label order")
+        problems.append(f"classes: {k} do not match task: {m.task}; list every class in label order")
     names = [c.name for c in m.classes if c is not None and c.name is not None]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
         problems.append(f"classes: {name!r} is the name of {names.count(name)} classes; names must differ")
     melanoma = [name for name in m.melanoma or () if name is not None]
     problems += [
-        f"melanoma: {name!r} is no class; write names of classes, of {', '.join(names)}"
+        f"melanoma: {name!r} is not a class; write names of classes, from {', '.join(names)}"
         for name in melanoma
         if name not in names
     ]
     if len(set(melanoma)) != len(melanoma) or (names and set(names) <= set(melanoma)):
-        problems.append("melanoma: names a class twice, or all of them; name each that is melanoma once")
+        problems.append("melanoma: names a class twice, or every class; name each melanoma class once")
     for split, counts in (m.class_counts or {}).items():
         if counts is not None and len(counts) != k:
-            problems.append(f"class_counts.{split}: {len(counts)} numbers for {k} classes; write one a class")
+            problems.append(f"class_counts.{split}: {len(counts)} numbers for {k} classes; write one per class")
     return problems
 
 
 def _size_problems(m: DatasetManifest) -> list[str]:
     sizes, class_counts, problems = m.split_sizes or {}, m.class_counts or {}, []
     for key, splits in (("split_sizes", sizes), ("class_counts", class_counts)):
-        strange = [split for split in splits if split not in SPLITS]
-        problems += [f"{key}.{split}: no such split; write {', '.join(SPLITS)}" for split in strange]
+        invalid = [split for split in splits if split not in SPLITS]
+        problems += [f"{key}.{split}: no such split; write {', '.join(SPLITS)}" for split in invalid]
     if m.external and {*sizes, *class_counts} - {"test"}:
-        problems.append("external: all its images are a test split; write split_sizes and class_counts of test only")
+        problems.append("external: all its images are test images; write split_sizes and class_counts of test only")
     for split, size in sizes.items():
         if size is not None and size < (0 if split == "val" else 1):
-            problems.append(f"split_sizes.{split}: {size}; write how many images, or leave the split out if unknown")
+            problems.append(f"split_sizes.{split}: {size}; write the number of images, or remove the split if unknown")
     for split, counts in class_counts.items():
         if counts is None or None in counts:
             continue

@@ -1,6 +1,6 @@
-"""What datasets, encoders, profiles and published numbers there are: YAML files, read and checked as a whole.
+"""Loads datasets, encoders, profiles and published numbers from YAML; a file's problems are reported together.
 
-Imports neither torch nor pandas, so the command line answers at once.
+Imports neither torch nor pandas, so the command line starts fast.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from panderm_utils.manifests.entries import (
     PublishedResult,
 )
 from panderm_utils.manifests.problems import dataset_problems, encoder_problems, item_problems
-from panderm_utils.manifests.typed_yaml import ManifestError, build, build_entries, build_list, load_yaml, unknown
+from panderm_utils.manifests.typed_yaml import ManifestError, build, build_entries, build_list, load_yaml, unknown_name
 from panderm_utils.workspace import REPOSITORY
 
 MANIFEST_ROOT = REPOSITORY / "data_manifests"
@@ -35,33 +35,33 @@ def load_dataset_manifest(name: str, root: Path | None = None) -> DatasetManifes
     """Returns the manifest data_manifests/datasets/<name>.yaml.
 
     Raises:
-        ManifestError: There is none, or it is wrong; all problems at once.
+        ManifestError: It is missing or invalid; all problems at once.
     """
     path = (root or MANIFEST_ROOT) / "datasets" / f"{name}.yaml"
     if name not in list_datasets(root) or not path.is_file():
-        unread = next((other for other in path.parent.glob("[!.]*.yml") if other.stem == name), None)
-        remedy = f"rename {unread} to {name}.yaml" if unread else "python run_all.py --new-dataset makes one"
-        raise ManifestError(unknown("dataset", name, list_datasets(root), remedy))
+        ignored = next((other for other in path.parent.glob("[!.]*.yml") if other.stem == name), None)
+        remedy = f"rename {ignored} to {name}.yaml" if ignored else "python run_all.py --new-dataset makes one"
+        raise ManifestError(unknown_name("dataset", name, list_datasets(root), remedy))
     return _cached(_read_dataset, path)
 
 
 def list_encoders(root: Path | None = None) -> list[str]:
-    """Returns the names in encoders.yaml, in its order."""
+    """Returns the names in encoders.yaml, in file order."""
     return list(_cached(_read_encoders, (root or MANIFEST_ROOT) / "encoders.yaml"))
 
 
 def load_encoder_manifest(name: str, root: Path | None = None) -> EncoderManifest:
-    """Returns the encoder `name` of encoders.yaml; `timm:<model>` names any model of timm with its own weights.
+    """Returns the encoder `name` of encoders.yaml; `timm:<model>` is any model of timm with timm's weights.
 
     Raises:
-        ManifestError: No encoder has that name, or encoders.yaml is wrong.
+        ManifestError: No encoder has that name, or encoders.yaml is invalid.
     """
     if re.fullmatch(r"timm:[A-Za-z0-9_.\-]+", name):
         model = name.removeprefix("timm:")
         return EncoderManifest(name, model, "timm", "timm", "see timm's model card", timm_name=model)
     encoders = _cached(_read_encoders, (root or MANIFEST_ROOT) / "encoders.yaml")
     if name not in encoders:
-        raise ManifestError(unknown("encoder", name, list(encoders), 'any model of timm is "timm:<model name>"'))
+        raise ManifestError(unknown_name("encoder", name, list(encoders), 'any model of timm is "timm:<model name>"'))
     return encoders[name]
 
 
@@ -69,30 +69,26 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
     """Returns the profile `name` of profiles.yaml.
 
     Raises:
-        ManifestError: There is none, or profiles.yaml is wrong.
+        ManifestError: There is none, or profiles.yaml is invalid.
     """
     profiles = _cached(_read_profiles, (root or MANIFEST_ROOT) / "profiles.yaml")
     if name not in profiles:
-        raise ManifestError(unknown("profile", name, list(profiles), ""))
+        raise ManifestError(unknown_name("profile", name, list(profiles), ""))
     return profiles[name]
 
 
 def load_published_results(root: Path | None = None) -> tuple[PublishedResult, ...]:
-    """Returns the numbers that a reproduction is held against.
-
-    Raises:
-        ManifestError: published_results.yaml is wrong.
-    """
+    """Returns the published numbers to compare with; ManifestError if published_results.yaml is invalid."""
     return _cached(_read_published, (root or MANIFEST_ROOT) / "published_results.yaml")
 
 
 def load_paper_items(root: Path | None = None) -> tuple[PaperItem, ...]:
-    """Returns the paper's figures and tables, in its order; ManifestError if paper_items.yaml is wrong."""
+    """Returns the paper's figures and tables, in the paper's order; ManifestError if paper_items.yaml is invalid."""
     return _cached(_read_items, (root or MANIFEST_ROOT) / "paper_items.yaml")
 
 
 def published_value(dataset: str, protocol: str, encoder: str, metric: str) -> float | None:
-    """Returns the published value, or None where none is known."""
+    """Returns the published value, or None if there is none on file."""
     for result in load_published_results():
         if (result.dataset, result.protocol, result.encoder) == (dataset, protocol, encoder):
             return result.metrics.get(metric)
@@ -100,11 +96,11 @@ def published_value(dataset: str, protocol: str, encoder: str, metric: str) -> f
 
 
 def check_manifests(root: Path | None = None) -> int:
-    """Reads every manifest and returns how many entries there are.
+    """Checks every manifest; returns the number of entries.
 
     Raises:
-        ManifestError: All problems of all files, and what no file shows alone: a name that one file uses and no other
-            defines, two datasets of one name, a manifest that is not read for its suffix.
+        ManifestError: Lists all problems of all files, and those between files: undefined names, two datasets with one
+            title, manifests ignored because of their suffix.
     """
     root, problems, found = root or MANIFEST_ROOT, [], {}
     folder = root / "datasets"
@@ -125,14 +121,14 @@ def check_manifests(root: Path | None = None) -> int:
         if path.suffix != ".yaml" and path.suffix.lower() in (".yaml", ".yml"):
             problems.append(f"{path}: is not read; rename it to {path.stem}.yaml")
     problems += _twins([(path, "short_title", m.short_title) for path, m in found["dataset"]])
-    known = {"dataset": set(list_datasets(root)), "encoder": {name for _, es in found["encoder"] for name in es}}
-    chosen = [(path, choice) for path, ps in found["profile"] for p in ps.values() for _, choice in _choices(p)]
-    for path, entries in [(path, (choice,)) for path, choice in chosen] + found["published result"]:
+    defined = {"dataset": set(list_datasets(root)), "encoder": {name for _, es in found["encoder"] for name in es}}
+    choices = [(path, choice) for path, ps in found["profile"] for p in ps.values() for _, choice in _choices(p)]
+    for path, entries in [(path, (choice,)) for path, choice in choices] + found["published result"]:
         for entry in entries:
-            for kind, names in known.items():
-                named = getattr(entry, f"{kind}s", None) or (getattr(entry, kind, None),)
-                strange = [n for n in named if n is not None and n not in names and not str(n).startswith("timm:")]
-                problems += [f"{path}: {unknown(kind, name, sorted(names), 'correct it')}" for name in strange if names]
+            for kind, names in defined.items():
+                used = getattr(entry, f"{kind}s", None) or (getattr(entry, kind, None),)
+                invalid = [n for n in used if n is not None and n not in names and not str(n).startswith("timm:")]
+                problems += [f"{path}: {unknown_name(kind, n, sorted(names), 'correct it')}" for n in invalid if names]
     if problems:
         raise ManifestError("\n".join(problems))
     return sum(
@@ -141,22 +137,20 @@ def check_manifests(root: Path | None = None) -> int:
 
 
 def write_dataset_manifest(manifest: DatasetManifest, root: Path | None = None) -> Path:
-    """Writes a manifest as YAML and returns its path; an existing file is never overwritten.
+    """Writes a manifest as YAML and returns its path; never overwrites a file.
 
     Raises:
-        ManifestError: The file exists, or the manifest would not be read back.
+        ManifestError: The file exists, or the manifest is invalid.
     """
     path = (root or MANIFEST_ROOT) / "datasets" / f"{manifest.name}.yaml"
     if path.exists():
-        raise ManifestError(f"{path}: exists already; choose another name, or delete it first")
+        raise ManifestError(f"{path}: already exists; choose another name, or delete it first")
     plain = {
         key: _plain(value) for key, value in dataclasses.asdict(manifest).items() if value not in (None, "", (), {})
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
-    temporary.write_text(
-        f"# Made by run_all.py --new-dataset; correct what was guessed wrong.\n{text}", encoding="utf-8"
-    )
+    temporary.write_text(f"# Made by run_all.py --new-dataset; correct any wrong guess.\n{text}", encoding="utf-8")
     try:
         _build_dataset(load_yaml(temporary), path)
         temporary.replace(path)
@@ -196,15 +190,15 @@ def _read_profiles(path: Path) -> dict[str, Profile]:
             if getattr(profile, key) in ((), {}):
                 problems.append(f"{path}: {name}.{key}: is empty; name one or more")
         for place, choice in _choices(profile):
-            strange = sorted({*(choice.quick or ())} - {*(profile.datasets or ())}, key=str)
-            problems += [f"{path}: {place}quick: {d!r} is none of the profile's datasets; remove it" for d in strange]
+            invalid = sorted({*(choice.quick or ())} - {*(profile.datasets or ())}, key=str)
+            problems += [f"{path}: {place}quick: {d!r} is not a dataset of the profile; remove it" for d in invalid]
     if problems:
         raise ManifestError("\n".join(problems))
     return profiles
 
 
 def _choices(profile: Profile) -> list[tuple[str, Profile | ProtocolChoice]]:
-    """Returns the profile and its protocols' choices, each with the place in the file that messages name."""
+    """Returns the profile and its protocols' choices, each with its key prefix for messages."""
     protocols = {key: choice for key, choice in (profile.protocols or {}).items() if choice is not None}
     return [(f"{profile.name}.", profile)] + [(f"{profile.name}.{k}.", choice) for k, choice in protocols.items()]
 
@@ -215,7 +209,7 @@ def _read_published(path: Path) -> tuple[PublishedResult, ...]:
     for place, result in results:
         for metric, value in (result.metrics or {}).items():
             if value is not None and not -1 <= value <= 1:
-                problems.append(f"{place}: metrics.{metric}: {value} is no fraction; write 0.92 for 92%")
+                problems.append(f"{place}: metrics.{metric}: {value} is not a fraction; write 0.92 for 92%")
     if problems:
         raise ManifestError("\n".join(problems))
     return tuple(result for _, result in results)
@@ -232,7 +226,7 @@ def _read_items(path: Path) -> tuple[PaperItem, ...]:
 
 
 def _twins(named: list[tuple[Path, str, str]]) -> list[str]:
-    """Says which (file, key, value) have the value of one before them: in tables and figures they would be one."""
+    """Returns a problem for each (file, key, value) that repeats a value, as tables and figures would merge the two."""
     first, problems = {}, []
     for path, key, value in named:
         if value is not None and value in first:
@@ -242,9 +236,9 @@ def _twins(named: list[tuple[Path, str, str]]) -> list[str]:
 
 
 def _cached(read, path: Path):
-    """Reads a file once, and again when it changes."""
+    """Returns what `read` returns for a file, cached until the file changes."""
     if not path.is_file():
-        return read(path)  # says what is missing
+        return read(path)  # raises the error for a missing file
     status = path.stat()
     return _read_once(read, path, status.st_mtime_ns, status.st_size)
 
@@ -255,7 +249,7 @@ def _read_once(read, path: Path, modified: int, size: int):
 
 
 def _plain(value):
-    """Tuples as lists, as YAML has them."""
+    """Returns a value with lists in place of tuples, as YAML needs."""
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

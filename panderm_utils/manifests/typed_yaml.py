@@ -1,4 +1,4 @@
-"""YAML files become frozen dataclasses, checked against their annotations; all problems of a file at once."""
+"""Turns YAML files into frozen dataclasses, checked against their annotations; reports a file's problems together."""
 
 import dataclasses
 import difflib
@@ -10,34 +10,34 @@ from pathlib import Path
 import yaml
 
 FRACTIONS_RULE = "numbers above 0, up to 1"
-LARGEST = 1 << 18  # bytes of a file, read in seconds; the largest shipped has 6,300
+MAX_SIZE = 1 << 18  # bytes of a file, read in seconds; the largest shipped file has 6,300
 
 
 class ManifestError(ValueError):
-    """One or more manifests are wrong; the message has a line for each problem: file, key, problem and remedy."""
+    """One or more manifests are invalid; the message has a line per problem: file, key, problem and remedy."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without what can mislead: aliases, which expand to any size; tags; a key twice, where the last wins."""
+    """Safe YAML without aliases, which can expand to any size; tags; and repeated keys, of which the last would win."""
 
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed; write it out", problem_mark=event.start_mark
+                problem="aliases (*name) are not allowed; write the value out", problem_mark=event.start_mark
             )
         if event.tag is not None:
             raise yaml.MarkedYAMLError(
-                problem="tags (!name) are not allowed; leave it out", problem_mark=event.start_mark
+                problem="tags (!name) are not allowed; remove the tag", problem_mark=event.start_mark
             )
         return super().compose_node(parent, index)
 
     def construct_object(self, node, deep=False):
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # 2024-13-45 looks like a date and is none
+        except ValueError as error:  # 2024-13-45 looks like a date but is not
             raise yaml.MarkedYAMLError(
-                problem=f"{error}; write a text in quotes", problem_mark=node.start_mark
+                problem=f"{error}; write text in quotes", problem_mark=node.start_mark
             ) from error
 
     def construct_mapping(self, node, deep=False):
@@ -45,9 +45,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             value = self.construct_object(key, deep=True)
             if isinstance(value, str) and not value.isprintable():
-                problem = f"the key {value!r} has characters that cannot be seen; write it anew"
+                problem = f"the key {value!r} has invisible characters; retype it"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            if isinstance(value, Hashable):  # another is refused as a key below
+            if isinstance(value, Hashable):  # other keys are refused below
                 if value in seen:
                     raise yaml.MarkedYAMLError(
                         problem=f"{value!r} is given twice; keep one", problem_mark=key.start_mark
@@ -57,31 +57,31 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(path: Path, kind: type = dict):
-    """Returns the file's content, a `kind` (dict or list).
+    """Returns the file's content, of type `kind` (dict or list).
 
     Raises:
-        ManifestError: The file is missing, too large, not UTF-8, not YAML, or of another kind.
+        ManifestError: The file is missing, too large, not UTF-8, not YAML, or of another type.
     """
     text = _read(path)
     try:
         content = yaml.load(text, Loader=_Loader)
     except RecursionError as error:
-        raise ManifestError(f"{path}: not valid YAML: brackets within brackets, too deep to be meant") from error
+        raise ManifestError(f"{path}: not valid YAML: brackets nested too deeply") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        what = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ManifestError(f"{path}:{line} not valid YAML: {what}") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ManifestError(f"{path}:{line} not valid YAML: {problem}") from error
     if not isinstance(content, kind):
-        wanted = {dict: "`key: value` lines", list: "a list, each entry after a dash"}[kind]
-        raise ManifestError(f"{path}: is {_name(content)}; write {wanted}")
+        expected = {dict: "`key: value` lines", list: "a list, each entry after a dash"}[kind]
+        raise ManifestError(f"{path}: is {_name(content)}; write {expected}")
     return content
 
 
 def _read(path: Path) -> str:
     try:
-        if (size := path.stat().st_size) > LARGEST:
-            raise ManifestError(f"{path}: {size:,} bytes; a manifest has at most {LARGEST:,}: remove what is no fact")
+        if (size := path.stat().st_size) > MAX_SIZE:
+            raise ManifestError(f"{path}: {size:,} bytes; a manifest has at most {MAX_SIZE:,}: shorten it")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ManifestError(f"{path}: missing; restore it with `git checkout -- {path}`") from error
@@ -92,11 +92,10 @@ def _read(path: Path) -> str:
 
 
 def build(cls, entry, place: str, problems: list[str]):
-    """Makes a dataclass of a mapping and notes what is wrong in `problems`.
+    """Returns a dataclass made from a mapping; adds what is wrong to `problems`.
 
-    Returns:
-        The dataclass, None in the place of each value that is missing or of another type, so that the rest can be
-        checked too; None where `entry` is no mapping. Only whole if nothing was noted.
+    Values that are missing or of another type become None, so that the rest can be checked too; the result is complete
+    only if nothing was added. Returns None if `entry` is not a mapping.
     """
     if not isinstance(entry, dict):
         problems.append(f"{place}: is {_name(entry)}; write `key: value` lines")
@@ -105,7 +104,7 @@ def build(cls, entry, place: str, problems: list[str]):
     hints, values = typing.get_type_hints(cls), {}
     for key, value in entry.items():
         if key not in fields:
-            problems.append(f"{place}: {unknown('key', key, list(fields), 'remove it')}")
+            problems.append(f"{place}: {unknown_name('key', key, list(fields), 'remove it')}")
         else:
             values[key] = _convert(value, hints[key], f"{place}: {key}", problems)
     for name, field in fields.items():
@@ -117,12 +116,12 @@ def build(cls, entry, place: str, problems: list[str]):
 
 
 def read_numbers(text: str) -> list[float]:
-    """Returns the numbers of a notebook's parameter such as "0.05, 0.2" or "[0.05, 0.2]"; else a ValueError."""
+    """Returns the numbers of a notebook parameter such as "0.05, 0.2" or "[0.05, 0.2]"; ValueError if invalid."""
     return [float(part) for part in text.strip("[]() ").split(",")]
 
 
 def read_fractions(text: str) -> list[float]:
-    """Returns the label fractions of a text such as "0.1, 0.5"; none where one is no fraction (FRACTIONS_RULE)."""
+    """Returns the label fractions of a text such as "0.1, 0.5"; [] if any is invalid (FRACTIONS_RULE)."""
     try:
         fractions = read_numbers(text)
     except ValueError:
@@ -131,32 +130,32 @@ def read_fractions(text: str) -> list[float]:
 
 
 def build_list(cls, path: Path, problems: list[str]) -> list[tuple[str, typing.Any]]:
-    """Returns place and entry, of a file that is a list, as far as each could be built."""
+    """Returns (place, entry) pairs from a file that is a list, without entries that could not be built."""
     entries = [(f"{path}: entry {i}", entry) for i, entry in enumerate(load_yaml(path, list), 1)]
     built = [(place, build(cls, entry, place, problems)) for place, entry in entries]
     return [(place, entry) for place, entry in built if entry is not None]
 
 
 def build_entries(cls, path: Path, problems: list[str]) -> dict[str, typing.Any]:
-    """Returns name -> entry, of a file whose keys are names, as far as each could be built."""
+    """Returns name -> entry from a file whose keys are names, without entries that could not be built."""
     entries = {}
     for name, entry in load_yaml(path).items():
         if isinstance(entry, dict) and "name" in entry:
-            problems.append(f"{path}: {name}.name: an entry is called what its key says; remove this line")
+            problems.append(f"{path}: {name}.name: the entry's key is its name; remove this line")
         named = {**entry, "name": name} if isinstance(entry, dict) else entry
         entries[name] = build(cls, named, f"{path}: {name}", problems)
     return {name: entry for name, entry in entries.items() if entry is not None}
 
 
-def unknown(kind: str, name, valid: list[str], remedy: str) -> str:
-    """Says that a name is unknown, which one was meant perhaps, and which there are."""
+def unknown_name(kind: str, name, valid: list[str], remedy: str) -> str:
+    """Returns a message that a name is unknown, with the nearest valid name and all valid names."""
     near = difflib.get_close_matches(str(name), valid, n=1)
     meant = f"did you mean {near[0]!r}? " if near else ""
     return f"{kind} {name!r} is unknown; {meant}known: {', '.join(valid)}" + (f"; {remedy}" if remedy else "")
 
 
 def _convert(value, hint, place: str, problems: list[str]):
-    """Returns `value` as the annotation wants it, or notes that it cannot be."""
+    """Returns `value` converted to the annotation's type, or None after adding a problem."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -188,12 +187,12 @@ def _describe(hint) -> str:
         return f"a mapping of names to {_describe(arguments[1])}"
     if dataclasses.is_dataclass(hint):
         return "{" + ", ".join(field.name for field in dataclasses.fields(hint)) + "}"
-    known = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    return known.get(hint, "a value")
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(hint, "a value")
 
 
 def _name(value) -> str:
     if value is None:
         return "empty"
-    kind = {str: "the text", int: "the number", float: "the number", bool: "the truth value"}.get(type(value))
+    kind = {str: "the text", int: "the number", float: "the number", bool: "the boolean"}.get(type(value))
     return f"{kind} {value!r}" if kind else f"a {type(value).__name__}"

@@ -5,7 +5,7 @@ import pkgutil
 from functools import cache
 
 from panderm_utils import protocols
-from panderm_utils.manifests import ManifestError, Protocol, unknown
+from panderm_utils.manifests import ManifestError, Protocol, unknown_name
 
 
 @cache
@@ -22,7 +22,7 @@ def load_protocol(name: str) -> Protocol:
         ManifestError: No protocol has that name.
     """
     if name not in list_protocols():
-        raise ManifestError(unknown("protocol", name, list(list_protocols()), ""))
+        raise ManifestError(unknown_name("protocol", name, list(list_protocols()), ""))
     return _module(name).PROTOCOL
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from panderm_utils.data import ImageFolder, open_image
-from panderm_utils.encoders import read_kept
+from panderm_utils.encoders import read_cached
 from panderm_utils.manifests import DatasetManifest
 from panderm_utils.results.records import read_predictions, read_record
 from panderm_utils.stats import choose_examples, embed, neighbour_agreement
@@ -58,7 +58,7 @@ def read_recorded(folder: str | Path, cache: str | Path, image_root: Path, suffi
     there = ImageFolder(image_root)
     files = [there.find(name, suffix)[0] for name in images]
     for names in [files] if all(files) else [spelled, [f"{name}{suffix}" for name in spelled]]:
-        x = read_kept(cache, record["encoder_facts"], names)
+        x = read_cached(cache, record["encoder_facts"], names)
         if x is not None:
             break
     else:

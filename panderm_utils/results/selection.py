@@ -80,7 +80,7 @@ def missing_runs(
     more += "".join(f" -p {n}={v}" for n, v in settings.items() if v != protocol.settings.get(n))
     rows = [
         {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}{more}"}
-        for d in protocol.fitting(known.datasets)
+        for d in protocol.supported(known.datasets)
         for e in known.choice(protocol.name).encoders
         if (d, e) not in there
     ]

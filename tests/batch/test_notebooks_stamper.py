@@ -15,9 +15,9 @@ from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import list_protocols, load_protocol
 
 ROOT = Path(__file__).parents[2]
-DATASETS = load_protocol("linear_probe").fitting(manifests.list_datasets())
+DATASETS = load_protocol("linear_probe").supported(manifests.list_datasets())
 CANONICALS = sorted((ROOT / "notebooks").glob("*/ham10000.ipynb"))
-PAIRS = [(c, d) for c in CANONICALS for d in load_protocol(c.parent.name).fitting(DATASETS)]
+PAIRS = [(c, d) for c in CANONICALS for d in load_protocol(c.parent.name).supported(DATASETS)]
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_the_plan_of_the_paper_says_where_to_get_everything(capsys, tmp_path):
     profile = manifests.load_profile("paper")
     chosen = {protocol: profile.choice(protocol) for protocol in profile.protocols}
     assert chosen["external_validation"].quick == ("ham10000",)
-    runs = sum(len(load_protocol(p).fitting(c.quick)) * len(c.encoders) for p, c in chosen.items())
+    runs = sum(len(load_protocol(p).supported(c.quick)) * len(c.encoders) for p, c in chosen.items())
     assert text.startswith(f"{runs} runs (profile paper)")
     for name in profile.datasets:
         card = manifests.load_dataset_manifest(name)

@@ -82,7 +82,7 @@ def test_a_good_table_is_read_as_it_stands(tmp_path):
     assert list(dataset.split("test")["image"]) == ["4.png", "5.png", "6.png"]
     assert dataset.path("4.png") == tmp_path / "toy" / "images" / "4.png"
     assert dataset.csv == csv
-    with pytest.raises(data.DataError, match=r"no image of toy"):
+    with pytest.raises(data.DataError, match=r"not an image of toy"):
         dataset.path("../toy.csv")
     with pytest.raises(data.DataError, match="train, val, test"):
         dataset.split("training")
@@ -111,17 +111,17 @@ def test_every_fatal_fault_is_in_one_report_with_row_and_remedy(tmp_path):
         data.load_dataset(card(), tmp_path, check="pixels")
     text = str(caught.value)
     for row, words in {
-        9: "label '7' is no class",
+        9: "label '7' is not a class",
         10: "the label is empty",
         11: "missing",
         12: "leaves the image root",
         13: "absolute",
         14: "the image name is empty",
-        2: "labels 0, 2 in the rows 2, 15",
+        2: "labels 0, 2 in rows 2, 15",
         16: "symbolic link",
         17: "broken.png",
-        18: "label 'benign' is no class",
-        19: "label '1.5' is no class",
+        18: "label 'benign' is not a class",
+        19: "label '1.5' is not a class",
     }.items():
         line = [line for line in text.splitlines() if line.strip().startswith(f"{csv}:{row}:")]
         assert line, (row, text)
@@ -196,7 +196,7 @@ def test_spreadsheet_habits_are_read_and_noted(tmp_path):
         ("image,split,label\n1.png,train,0\n2.png,train\n", r"toy\.csv:3: 2 cells under 3"),
         ("image,split,label\n1.png,train,0,9\n", r"toy\.csv:2: 4 cells under 3"),
         ("image,split,label\n1.png,Train,0\n2.png,Test,1\n", "no row has the split `train`"),
-        ("image,split,label\n1.png,train,0\n2.png,train,0\n3.png,test,1\n", "all train rows are of one class"),
+        ("image,split,label\n1.png,train,0\n2.png,train,0\n3.png,test,1\n", "all train rows have one class"),
     ],
 )
 def test_damaged_tables_stop_with_a_reason(tmp_path, text, words):

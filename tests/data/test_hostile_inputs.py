@@ -497,7 +497,7 @@ CSV = section(
             "9: the line is not UTF-8; save the file as",
         ),
         "csv in UTF-16": (table(TEXT.encode("utf-16")), r' the file is UTF-16; save it as "CSV UTF-8"'),
-        "csv in UTF-16 without a mark": (table(TEXT.encode("utf-16-le")), " the file holds NUL .*; fetch it again"),
+        "csv in UTF-16 without a mark": (table(TEXT.encode("utf-16-le")), " the file contains NUL .*; download it"),
         "csv with a byte order mark": (table(b"\xef\xbb\xbf" + TEXT.encode()), taken("byte order mark")),
         "csv with semicolons": (table(TEXT.replace(",", ";")), taken("separator")),
         "csv with tabs": (table(TEXT.replace(",", "\t")), taken("separator")),
@@ -538,7 +538,7 @@ CSV = section(
 LABELS = {label: label for label in ("-1", "0.5", "True", "inf")}
 CSV |= section(
     toy,
-    r"toy\.csv:9: \[8\.png\] label 'WORDS' is no class in `label`; valid are 0 = a, .*; correct or remove the row",
+    r"toy\.csv:9: \[8\.png\] label 'WORDS' is not a class in `label`; valid are 0 = a, .*; correct or remove the row",
     **{
         f"label {name}": (rows(f"8.png,train,{label}"), label.replace(".", r"\."))
         for name, label in {**LABELS, "3 of 3 classes": "3", "of 400 digits": "9" * 400, "by name": "melanoma"}.items()
@@ -551,9 +551,9 @@ IMAGES = section(
     files_only,
     r"toy\.csv:9: \[WORDS.*; (add it or remove the row|put the file below)",
     **{
-        "path out of the root": (rows("../../secret.png,train,1"), r".*\] the path leaves the image root by `\.\.`"),
-        "path out by a folder": (rows("x/../../8.png,train,1"), r".*\] the path leaves the image root by `\.\.`"),
-        "path out by backslashes": (rows("..\\..\\secret.png,train,1"), r".*\] the path leaves the image root by"),
+        "path out of the root": (rows("../../secret.png,train,1"), r".*\] the path leaves the image root via `\.\.`"),
+        "path out by a folder": (rows("x/../../8.png,train,1"), r".*\] the path leaves the image root via `\.\.`"),
+        "path out by backslashes": (rows("..\\..\\secret.png,train,1"), r".*\] the path leaves the image root via"),
         "path absolute": (rows("/etc/hostname,train,1"), r"/etc/hostname\] the path is absolute"),
         "path with a drive": (rows("C:\\8.png,train,1"), r"C:.*\] the path is absolute"),
         "path of 300 letters": (rows(f"{LONG}.png,train,1"), r"a+\.png\] the file is missing"),
@@ -564,19 +564,19 @@ IMAGES = section(
             r"\\x1b\[2J\\x078\.png\] the file is missing",
         ),
         "path of two lines": (rows('"8\n.png",train,1'), r"8\\n\.png\] the file is missing"),
-        "link out of the root": (image("l.png", link("../../secret.png")), r"l\.png\] .* by a symbolic link"),
+        "link out of the root": (image("l.png", link("../../secret.png")), r"l\.png\] .* via a symbolic link"),
         "link of a folder out of the root": (
             image("up", link("../.."), "up/secret.png,train,1"),
-            ".* by a symbolic link",
+            ".* via a symbolic link",
         ),
-        "link to itself": (image("l.png", link("l.png")), r"l\.png\] the file is missing \(there is a link to no file"),
+        "link to itself": (image("l.png", link("l.png")), r"l\.png\] the file is missing \(there is a broken link"),
         "link to nothing": (
             image("l.png", link("none.png")),
-            r"l\.png\] the file is missing \(there is a link to no file",
+            r"l\.png\] the file is missing \(there is a broken link",
         ),
         "folder as image": (
             image("f.png", Path.mkdir),
-            r"f\.png\] the file is missing \(there is a folder of its name",
+            r"f\.png\] the file is missing \(there is a folder with its name",
         ),
         "pipe as image": (image("p.png", os.mkfifo), r"p\.png\] the file is missing \(there is a pipe or device"),
     },
@@ -587,14 +587,14 @@ IMAGES |= section(
     toy,
     r"toy\.csv:9: \[8\.(png|jpg)\] .*/images/8\.(png|jpg): WORDS",
     **{
-        "image of no bytes": (image("8.png", content(b"")), "the file is empty; fetch it again"),
+        "image of no bytes": (image("8.png", content(b"")), "the file is empty; download it again"),
         "image cut off": (
             image("8.jpg", content(encoded((80, 80))[:-900])),
-            "the file is truncated .*; fetch it again",
+            "the file is truncated .*; download it again",
         ),
-        "image of text": (image("8.jpg", content(b"hello, world")), "the file is no readable image"),
-        "image of a web page": (image("8.jpg", content(b"<html>")), "the file is a web page .*; fetch it again"),
-        "image of PostScript": (image("8.jpg", content(SCRIPT)), "the file is no readable image"),
+        "image of text": (image("8.jpg", content(b"hello, world")), "the file is not a readable image"),
+        "image of a web page": (image("8.jpg", content(b"<html>")), "the file is a web page .*; download it again"),
+        "image of PostScript": (image("8.jpg", content(SCRIPT)), "the file is not a readable image"),
         "image of 900 million pixels": (
             image("8.png", content(black(30_000, 30_000))),
             "more pixels .*; scale the file",
@@ -610,7 +610,7 @@ IMAGES |= section(
         ),
         "image with a text that unfolds": (
             image("8.png", content(UNFOLDS)),
-            "the file is no readable image .*too large",
+            "the file is not a readable image .*too large",
         ),
         "image of one pixel": (image("8.png", content(encoded((1, 1), "PNG"))), taken(extra=1)),
         "image of 30,000 x 10": (image("8.png", content(encoded((30_000, 10), "PNG"))), taken(extra=1)),
@@ -621,7 +621,7 @@ IMAGES |= section(
     },
 )
 
-CALLS = r"hostile\.pth: refused\. .*would call WORDS, .*Nothing of it was run\. Do not use it"
+CALLS = r"hostile\.pth: refused\. .*would call WORDS, .*None of it was run\. Do not use this file"
 WEIGHTS = section(
     encoder,
     CALLS,
@@ -636,7 +636,7 @@ WEIGHTS |= section(
     encoder,
     r"hostile\..*: WORDS.* The right file is panderm_bb_data6_checkpoint-499\.pth",
     **{
-        "pickle of a list": (saved(lambda good: [1, 2]), "holds list, not named tensors"),
+        "pickle of a list": (saved(lambda good: [1, 2]), "contains a list, not named tensors"),
         "weights of no bytes": (weights(lambda path, _: path.touch()), r"the file is empty \(0 bytes\)"),
         "weights of a web page": (
             written(b"\n<!DOCTYPE html><title>Google Drive - Quota"),
@@ -651,7 +651,7 @@ WEIGHTS |= section(
         "weights cut off, old format": (weights(truncated_old), "truncated, damaged"),
         "weights cut off, safetensors": (weights(truncated_safe, "safetensors"), "truncated or damaged safetensors"),
         "weights with flipped bytes": (weights(flipped), "damaged: the checksum of"),
-        "weights packed": (weights(packed), r"packed: it would unfold to [\d,]+ bytes"),
+        "weights packed": (weights(packed), r"compressed: it would unpack to [\d,]+ bytes"),
         "weights encrypted": (weights(locked), "truncated .*or damaged: .*encrypted"),
         "weights with a header of 2^63 bytes": (
             written(struct.pack("<Q", 2**63) + b"{}"),
@@ -659,14 +659,14 @@ WEIGHTS |= section(
         ),
         "weights fine-tuned": (
             saved(lambda good: {"model": good, "epoch": 3}),
-            r"this is a fine-tuned .*\(it holds epoch",
+            r"this is a fine-tuned .*\(it contains epoch",
         ),
         "weights fine-tuned with arguments": (
             saved(with_arguments),
-            r"this is a fine-tuned .*\(it holds args, model, opt",
+            r"this is a fine-tuned .*\(it contains args, model, opt",
         ),
         "weights fine-tuned, tensors alone": (saved(adding("fc_norm.weight", torch.zeros(48))), "this is a fine-tuned"),
-        "keys of another architecture": (saved(lambda good: {BELL: torch.zeros(3)}), r"none of .* \(it has '\\x1b"),
+        "keys of another architecture": (saved(lambda good: {BELL: torch.zeros(3)}), r"contains .* \(it has '\\x1b"),
         "keys missing": (
             saved(without("q_bias")),
             r".*2 of 36 tensors are missing: blocks\.0\.attn\.q_bias, blocks\.1",
@@ -675,8 +675,8 @@ WEIGHTS |= section(
             saved(adding("blocks.0.surprise", torch.zeros(3))),
             r".*1 tensors are unknown .*blocks\.0\.sur",
         ),
-        "keys beside tensors": (saved(adding("note", "hello")), "beside tensors it holds note"),
-        "keys that are numbers": (saved(adding(1, torch.zeros(2))), "beside tensors it holds 1"),
+        "keys beside tensors": (saved(adding("note", "hello")), "besides tensors it contains note"),
+        "keys that are numbers": (saved(adding(1, torch.zeros(2))), "besides tensors it contains 1"),
         "shape of another image": (
             saved(adding("pos_embed", torch.zeros(1, 577, 48))),
             r".*is \[1, 577, 48\], should be \[",
@@ -690,7 +690,7 @@ WEIGHTS |= section(
             saved(adding("norm.bias", claimed(10**15))),
             r".*norm\.bias is \[10{15}\], should be \[48",
         ),
-        "dtype of whole numbers": (saved(each(torch.Tensor.long)), r".*36 tensors hold no plain .*\(torch\.int64\)"),
+        "dtype of whole numbers": (saved(each(torch.Tensor.long)), r".*36 tensors are not dense .*\(torch\.int64\)"),
         "dtype complex": (saved(adding("norm.bias", torch.zeros(48) * 1j)), r".*norm\.bias \(torch\.complex64\)"),
         "dtype sparse": (saved(adding("norm.bias", torch.ones(48).to_sparse())), r".*norm\.bias \(sparse, quantised"),
         "dtype half": (saved(each(torch.Tensor.half)), close(0.02)),
@@ -727,21 +727,21 @@ MANIFESTS = section(
     dataset_manifest,
     r"ddi\.yaml: WORDS",
     **{
-        "yaml of a billion laughs": (manifest_of(LAUGHS.encode()), r"line 2: .*aliases \(\*name\) .*; write it out"),
-        "yaml that merges": (ddi("modality: &a clinical\ndoi: *a"), r"line 5: .*aliases \(\*name\) .*; write it out"),
-        "yaml of a million keys": (manifest_of(b"k: 1\n" * MILLION), "5,000,000 bytes; .* at most 262,144: remove"),
-        "yaml too deep": (manifest_of(b"a: " + b"[" * 5000), "not valid YAML: brackets within brackets"),
+        "yaml of a billion laughs": (manifest_of(LAUGHS.encode()), r"line 2: .*aliases \(\*name\) .*; write the value"),
+        "yaml that merges": (ddi("modality: &a clinical\ndoi: *a"), r"line 5: .*aliases \(\*name\) .*; write the"),
+        "yaml of a million keys": (manifest_of(b"k: 1\n" * MILLION), "5,000,000 bytes; .* at most 262,144: shorten"),
+        "yaml too deep": (manifest_of(b"a: " + b"[" * 5000), "not valid YAML: brackets nested too deeply"),
         "yaml with code": (
             ddi('modality: !!python/object/apply:os.system ["touch MARK"]'),
-            "line 4: .*tags .*; leave it",
+            "line 4: .*tags .*; remove the tag",
         ),
-        "yaml with a tag": (ddi("modality: !!timestamp x"), "line 4: .*tags .*; leave it out"),
-        "yaml with a date that is none": (ddi("modality: 2024-13-45"), "line 4: .*month .*; write a text in quotes"),
-        "yaml with 5,000 digits": (ddi(f"modality: {'9' * 5000}"), "line 4: .*; write a text in quotes"),
+        "yaml with a tag": (ddi("modality: !!timestamp x"), "line 4: .*tags .*; remove the tag"),
+        "yaml with a date that is none": (ddi("modality: 2024-13-45"), "line 4: .*month .*; write text in quotes"),
+        "yaml with 5,000 digits": (ddi(f"modality: {'9' * 5000}"), "line 4: .*; write text in quotes"),
         "yaml with a key twice": (ddi("modality: x\nmodality: y"), "line 5: .*'modality' is given twice; keep one"),
         "yaml with an unknown key": (ddi("modalty: clinical"), "key 'modalty' is unknown; did you mean 'modality'"),
-        "yaml with a list for a text": (ddi("modality: [a]"), "modality: is a list; write a text"),
-        "yaml with a number for a text": (ddi("modality: 7"), "modality: is the number 7; write a text"),
+        "yaml with a list for a text": (ddi("modality: [a]"), "modality: is a list; write text"),
+        "yaml with a number for a text": (ddi("modality: 7"), "modality: is the number 7; write text"),
         "yaml not UTF-8": (manifest_of("name: dé".encode("latin-1")), "byte 7 is not UTF-8; save the file as UTF-8"),
         "yaml in UTF-16": (manifest_of("name: x".encode("utf-16")), "byte 0 is not UTF-8; save the file as UTF-8"),
         "yaml with a NUL": (manifest_of(b"name: \0"), "not valid YAML"),
@@ -764,7 +764,7 @@ MANIFESTS |= section(
         "encoder called by 300 letters": (encoder_called(LONG), r".*at most 60\); write a{60}$"),
         "encoder called from right to left": (
             encoder_called("\u200fmine"),
-            r"line \d+: .*the key '\\u200fmine' has .*; write it anew",
+            r"line \d+: .*the key '\\u200fmine' has .*; retype it",
         ),
     },
 )
@@ -815,7 +815,7 @@ GIVEN = {
 }
 STRANGE = {"../x": "x", "a/b": "a_b", "CON": "con_data", "by 300 letters": "a{60}", "from right to left": "mine"}
 SPELLED = {"by 300 letters": LONG, "from right to left": "\u200fmine"}
-NO_NAME = r"the name '.*' cannot be a file's on every disk \(small letters.*\); write --name {}$"
+NO_NAME = r"the name '.*' is not a valid file name everywhere \(lower-case letters.*\); write --name {}$"
 for called, proper in STRANGE.items():
     name = SPELLED.get(called, called)
     GIVEN[f"dataset asked for as {called}"] = (
@@ -1052,9 +1052,8 @@ def test_a_batch_ends_the_good_run_beside_bad_data_and_code_in_a_parameter(tmp_p
     good, bad, armed_run = batch.run_batch(planned, batch.How(jobs=2), say=lambda line: None)
     assert (good.status, bad.status, armed_run.status) == ("done", "failed", "failed"), good.error
     assert bad.cell == "features"
-    assert (
-        "CSV row 42: " in bad.error and "40.jpg: the file is truncated" in bad.error and "fetch it again" in bad.error
-    )
+    for words in ("CSV row 42: ", "40.jpg: the file is truncated", "download it again"):
+        assert words in bad.error
     assert armed_run.cell == "encoder"
     assert "cannot be used" in armed_run.error and 'write device="auto" or "cpu"' in armed_run.error
     assert snapshot(tmp_path / "data") == before

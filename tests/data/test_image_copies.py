@@ -169,7 +169,7 @@ def test_killed_processes_leave_nothing_wrong(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.warns(ImageCopiesWarning, match=r"cannot be kept there \(Not a directory\).*every epoch.*free some"):
+    with pytest.warns(ImageCopiesWarning, match=r"cannot be stored there \(Not a directory\).*every epoch.*free some"):
         copies = ImageCopies(tmp_path / "file")
     keep(copies, range(2))
     copies.prepare(["0.png"])

@@ -145,9 +145,9 @@ def test_what_cannot_be_opened_says_why(tmp_path, monkeypatch):
         "empty.jpg": (b"", "empty"),
         "page.jpg": (b"<!DOCTYPE html><html>", "web page"),
         "cut.jpg": (good.read_bytes()[:-900], "truncated"),
-        "text.jpg": (b"hello, world", "no readable image"),
+        "text.jpg": (b"hello, world", "not a readable image"),
         "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
-        "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no readable image"),
+        "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a readable image"),
     }
     for name, (content, reason) in cases.items():
         (tmp_path / name).write_bytes(content)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from panderm_utils.data.image_files import ImageError
-from panderm_utils.data.loading import LoadingError, loaded
+from panderm_utils.data.loading import LoadingError, batch_loader
 
 CPU = torch.device("cpu")
 BATCHES = [[7, 3], [5], [1, 1, 0], [2], [9, 8]]
@@ -33,7 +33,7 @@ class Readers(Dataset):
 
 
 def readers(batches: int, device: str, num_workers: int | None = None) -> set[int]:
-    with loaded(Readers(), [[i] for i in range(batches)], torch.device(device), num_workers) as loader:
+    with batch_loader(Readers(), [[i] for i in range(batches)], torch.device(device), num_workers) as loader:
         return {pid for batch in loader for pid in batch.tolist()}
 
 
@@ -42,7 +42,7 @@ def readers(batches: int, device: str, num_workers: int | None = None) -> set[in
 @pytest.mark.parametrize("workers", [0, 1, 3, 9, None])
 def test_batches_come_in_order_and_the_callers_random_state_is_untouched(workers, ahead) -> None:
     state = torch.random.get_rng_state()
-    with loaded(Squares(), BATCHES, CPU, workers, collate=tuple, ahead=ahead) as loader:
+    with batch_loader(Squares(), BATCHES, CPU, workers, collate=tuple, ahead=ahead) as loader:
         assert list(loader) == [tuple(i**2 for i in batch) for batch in BATCHES]
     assert torch.equal(torch.random.get_rng_state(), state) and not multiprocessing.active_children()
 
@@ -52,7 +52,7 @@ def test_an_error_comes_as_it_was_raised_after_the_batches_before_it(workers) ->
     seen = []
     with (
         pytest.raises(ImageError, match=r"^CSV row 4: no image$") as kept,
-        loaded(Squares(), [[1], [2], [3, -4, -5], [6]], CPU, workers) as loader,
+        batch_loader(Squares(), [[1], [2], [3, -4, -5], [6]], CPU, workers) as loader,
     ):
         seen.extend(batch.tolist() for batch in loader)
     assert seen == [[1], [4]]
@@ -60,10 +60,11 @@ def test_an_error_comes_as_it_was_raised_after_the_batches_before_it(workers) ->
 
 
 def test_a_killed_process_is_told_and_other_errors_are_not_renamed() -> None:
-    with pytest.raises(LoadingError, match=r"killed.*num_workers=0"), loaded(Squares(), BATCHES, CPU, 1) as loader:
+    killed = pytest.raises(LoadingError, match=r"killed.*num_workers=0")
+    with killed, batch_loader(Squares(), BATCHES, CPU, 1) as loader:
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         list(loader)
-    with pytest.raises(RuntimeError, match=r"^of the caller$"), loaded(Squares(), BATCHES, CPU, 1):
+    with pytest.raises(RuntimeError, match=r"^of the caller$"), batch_loader(Squares(), BATCHES, CPU, 1):
         raise RuntimeError("of the caller")
     assert not multiprocessing.active_children()
 

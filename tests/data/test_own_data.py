@@ -167,7 +167,7 @@ def test_errors_say_what_to_do(tmp_path):
         (good.assign(image="zzz"), folder, NAME, "none of the first 10 rows.*'zzz'.*10 x .png.*'0.png'"),
         (good.rename(columns={"label": "score"}), folder, NAME, "rename yours to `label`"),
         (good.assign(label=0), folder, NAME, "at least 2"),
-        (good.assign(label=""), folder, NAME, "holds 0 class"),
+        (good.assign(label=""), folder, NAME, "has 0 class"),
         (pd.concat([good] * 30).assign(label=range(300)), folder, NAME, "too many"),
     ]:
         with pytest.raises(data.DataError, match=words):

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from panderm_utils.data import dataset as data
 from panderm_utils.demo import lesions
 from panderm_utils.demo import stand_ins as demo
-from panderm_utils.demo.signs import DEFAULT, RECIPES, draw_signs, recipe_of
+from panderm_utils.demo.signs import DEFAULT_SIGNS, RECIPES, draw_signs, recipe_of
 from panderm_utils.encoders.loading import load_encoder
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols.external_validation.study import isic_id
@@ -70,7 +70,7 @@ def test_signs_stay_in_bounds_and_classes_differ_in_them():
     drawn = {name: [draw_signs(recipe_of("demo", name), rng) for _ in range(200)] for name in RECIPES}
     for rows in drawn.values():
         table = pd.DataFrame(rows)
-        assert list(table) == list(DEFAULT)
+        assert list(table) == list(DEFAULT_SIGNS)
         assert table.to_numpy().min() >= 0
         assert table.to_numpy().max() <= 1
     veil = {name: np.mean([row["veil"] for row in rows]) for name, rows in drawn.items()}

@@ -267,7 +267,7 @@ def test_a_damaged_shard_is_told_and_computed_anew(encoder, paths, small_shards,
     first = extract(encoder, paths, tmp_path)
     shard = shards(tmp_path)[1]
     shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.warns(FeatureCacheWarning, match=f"{shard.name}: it is damaged; its images are computed anew"):
+    with pytest.warns(FeatureCacheWarning, match=f"{shard.name}: it is damaged; its features are computed again"):
         found = extract(encoder, paths, tmp_path)
     assert found.computed == 8 and np.array_equal(found.x, first.x)
     assert extract(encoder, paths, tmp_path).computed == 0
@@ -403,14 +403,14 @@ def test_a_killed_worker_is_told_with_a_remedy(encoder, paths):
 def test_a_cache_that_cannot_be_written_is_a_warning(encoder, paths, small_shards, tmp_path):
     expected = extract(encoder, paths).x
     (tmp_path / "file").write_text("no folder")
-    with pytest.warns(FeatureCacheWarning, match="cannot be kept there") as caught:
+    with pytest.warns(FeatureCacheWarning, match="cannot be stored there") as caught:
         found = extract(encoder, paths, tmp_path / "file")
     assert len([warning for warning in caught if warning.category is FeatureCacheWarning]) == 1
     assert np.array_equal(found.x, expected)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (900, limits[1]))  # as a full disk, in the middle of a file
     try:
-        with pytest.warns(FeatureCacheWarning, match="cannot be kept there"):
+        with pytest.warns(FeatureCacheWarning, match="cannot be stored there"):
             found = extract(encoder, paths, tmp_path / "full")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

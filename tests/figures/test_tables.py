@@ -75,7 +75,7 @@ def test_no_records_give_empty_tables_and_all_runs_missing():
     assert empty.empty
     missing = selection.missing_runs(empty, "paper", load_protocol("linear_probe"))
     paper = manifests.load_profile("paper")
-    assert len(missing) == len(load_protocol("linear_probe").fitting(paper.datasets)) * len(paper.encoders)
+    assert len(missing) == len(load_protocol("linear_probe").supported(paper.datasets)) * len(paper.encoders)
     assert not set(missing["dataset"]) & {"ph2", "med_node"}
     assert set(selection.published_verdicts(empty, load_protocol("linear_probe"), synthetic=False)["verdict"]) == {
         "not run"

@@ -1,4 +1,4 @@
-"""Manifests: what is on disk loads and says what the fact sheet says; what is wrong is told all at once."""
+"""Manifests: what is on disk loads and says what the fact sheet says; what is wrong is problem_lines all at once."""
 
 import dataclasses
 import re
@@ -338,7 +338,7 @@ def folder(tmp_path):
     return tmp_path / "data_manifests"
 
 
-def told(path: Path, folder: Path) -> list[str]:
+def problem_lines(path: Path, folder: Path) -> list[str]:
     """The lines of the error that reading a changed file gives, without the file's name, which each begins with."""
     with pytest.raises(ManifestError) as error:
         if path.parent.name == "datasets":
@@ -369,24 +369,24 @@ FAULTS = {
     "melanoma that is no class": (
         "label_column:",
         "melanoma: [mel]\nlabel_column:",
-        "'mel' is no class; .* benign,",
+        "'mel' is not a class; .* benign,",
     ),
-    "all of it melanoma": ("label_column:", "melanoma: [benign, malignant]\nlabel_column:", "or all of them"),
+    "all of it melanoma": ("label_column:", "melanoma: [benign, malignant]\nlabel_column:", "or every class"),
     "melanoma twice": ("label_column:", "melanoma: [malignant, malignant]\nlabel_column:", "names a class twice"),
     "external for nothing": ("label_column:", "external: true\nlabel_column:", "external: .* needs `melanoma`"),
     "external and trained on": ("label_column:", "external: true\nlabel_column:", "write split_sizes .* of test only"),
     "unknown metadata": (
         "metadata: {skin_tone:",
         "metadata: {tone:",
-        "metadata.tone: no such kind; write age, sex",
+        "metadata.tone: no such kind; write one of age, sex",
     ),
     "unknown key": ("modality: clinical", "modality: clinical\nlabels: 2", r"key 'labels' is unknown; .*; remove it"),
     "misspelt key": ("modality: clinical", "modalty: clinical", "did you mean 'modality'"),
-    "missing key": ("licence: ", "unverified_licence: ", "licence: missing; write licence: a text"),
+    "missing key": ("licence: ", "unverified_licence: ", "licence: missing; write licence: text"),
     "missing class": (
         "  - {name: malignant, long_name: malignant}\n",
         "",
-        "classes: 1 do not go with task: binary; ",
+        "classes: 1 do not match task: binary; ",
     ),
     "class without a name": ("long_name: malignant}", "long_nam: malignant}", r"classes\[1\]: long_name: missing"),
     "two classes of one name": ("{name: malignant,", "{name: benign,", "'benign' is the name of 2 classes"),
@@ -402,23 +402,23 @@ FAULTS = {
         "{train: 427, valid: 83,",
         "split_sizes.valid: no such split; ",
     ),
-    "no training image": ("{train: 427,", "{train: 0,", "split_sizes.train: 0; write how many images, or leave"),
+    "no training image": ("{train: 427,", "{train: 0,", "split_sizes.train: 0; write the number of images, or remove"),
     "size that is no number": ("{train: 427,", "{train: many,", "split_sizes.train: is the text 'many'; write a whole"),
-    "size that is a truth value": ("{train: 427,", "{train: yes,", "split_sizes.train: is the truth value True; write"),
+    "size that is a truth value": ("{train: 427,", "{train: yes,", "split_sizes.train: is the boolean True; write"),
     "fraction": ("{train: 427,", "{train: 427.5,", "split_sizes.train: is the number 427.5; write a whole number"),
-    "empty value": ("modality: clinical", "modality:", "modality: is empty; write a text"),
-    "text for a list": ("unverified: [", "unverified: x  # [", "unverified: is the text 'x'; write a list of a text"),
+    "empty value": ("modality: clinical", "modality:", "modality: is empty; write text"),
+    "text for a list": ("unverified: [", "unverified: x  # [", "unverified: is the text 'x'; write a list of text"),
     "unknown task": ("task: binary", "task: regression", "task: 'regression' is unknown; write binary or multiclass"),
-    "another metric": ("headline_metric: auroc", "headline_metric: acc", "'acc' does not go with binary; write auroc"),
+    "another metric": ("headline_metric: auroc", "headline_metric: acc", "'acc' is not for binary; write auroc"),
     "another column": (
         "label_column: binary_label",
         "label_column: dx",
         "'dx' is unknown; write label",
     ),
-    "an unverified thing that is no key": (
+    "an unverified thing that is not a key": (
         "unverified: [classes",
         "unverified: [class",
-        "'class' is no key",
+        "'class' is not a key",
     ),
     "absolute path": ("csv: DDI/", "csv: /data/DDI/", "csv: '/data/DDI/ddi_clean.csv' is not below the data"),
     "path out of the root": ("image_root: DDI/", "image_root: ../", r"image_root: '\.\./images' is not below"),
@@ -440,10 +440,10 @@ def test_each_fault_of_a_dataset_names_file_key_and_remedy(folder, fault):
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     assert text != path.read_text(encoding="utf-8")
-    assert any(re.search(message, line) for line in told(path, folder)), told(path, folder)
+    assert any(re.search(message, line) for line in problem_lines(path, folder)), problem_lines(path, folder)
 
 
-def test_all_faults_of_all_files_are_told_at_once(folder):
+def test_all_faults_of_all_files_are_reported_at_once(folder):
     ddi, ham = folder / "datasets/ddi.yaml", folder / "datasets/ham10000.yaml"
     change(
         ddi,
@@ -454,7 +454,7 @@ def test_all_faults_of_all_files_are_told_at_once(folder):
         ("licence: ", "licens: "),
         ("unverified: [classes", "unverified: [class"),
     )
-    lines = told(ddi, folder)
+    lines = problem_lines(ddi, folder)
     keys = "modality colour task class_counts.test split_sizes.train licence licens unverified"
     for key in keys.split():
         assert sum(line.startswith((f"{key}:", f"key {key!r}")) for line in lines) == 1, (key, lines)
@@ -473,7 +473,8 @@ def test_two_datasets_cannot_have_one_name(folder):
     """A dataset is called what its file is called; what is left is a copy, case, suffixes, and the name in figures."""
     datasets = folder / "datasets"
     shutil.copy(datasets / "ddi.yaml", datasets / "ddi_copy.yaml")
-    assert told(datasets / "ddi_copy.yaml", folder)[0] == "name: 'ddi' is the dataset of ddi.yaml; write name: ddi_copy"
+    (problem, *_) = problem_lines(datasets / "ddi_copy.yaml", folder)
+    assert problem == "name: 'ddi' is the dataset of ddi.yaml; write name: ddi_copy"
     assert manifests.load_dataset_manifest("ddi", folder).name == "ddi"
     change(datasets / "ddi_copy.yaml", ("name: ddi\n", "name: ddi_copy\n"))
     with pytest.raises(ManifestError, match=r"short_title: 'DDI' is short_title of ddi\.yaml too; write another"):
@@ -486,7 +487,7 @@ def test_two_datasets_cannot_have_one_name(folder):
     (datasets / "ddi_copy.yml").rename(datasets / "DDI.yaml")
     if manifests.list_datasets(folder).count("ddi") == 1 and "DDI" in manifests.list_datasets(folder):
         change(datasets / "DDI.yaml", ("name: ddi_copy\n", "name: DDI\n"))
-        assert "rename this one to ddi.yaml or another name" in told(datasets / "DDI.yaml", folder)[0]
+        assert "rename this file to ddi.yaml or another name" in problem_lines(datasets / "DDI.yaml", folder)[0]
     # What an editor or macOS leaves beside a manifest is none.
     (datasets / "DDI.yaml").rename(datasets / "._ddi.yaml")
     assert "._ddi" not in manifests.list_datasets(folder)
@@ -505,13 +506,13 @@ def test_two_datasets_cannot_have_one_name(folder):
 def test_a_file_that_is_none(folder, content, message):
     path = folder / "datasets/ddi.yaml"
     path.write_bytes(content)
-    assert message in told(path, folder)[0]
+    assert message in problem_lines(path, folder)[0]
 
 
 def test_a_missing_file_says_how_to_restore_it(folder):
     (folder / "encoders.yaml").unlink()
     path = folder / "encoders.yaml"
-    assert told(path, folder) == [f"missing; restore it with `git checkout -- {path}`"]
+    assert problem_lines(path, folder) == [f"missing; restore it with `git checkout -- {path}`"]
 
 
 @pytest.mark.parametrize(
@@ -520,8 +521,8 @@ def test_a_missing_file_says_how_to_restore_it(folder):
         ("layout: plain", "layout: planar", "panderm_base.layout: 'planar' is unknown; write one of encoder_prefix,"),
         ("width: 768", "wide: 768", "panderm_base: key 'wide' is unknown"),
         ("width: 768", "wide: 768", "panderm_base.width: missing; a beit needs it"),
-        ('color: "#E69F00"', "color: red", "panderm_base.color: 'red' is no colour; write one like '#D55E00'"),
-        ('color: "#E69F00"', "color: #E69F00", "panderm_base: color: is empty; write a text"),
+        ('color: "#E69F00"', "color: red", "panderm_base.color: 'red' is not a colour; write one like '#D55E00'"),
+        ('color: "#E69F00"', "color: #E69F00", "panderm_base: color: is empty; write text"),
         ("sha256: be1e", "sha256: BE1E", "panderm_base.sha256: 'BE1E"),
         ("timm_name: resnet50\n", "", "swavderm_resnet50.timm_name: missing"),
         ("weights_file: swavderm_resnet50.pth\n", "", "swavderm_resnet50.weights_file: missing"),
@@ -534,9 +535,9 @@ def test_a_missing_file_says_how_to_restore_it(folder):
         (
             "title: PanDerm (base)",
             "title: x\n  name: panderm_large",
-            "panderm_base.name: an entry is called",
+            "panderm_base.name: the entry's key is its name",
         ),
-        ("title: PanDerm (base)", "title: 3", "panderm_base: title: is the number 3; write a text"),
+        ("title: PanDerm (base)", "title: 3", "panderm_base: title: is the number 3; write text"),
     ],
 )
 def test_faults_of_encoders(folder, old, new, message):
@@ -544,24 +545,24 @@ def test_faults_of_encoders(folder, old, new, message):
     text = path.read_text(encoding="utf-8")
     cut = text.index("panderm_base:") if old in text[text.index("panderm_base:") :] else 0
     path.write_text(text[:cut] + text[cut:].replace(f"  {old}" if old.endswith("\n") else old, new, 1))
-    assert any(message in line for line in told(path, folder)), told(path, folder)
+    assert any(message in line for line in problem_lines(path, folder)), problem_lines(path, folder)
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("profiles", "quick: [demo,", "quick: [demi,", "demo.quick: 'demi' is none of the profile's datasets; remove"),
+        ("profiles", "quick: [demo,", "quick: [demi,", "demo.quick: 'demi' is not a dataset of the profile; remove"),
         ("profiles", "seeds: [0]\npaper", "seeds: []\npaper", "demo.seeds: is empty; name one or more"),
-        ("profiles", "quick: [demo, ham10000]", "quick: [ham]", "demo.fine_tune.quick: 'ham' is none of the profile's"),
+        ("profiles", "quick: [demo, ham10000]", "quick: [ham]", "demo.fine_tune.quick: 'ham' is not a dataset of the"),
         ("profiles", "quick: [demo, ham10000]", "quik: [demo]", "demo: protocols.fine_tune: key 'quik' is unknown"),
         ("profiles", "synthetic: true", "synthetic: 1", "demo: synthetic: is the number 1; write true or false"),
         (
             "published_results",
             "accuracy: 0.923701",
             "accuracy: 92.37",
-            "entry 1: metrics.accuracy: 92.37 is no",
+            "entry 1: metrics.accuracy: 92.37 is not",
         ),
-        ("published_results", "accuracy: 0.923701", "accuracy: .nan", "entry 1: metrics.accuracy: nan is no"),
+        ("published_results", "accuracy: 0.923701", "accuracy: .nan", "entry 1: metrics.accuracy: nan is not"),
         (
             "published_results",
             "encoder: panderm_base",
@@ -575,7 +576,7 @@ def test_faults_of_profiles_and_published_results(folder, file, old, new, messag
     change(path, (old, new)) if path.read_text().count(old) == 1 else path.write_text(
         path.read_text().replace(old, new, 1)
     )
-    assert any(message in line for line in told(path, folder)), told(path, folder)
+    assert any(message in line for line in problem_lines(path, folder)), problem_lines(path, folder)
 
 
 def test_a_name_that_no_file_defines_is_found(folder):
@@ -607,7 +608,7 @@ def test_a_manifest_is_written_and_read_back_the_same(tmp_path, name):
     card = manifests.load_dataset_manifest(name)
     path = manifests.write_dataset_manifest(card, tmp_path)
     assert manifests.load_dataset_manifest(name, tmp_path) == card
-    with pytest.raises(ManifestError, match="exists already"):
+    with pytest.raises(ManifestError, match="already exists"):
         manifests.write_dataset_manifest(card, tmp_path)
     assert list(path.parent.iterdir()) == [path]
 

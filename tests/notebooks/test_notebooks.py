@@ -31,7 +31,7 @@ from panderm_utils.stats import metrics
 pytestmark = pytest.mark.notebooks
 ROOT = Path(__file__).parents[2]
 SHIPPED = [name for name in manifests.list_datasets() if not manifests.load_dataset_manifest(name).own]
-DATASETS = load_protocol("linear_probe").fitting(SHIPPED)
+DATASETS = load_protocol("linear_probe").supported(SHIPPED)
 # The siblings differ in two cells, which the stamper proves: one dataset of each kind (2, 6, 7 and 23 classes) is
 # studied for real, and the data cells of all others run.
 STUDIED = ("demo", "ddi", "dermnet", "ham10000", "hiba")

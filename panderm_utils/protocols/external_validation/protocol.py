@@ -44,7 +44,7 @@ def _candidates(profile: Profile) -> list[str]:
     return [name for name in (*profile.datasets, *own) if load_dataset_manifest(name).melanoma]
 
 
-def beside(card, encoder, profile, parameters):
+def extra_inputs(card, encoder, profile, parameters):
     return choose_targets(card, profile, parameters.get("targets"))
 
 
@@ -60,7 +60,7 @@ PROTOCOL = Protocol(
     teaches="why a score on a dataset's own test split says little of other hospitals, how images that two "
     "datasets share are found and taken out, and why AUROC travels better than a threshold",
     seconds_an_image=0.7,
-    besides=", and those of the targets that the cache does not hold yet",
+    extra_time=", and those of the targets that the cache does not hold yet",
     metric="auroc",
     settings={
         "train_fraction": 1.0,
@@ -73,5 +73,5 @@ PROTOCOL = Protocol(
     },
     dataset_keys=("melanoma",),
     recompute=recompute,
-    beside=beside,
+    extra_inputs=extra_inputs,
 )

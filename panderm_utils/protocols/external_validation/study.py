@@ -96,7 +96,7 @@ def find_targets(
         raise TargetError(f'target_images {images!r} is unknown; write "all" or "test"')
     targets, left_out = {}, {}
     for card in cards:
-        if reason := card.absent(data_root):
+        if reason := card.missing_path(data_root):
             left_out[card.name] = reason
             continue
         dataset = load_dataset(card, data_root)

@@ -18,16 +18,16 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from panderm_utils.data import (
-    CROPPED,
+    CROP_SIZE,
     EVALUATION_MEAN,
     EVALUATION_STD,
     ImageCopies,
     ImageFiles,
+    limit_aspect,
     open_image,
     resize_shorter,
     resized_size,
     stamp_of,
-    trim,
 )
 
 SCALE, RATIO = (0.75, 1.0), (3 / 4, 4 / 3)  # of the random crop: share of the area, width over height
@@ -62,7 +62,7 @@ class TrainTransform:
             image = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
         else:
             image = image.crop((left, top, left + width, top + height))
-        image = image.resize((CROPPED, CROPPED), Image.Resampling.BILINEAR)
+        image = image.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip_h else image
         image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flip_v else image
         image = image.rotate(angle, Image.Resampling.NEAREST, fillcolor=(0, 0, 0))
@@ -227,10 +227,10 @@ def tta_views(image: Image.Image, views: int, seed: int, index: int) -> torch.Te
     """
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}: the published number is 5; without views, use tta=0")
-    image = trim(image)
+    image = limit_aspect(image)
     width, height = resized_size(image.size, TTA_RESIZED)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-    central = F.center_crop(F.resize(pixels, [height, width], antialias=True), [CROPPED, CROPPED])
+    central = F.center_crop(F.resize(pixels, [height, width], antialias=True), [CROP_SIZE, CROP_SIZE])
     generator = generator_for(VIEWS, seed, index)
     result = torch.stack([_random_view(central, generator) for _ in range(views)])
     return F.normalize(result, EVALUATION_MEAN, TTA_STD, inplace=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from panderm_utils import stats
-from panderm_utils.data import ImageFiles, loaded
+from panderm_utils.data import ImageFiles, batch_loader
 from panderm_utils.encoders import tensors_digest
 from panderm_utils.protocols.fine_tune.augmentation import TrainingImages, draws, epoch_order
 from panderm_utils.protocols.fine_tune.gradients import BatchGradients, make_optimizer
@@ -177,7 +177,7 @@ class Training:
         self.images.set_epoch(progress.epoch)
         self.model.train()
         batches = [[items[start + place] for place in self.gradients.places] for start in starts]
-        with loaded(self.images, batches, self.device, self.task.computing.num_workers) as loader:
+        with batch_loader(self.images, batches, self.device, self.task.computing.num_workers) as loader:
             started = time.perf_counter()
             for _, images, targets in loader:
                 loss, stop = self._step(images, targets)

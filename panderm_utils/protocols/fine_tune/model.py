@@ -22,9 +22,9 @@ from panderm_utils.encoders import (
     PREFIXES,
     digest_of,
     is_finite,
+    kind_mismatch,
     load_encoder,
     read_tensors,
-    strange_kind,
     where_to_get,
 )
 from panderm_utils.manifests import EncoderManifest, list_encoders, load_encoder_manifest
@@ -232,7 +232,7 @@ def _fill(model: FineTuneModel, tensors: dict[str, Tensor], path: Path) -> None:
         if not torch.equal(tensors[key].long(), index[key].relative_position_index):
             problems.append(f"{key} orders relative positions in another way")
     fit = {k: tensors[k] for k, value in expected.items() if k in tensors and tensors[k].shape == value.shape}
-    strange = [k for k, value in fit.items() if strange_kind(value, expected[k])]
+    strange = [k for k, value in fit.items() if kind_mismatch(value, expected[k])]
     wrong = {
         "missing": [key for key in expected if key not in tensors],
         "unknown": [key for key in tensors if key not in expected and key not in index],

@@ -14,8 +14,8 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from panderm_utils.data import FRACTION_SEED, Dataset, ImageFiles, first_part, loaded, open_image
-from panderm_utils.encoders import arithmetic, check_precision, choose_device
+from panderm_utils.data import FRACTION_SEED, Dataset, ImageFiles, batch_loader, first_fraction, open_image
+from panderm_utils.encoders import check_precision, choose_device, precision_context
 from panderm_utils.protocols.fine_tune.augmentation import tta_views
 from panderm_utils.protocols.fine_tune.recipe import FineTuneError
 
@@ -137,7 +137,7 @@ def score(
     """
     batches = [list(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
     outputs, portion = [], None
-    with loaded(files, batches, device, num_workers) as loader:
+    with batch_loader(files, batches, device, num_workers) as loader:
         for _, views in loader:
             views = views[:, None] if views.ndim == 4 else views
             flat = views.flatten(0, 1)
@@ -153,7 +153,7 @@ def _forward(model: nn.Module, x: Tensor, device: torch.device, precision: str, 
     """Returns logits on the CPU and how many images went through at once: halved where memory ran out."""
     while True:
         try:
-            with arithmetic(device, precision):
+            with precision_context(device, precision):
                 parts = [model(part.to(device, non_blocking=True)).float() for part in x.split(portion)]
             return torch.cat(parts).cpu(), portion
         except RuntimeError as error:
@@ -200,4 +200,4 @@ def fine_tune_fraction(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
     if "split" not in table:
         raise ValueError("the table has no column `split`; pass the whole table, study.table, not one of its splits")
     shuffled = table.sample(frac=1, random_state=FRACTION_SEED)
-    return first_part(shuffled[shuffled["split"] == "train"], fraction)
+    return first_fraction(shuffled[shuffled["split"] == "train"], fraction)

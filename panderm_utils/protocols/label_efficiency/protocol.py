@@ -11,7 +11,7 @@ def choose_rival(choice: ProtocolChoice, encoder: str) -> str | None:
     return next((name for name in rivals if name != encoder), None)
 
 
-def beside(card, encoder, profile, parameters):
+def extra_inputs(card, encoder, profile, parameters):
     rival = parameters.get("rival") or choose_rival(profile.choice(PROTOCOL.name), encoder)
     return [manifests.load_encoder_manifest(rival)] if rival else []
 
@@ -50,6 +50,6 @@ PROTOCOL = Protocol(
         "weights": None,
     },
     recompute=recompute,
-    beside=beside,
+    extra_inputs=extra_inputs,
     companions=companions,
 )
