@@ -15,6 +15,7 @@ from panderm_utils import manifests, results, workspace
 from panderm_utils.batch import leftovers
 from panderm_utils.protocols import load_protocol
 from panderm_utils.results import identity, records, run_id
+from panderm_utils.results.verification import verify_records
 from panderm_utils.stats import MetricWarning, evaluate
 
 
@@ -181,6 +182,26 @@ def test_a_record_that_names_no_schema_is_refused(space):
     with pytest.raises(ValueError, match=r"record.json lacks schema"):
         results.read_record(folder)
     assert not results.is_done(folder)
+
+
+@pytest.mark.parametrize("status", ["running", "failed", None, True])
+def test_a_record_of_a_run_that_is_not_done_is_no_record(space, status):
+    """Otherwise it is whole, so that nothing but the status tells."""
+    folder, _ = save(space)
+    other, _ = save(space, dataset="ham10000")
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "done"
+    (folder / "record.json").write_text(json.dumps({**record, "status": status}))
+    said = f"{folder.name}: not a whole record .*status {status!r}.*delete the folder"
+    with pytest.raises(ValueError, match=said):
+        results.read_record(folder)
+    assert not results.is_done(folder)
+    with pytest.warns(records.RecordWarning, match=said):
+        table = results.read_records(space.records)
+    assert set(table["run_id"]) == {other.name}
+    found = verify_records(space.records, load_protocol, 1)
+    (row,) = found[found["run_id"] == folder.name].itertuples()
+    assert f"status {status!r}" in row.problem
 
 
 def test_a_run_is_summarised_before_it_is_saved(space):
