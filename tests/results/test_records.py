@@ -45,6 +45,17 @@ def test_run_ids_say_what_differs(monkeypatch):
     assert run_id(protocol, "demo", "demo", "e", 0, **protocol.settings) == "demo-linear_probe-e-seed0"
 
 
+def test_a_name_that_no_disk_would_take_is_cut_and_stays_the_same_for_ever():
+    protocol = load_protocol("linear_probe")
+    fits = run_id(protocol, "demo", "demo", "e" * 156, 0)
+    assert fits == f"demo-linear_probe-{'e' * 156}-seed0"
+    assert len(fits) == 180
+    # The end is from `printf demo-linear_probe-eee...-seed0 | sha256sum`: a record is found by its name alone.
+    cut = run_id(protocol, "demo", "demo", "e" * 200, 0)
+    assert cut == f"demo-linear_probe-{'e' * 145}-17a565ca2f763585"
+    assert len(cut) == 180
+
+
 def test_two_runs_that_may_differ_in_their_numbers_never_share_an_id(monkeypatch, tmp_path):
     """What the profile changes, whom a run is held against, which file the weights are of: all of it is in the id."""
 
@@ -151,6 +162,15 @@ def test_a_damaged_record_is_reported_and_skipped(space, damage):
     with pytest.warns(records.RecordWarning, match="ham10000.*delete the folder"):
         table = records.read_records(space.records)
     assert set(table["dataset"]) == {"demo"}
+    if damage != "no metrics":  # which only reading it all shows
+        assert not results.is_done(folder)
+
+
+def test_no_record_is_not_done(space):
+    folder, _ = save(space)
+    (folder / "record.json").unlink()
+    assert not results.is_done(folder)
+    assert not results.is_done(space.records / "never run")
 
 
 @pytest.mark.parametrize("schema", [1, 99])
