@@ -46,6 +46,30 @@ def start(tmp_path):
         process.wait()
 
 
+@pytest.fixture
+def holding():
+    """Starts a process that takes the lock on a file with `hold` alone, and says whether it got it."""
+    code = """\
+import sys
+from panderm_utils.batch import lock
+with open(sys.argv[1], "a+b") as file:
+    print(lock.hold(file), flush=True)
+    sys.stdin.read()
+"""
+    processes = []
+
+    def start(path):
+        command = [sys.executable, "-c", code, path]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
+        return processes[-1], processes[-1].stdout.readline()
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
 def read(folder):
     return json.loads((folder / lock.NAME).read_text())
 
@@ -63,6 +87,30 @@ def test_the_second_batch_refuses_by_name_of_the_first_until_that_dies(tmp_path,
         assert read(tmp_path)["pid"] == os.getpid()
     assert (tmp_path / lock.NAME).read_text() == ""
     assert start().poll() is None
+
+
+def test_a_lock_is_one_holders_alone(tmp_path, holding):
+    path = tmp_path / lock.NAME
+    first, told = holding(path)
+    assert told == "True\n"
+    second, told = holding(path)
+    assert told == "False\n"
+    with path.open("a+b") as file:
+        assert not lock.hold(file)
+    first.communicate()
+    with path.open("a+b") as file, path.open("a+b") as again:
+        assert lock.hold(file)  # the second process, which was refused, is alive and has no part of it
+        assert not lock.hold(again)  # nor has one who opens the file anew in this process
+    assert second.poll() is None
+    with path.open("a+b") as file:
+        assert lock.hold(file)
+
+
+def test_a_batch_is_refused_by_the_systems_lock_before_the_owner_has_written_its_name(tmp_path, holding):
+    holding(tmp_path / lock.NAME)
+    assert (tmp_path / lock.NAME).read_bytes() == b""
+    with pytest.raises(lock.FolderError, match="another batch is at work in"), lock.owned(tmp_path):
+        pass
 
 
 def test_run_all_says_who_is_at_work_and_begins_nothing(tmp_path, start, capsys):

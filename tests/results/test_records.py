@@ -15,6 +15,7 @@ from panderm_utils import manifests, results, workspace
 from panderm_utils.batch import leftovers
 from panderm_utils.protocols import load_protocol
 from panderm_utils.results import identity, records, run_id
+from panderm_utils.results.verification import verify_records
 from panderm_utils.stats import MetricWarning, evaluate
 
 
@@ -42,6 +43,17 @@ def test_run_ids_say_what_differs(monkeypatch):
     name = run_id(protocol, "demo", "demo", "timm:vit/x", 3, solver="converged", train_fraction=0.1)
     assert name == "demo-linear_probe-timm.vit.x-seed3-solver_converged-train_fraction_0.1"
     assert run_id(protocol, "demo", "demo", "e", 0, **protocol.settings) == "demo-linear_probe-e-seed0"
+
+
+def test_a_name_that_no_disk_would_take_is_cut_and_stays_the_same_for_ever():
+    protocol = load_protocol("linear_probe")
+    fits = run_id(protocol, "demo", "demo", "e" * 156, 0)
+    assert fits == f"demo-linear_probe-{'e' * 156}-seed0"
+    assert len(fits) == 180
+    # The end is from `printf demo-linear_probe-eee...-seed0 | sha256sum`: a record is found by its name alone.
+    cut = run_id(protocol, "demo", "demo", "e" * 200, 0)
+    assert cut == f"demo-linear_probe-{'e' * 145}-17a565ca2f763585"
+    assert len(cut) == 180
 
 
 def test_two_runs_that_may_differ_in_their_numbers_never_share_an_id(monkeypatch, tmp_path):
@@ -150,6 +162,15 @@ def test_a_damaged_record_is_reported_and_skipped(space, damage):
     with pytest.warns(records.RecordWarning, match="ham10000.*delete the folder"):
         table = records.read_records(space.records)
     assert set(table["dataset"]) == {"demo"}
+    if damage != "no metrics":  # which only reading it all shows
+        assert not results.is_done(folder)
+
+
+def test_no_record_is_not_done(space):
+    folder, _ = save(space)
+    (folder / "record.json").unlink()
+    assert not results.is_done(folder)
+    assert not results.is_done(space.records / "never run")
 
 
 @pytest.mark.parametrize("schema", [1, 99])
@@ -181,6 +202,26 @@ def test_a_record_that_names_no_schema_is_refused(space):
     with pytest.raises(ValueError, match=r"record.json lacks schema"):
         results.read_record(folder)
     assert not results.is_done(folder)
+
+
+@pytest.mark.parametrize("status", ["running", "failed", None, True])
+def test_a_record_of_a_run_that_is_not_done_is_no_record(space, status):
+    """Otherwise it is whole, so that nothing but the status tells."""
+    folder, _ = save(space)
+    other, _ = save(space, dataset="ham10000")
+    record = json.loads((folder / "record.json").read_text())
+    assert record["status"] == "done"
+    (folder / "record.json").write_text(json.dumps({**record, "status": status}))
+    said = f"{folder.name}: not a whole record .*status {status!r}.*delete the folder"
+    with pytest.raises(ValueError, match=said):
+        results.read_record(folder)
+    assert not results.is_done(folder)
+    with pytest.warns(records.RecordWarning, match=said):
+        table = results.read_records(space.records)
+    assert set(table["run_id"]) == {other.name}
+    found = verify_records(space.records, load_protocol, 1)
+    (row,) = found[found["run_id"] == folder.name].itertuples()
+    assert f"status {status!r}" in row.problem
 
 
 def test_a_run_is_summarised_before_it_is_saved(space):

@@ -5,8 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.stats
+from scipy.special import softmax
 
-from panderm_utils.stats import metrics
+from panderm_utils.stats import calibration, metrics, significance, subgroups, thresholds
 from panderm_utils.stats import resampling as bootstrap
 
 
@@ -27,6 +28,27 @@ def test_the_draws_of_a_seed_are_pinned():
     assert rows_of(y, replicates=1_000, seed=0)[:2].tolist() == rows.tolist()
     assert rows_of(y, replicates=2, seed=1).tolist() != rows.tolist()
     assert rows_of(np.arange(300) % 7, replicates=2, seed=0)[1, -8:].tolist() == [271, 139, 224, 141, 212, 94, 270, 82]
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        metrics.evaluate,
+        lambda y, p, *n: calibration.evaluate_calibration(y, softmax(p, axis=1), 15, False, *n),
+        lambda y, p, *n: significance.paired_difference(y, p, p[::-1], *n),
+        lambda y, p, *n: significance.permutation_test(y, p, p[::-1], *n),
+        lambda y, p, *n: subgroups.compare_groups(y, p, y % 1, "auroc", *n)[0][["low", "high"]],
+        lambda y, p, *n: thresholds.operating_points(y, p, "abc", thresholds.LEVELS, *n)[["low", "high"]],
+        lambda y, p, *n: bootstrap.bootstrap(metrics.Scorer(y, p), y, *n),
+    ],
+    ids=["evaluate", "calibration", "difference", "permutations", "subgroups", "operating points", "bootstrap"],
+)
+def test_whoever_asks_for_nothing_gets_the_thousand_draws_of_seed_0(score):
+    y, proba = predictions(n=200)
+    usual = score(y, proba)
+    assert np.array_equal(usual, score(y, proba, 1000, 0), equal_nan=True)
+    assert not np.array_equal(usual, score(y, proba, 999, 0), equal_nan=True)
+    assert not np.array_equal(usual, score(y, proba, 1000, 1), equal_nan=True)
 
 
 def test_every_replicate_has_the_labels_of_the_test_set():

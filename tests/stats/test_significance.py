@@ -184,8 +184,11 @@ def test_a_class_without_an_image_is_said_once_and_one_class_alone_is_not_define
 
 def test_predictions_of_other_shapes_are_refused():
     y, a = predictions()
+    wider = np.pad(a, ((0, 0), (0, 1)))
     with pytest.raises(MetricError, match=r"\[60, 3\] and \[60, 4\]"):
-        significance.paired_difference(y, a, np.pad(a, ((0, 0), (0, 1))))
+        significance.paired_difference(y, a, wider)
+    with pytest.raises(MetricError, match=r"\[60, 4\] and \[60, 3\]"):
+        significance.paired_difference(y, wider, a)
 
 
 def test_the_t_test_is_student_s_and_shrinks_with_the_replicates_alone():
