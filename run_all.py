@@ -183,19 +183,19 @@ def run(options: argparse.Namespace, planned: batch.Plan, gpus: tuple[str, ...],
         print(line, flush=True)
 
     live = sys.stderr.isatty() and not os.environ.get("CI")
-    how = batch.How(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
+    how = batch.BatchOptions(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
     # A task of a printed script works beside the others of its array, each on a run of its own.
     beside = "SLURM_ARRAY_TASK_ID" in os.environ and not planned.paper
     try:
-        with contextlib.nullcontext() if beside else batch.owned(planned.space.root, say):
+        with contextlib.nullcontext() if beside else batch.lock_folder(planned.space.root, say):
             if not beside:
-                batch.clear(planned.space.root, say)
+                batch.clear_leftovers(planned.space.root, say)
             if options.slurm:
                 outcomes = batch.run_on_slurm(planned, how, options.slurm_option, say)
             else:
                 outcomes = batch.run_batch(planned, how, say)
             if not beside:
-                batch.sweep(planned.space.root)  # of kernels that were killed
+                batch.remove_partial_files(planned.space.root)  # of kernels that were killed
     except (batch.FolderError, batch.PlanError) as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2

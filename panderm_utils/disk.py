@@ -46,7 +46,7 @@ def free(folder: Path) -> int:
 
 
 def temporary(path: Path, suffix: str = ".new") -> Path:
-    """Returns the name to write under before renaming to `path`: hidden, and known to `batch.leftovers.sweep`."""
+    """Returns the hidden name to write under before renaming to `path`; see `batch.remove_partial_files`."""
     return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{suffix}")
 
 

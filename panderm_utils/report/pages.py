@@ -13,7 +13,7 @@ from urllib.parse import quote
 import jinja2
 
 from panderm_utils import protocols
-from panderm_utils.batch import duration
+from panderm_utils.batch import format_duration
 from panderm_utils.disk import temporary
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -93,6 +93,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": in_words, "number": short_number, "score": score, "duration": duration}
+    environment.filters |= {"words": in_words, "number": short_number, "score": score, "duration": format_duration}
     environment.filters |= {"tone": tone, "zip": zip}
     return environment

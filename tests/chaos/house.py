@@ -72,15 +72,14 @@ results.save_record(run, scores, predictions, card.headline_metric, ballast)
 """
 DRAW = """\
 import json
-from panderm_utils.batch import leftovers
-from panderm_utils import results, workspace
+from panderm_utils import disk, results, workspace
 from panderm_utils.protocols import linear_probe
 space = workspace.open_workspace(profile, output_root=output_root)
 names = sorted(path.name for path in space.records.glob("[!.]*"))
 for name in names:
     assert json.loads((space.records / name / "record.json").read_text())["run_id"] == name
 space.tables.mkdir(exist_ok=True)
-new = leftovers.temporary(space.tables / "table.txt")
+new = disk.temporary(space.tables / "table.txt")
 new.write_text(" ".join(names))
 new.replace(space.tables / "table.txt")
 """

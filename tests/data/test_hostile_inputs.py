@@ -1049,7 +1049,7 @@ def test_a_batch_ends_the_good_run_beside_bad_data_and_code_in_a_parameter(tmp_p
 
     code = CODE.replace("MARK", str(tmp_path / "MARK"))
     planned = plan.Plan(space, runs(["ddi", "hiba"]) + runs(["ddi"], f"device={code}", seed=1), ())
-    good, bad, armed_run = batch.run_batch(planned, batch.How(jobs=2), say=lambda line: None)
+    good, bad, armed_run = batch.run_batch(planned, batch.BatchOptions(jobs=2), say=lambda line: None)
     assert (good.status, bad.status, armed_run.status) == ("done", "failed", "failed"), good.error
     assert bad.cell == "features"
     assert (
