@@ -1,4 +1,4 @@
-# What a newcomer types. `make demo` and `make test` create the environment they need and may be repeated at will.
+# `make demo` and `make test` create the environment that they need, and can be repeated at any time.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,49 +6,49 @@ JOBS ?= 2
 
 .PHONY: demo demo-all test test-fast chaos lint lab sync lock clean help
 
-help:  ## this list
+help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(BIN)/.installed  ## the main job on synthetic data: environment, notebooks, tables and figures
+demo: $(BIN)/.installed  ## run the demo on synthetic data: environment, notebooks, tables and figures
 	$(BIN)/python run_all.py --profile demo --jobs $(JOBS)
 
-demo-all: $(BIN)/.installed  ## the same for every dataset
+demo-all: $(BIN)/.installed  ## run the demo on every dataset
 	$(BIN)/python run_all.py --profile demo --datasets all --jobs $(JOBS)
 
-test: $(BIN)/.installed  ## every test, the notebooks on drawn data (two processes, a test file each)
+test: $(BIN)/.installed  ## run every test, also the notebooks on synthetic data (in two processes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-fast: $(BIN)/.installed  ## the units alone: no notebook, no batch, no browser
+test-fast: $(BIN)/.installed  ## run the unit tests only: no notebooks, batches or browsers
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not notebooks and not slow"
 
-chaos: $(BIN)/.installed  ## a hundred kills at random moments of a batch, and a table of what came of them (half an hour)
+chaos: $(BIN)/.installed  ## kill batches a hundred times at random moments and print a table of the results (half an hour)
 	$(BIN)/python tests/chaos
 
-lint: $(BIN)/.installed  ## what CI and pre-commit check
+lint: $(BIN)/.installed  ## run the checks of CI and pre-commit
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id $$(git ls-files '*.ipynb')
 	$(BIN)/python run_all.py --sync --check
 
-lab: $(BIN)/.installed  ## JupyterLab on the notebooks
+lab: $(BIN)/.installed  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks/README.md
 
 sync: $(BIN)/.installed  ## rewrite the sibling notebooks from the canonical ones
 	$(BIN)/python run_all.py --sync
 
-lock: $(BIN)/.installed  ## write constraints.txt anew from pyproject.toml
+lock: $(BIN)/.installed  ## regenerate constraints.txt from pyproject.toml
 	$(BIN)/pip install -q uv
 	printf 'torch==2.13.0\ntorchvision==0.28.0\n' > constraints.in
 	$(BIN)/uv pip compile --universal --all-extras --no-annotate --no-header --python-version 3.10 --no-config \
 	    -c constraints.in pyproject.toml -o constraints.txt
 	rm constraints.in
 
-clean:  ## the environment and the demo's outputs; data, weights and the paper's outputs stay
+clean:  ## delete the environment and the demo's outputs, but not data, weights or the paper's outputs
 	rm -rf $(VENV) outputs/demo outputs/cache/demo *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Stamped when the installation is complete, so that an interrupted one is done again.
+# Touched when the installation is complete, so that an interrupted one is repeated.
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed; name one: make demo PYTHON=python3.12"'
 	$(PYTHON) -m venv $(VENV)

@@ -1,5 +1,4 @@
-"""The front door: plans runs, executes their notebooks with papermill, draws the paper's tables and figures, and writes
-the report.
+"""Plans runs, executes their notebooks with papermill, makes the paper's tables and figures, and writes the report.
 
   python run_all.py                                    the demo: synthetic images, tiny encoders
   python run_all.py --profile paper --plan             what the paper's runs need, and where to get it
@@ -7,9 +6,9 @@ the report.
   python run_all.py --new-dataset my.csv --images DIR --name mine
   python run_all.py --verify                           recompute every number from the stored predictions
 
-What has a record is skipped, one failure does not stop the rest, and Ctrl-C leaves only whole records.
-Exit status: 0 all done, 1 something failed or is missing, 2 nothing was begun (not understood, no place to write, or
-another batch is at work there), 130 Ctrl-C.
+Runs that have a record are skipped, a failure does not stop the rest, and Ctrl-C leaves only complete records.
+Exit status: 0 all done; 1 something failed or is missing; 2 nothing was started, because of wrong arguments, an output
+folder that cannot be written, or another batch that is using it; 130 Ctrl-C.
 """
 
 import argparse
@@ -36,34 +35,46 @@ def build_parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("folders")
     for name, (variable, default) in workspace.FOLDERS.items():
         where.add_argument(f"--{name.replace('_', '-')}", metavar="DIR", help=f"default: ${variable}, else {default}/")
-    what = parser.add_argument_group("selection (default: what the profile says)")
+    what = parser.add_argument_group("selection (default: that of the profile)")
     what.add_argument("--datasets", nargs="+", default=[], metavar="NAME", help='names, or "all"')
     what.add_argument("--protocols", nargs="+", default=[], metavar="NAME")
     what.add_argument("--encoders", nargs="+", default=[], metavar="NAME", help="names, or timm:<model>")
     what.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N")
-    what.add_argument("-p", action="append", default=[], metavar="name=value", help="a notebook parameter; repeatable")
+    what.add_argument(
+        "-p", action="append", default=[], metavar="name=value", help="set a notebook parameter; repeatable"
+    )
     what.add_argument(
         "--only",
         nargs="*",
         metavar="RUN",
-        help="of these, runs called so (* is anything), without drawings; without a name: the drawings",
+        help="only runs with these ids (* matches anything); without ids, only tables and figures",
     )
     how = parser.add_argument_group("execution")
-    how.add_argument("--jobs", type=positive(int), metavar="N", help="runs at once (default: 1)")
-    how.add_argument("--gpus", metavar="IDS", help='one run a GPU: "0,1,3", or "all"')
-    how.add_argument("--retries", type=int, default=1, metavar="N", help="of a kernel that was killed (default: 1)")
+    how.add_argument("--jobs", type=positive(int), metavar="N", help="concurrent runs (default: 1)")
+    how.add_argument("--gpus", metavar="IDS", help='one run per GPU: "0,1,3", or "all"')
+    how.add_argument("--retries", type=int, default=1, metavar="N", help="retries after a killed kernel (default: 1)")
     how.add_argument("--force", action="store_true", help="repeat runs that have a record")
-    how.add_argument("--timeout", type=positive(float), metavar="SECONDS", help="end a run that takes longer")
+    how.add_argument("--timeout", type=positive(float), metavar="SECONDS", help="stop a run that takes longer")
     slurm = parser.add_argument_group("a Slurm cluster")
-    slurm.add_argument("--slurm", action="store_true", help="runs there, --jobs at once; call again to attach to them")
+    slurm.add_argument(
+        "--slurm", action="store_true", help="execute there, --jobs runs at once; repeat the command to attach"
+    )
     slurm.add_argument("--slurm-script", action="store_true", help="print a script for sbatch instead")
     slurm.add_argument(
-        "--slurm-option", action="append", default=[], metavar="[protocol:]name=value", help="of sbatch; repeatable"
+        "--slurm-option",
+        action="append",
+        default=[],
+        metavar="[protocol:]name=value",
+        help="an sbatch option; repeatable",
     )
     other = parser.add_argument_group("instead of running")
-    other.add_argument("--list", action="store_true", help="datasets, encoders, protocols, profiles")
-    other.add_argument("--plan", action="store_true", help="the runs, what they need, what is missing, where to get it")
-    other.add_argument("--report", action="store_true", help="write the report of what there is (a batch ends with it)")
+    other.add_argument("--list", action="store_true", help="list datasets, encoders, protocols, profiles")
+    other.add_argument(
+        "--plan", action="store_true", help="list the runs, what they need, what is missing, where to get it"
+    )
+    other.add_argument(
+        "--report", action="store_true", help="write the report of existing records (a batch does so at its end)"
+    )
     other.add_argument(
         "--verify", action="store_true", help="recompute every metric of every record from its predictions"
     )
@@ -72,9 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="check manifests and notebooks; with --sync: notebooks only"
     )
     own = parser.add_argument_group("your own data")
-    own.add_argument("--new-dataset", metavar="CSV", help="write a manifest and notebooks for a CSV of your own")
+    own.add_argument("--new-dataset", metavar="CSV", help="write a manifest and notebooks for your CSV")
     own.add_argument("--images", metavar="DIR", help="the folder of its images")
-    own.add_argument("--name", help="what to call it: small letters, digits, _")
+    own.add_argument("--name", help="a name for the dataset: lower-case letters, digits, _")
     return parser
 
 
@@ -99,11 +110,11 @@ def main(arguments: list[str] | None = None, notebooks: Path = batch.NOTEBOOKS) 
     if (options.images or options.name) and not options.new_dataset:
         parser.error("--images and --name go with --new-dataset CSV")
     if options.jobs and options.gpus:
-        parser.error("--gpus runs one notebook a GPU; leave --jobs out")
+        parser.error("--gpus runs one notebook per GPU; leave --jobs out")
     if options.slurm_option and not (options.slurm or options.slurm_script):
         parser.error("--slurm-option goes with --slurm or --slurm-script")
     if options.gpus and (options.slurm or options.slurm_script):
-        parser.error("--gpus is of this machine; on a cluster write --slurm-option gpus-per-node=1")
+        parser.error("--gpus applies to this machine; on a cluster write --slurm-option gpus-per-node=1")
     try:
         with ending_cleanly():
             status = act(options, notebooks)
@@ -112,17 +123,17 @@ def main(arguments: list[str] | None = None, notebooks: Path = batch.NOTEBOOKS) 
     except KeyboardInterrupt:
         print("run_all.py: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, such as `head`, has had enough; the flush at exit must not complain either
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; the flush at exit must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a full disk, a name that is too long, a folder that may not be written
+    except OSError as error:  # a full disk, a name that is too long, a folder without write permission
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
 
 
 @contextlib.contextmanager
 def ending_cleanly():
-    """Makes SIGTERM and a closed terminal (SIGHUP) end all as cleanly as Ctrl-C does, within."""
+    """Within this context, SIGTERM and a closed terminal (SIGHUP) end the program as cleanly as Ctrl-C."""
     terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def end(number, frame):
@@ -131,9 +142,9 @@ def ending_cleanly():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         signal.default_int_handler(number, frame)
 
-    asked = [getattr(signal, name, signal.SIGTERM) for name in ("SIGTERM", "SIGHUP")]
-    before = {number: signal.getsignal(number) for number in asked}
-    for number in asked:
+    numbers = [getattr(signal, name, signal.SIGTERM) for name in ("SIGTERM", "SIGHUP")]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
         if before[number] != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
             signal.signal(number, end)
     try:
@@ -144,7 +155,7 @@ def ending_cleanly():
 
 
 def act(options: argparse.Namespace, notebooks: Path) -> int:
-    """Does what was asked; what the user can mend is told in a line, without a traceback."""
+    """Executes the command; an error that the user can fix is printed in one line, without a traceback."""
     try:
         if options.list:
             return show_list(notebooks)
@@ -163,7 +174,7 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
             batch.check_gpus(planned.runs, gpus)
         if options.slurm_script and not options.plan:
             return batch.print_script(planned, options)
-    except ValueError as error:  # what the package raises where the user can mend it
+    except ValueError as error:  # raised by the package for errors that the user can fix
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
     if options.verify:
@@ -177,25 +188,25 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
 
 
 def run(options: argparse.Namespace, planned: batch.Plan, gpus: tuple[str, ...], notebooks: Path) -> int:
-    """Executes a plan, a line a run, prints the closing table and writes the report."""
+    """Executes a plan, prints the summary and writes the report; returns the exit status."""
 
     def say(line: str) -> None:
         print(line, flush=True)
 
     live = sys.stderr.isatty() and not os.environ.get("CI")
-    how = batch.How(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
-    # A task of a printed script works beside the others of its array, each on a run of its own.
-    beside = "SLURM_ARRAY_TASK_ID" in os.environ and not planned.paper
+    batch_options = batch.BatchOptions(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
+    # Tasks of a printed Slurm script share the folder, each with its own run, so they neither lock nor clean it.
+    shared = "SLURM_ARRAY_TASK_ID" in os.environ and not planned.paper
     try:
-        with contextlib.nullcontext() if beside else batch.owned(planned.space.root, say):
-            if not beside:
-                batch.clear(planned.space.root, say)
+        with contextlib.nullcontext() if shared else batch.lock_folder(planned.space.root, say):
+            if not shared:
+                batch.clear_leftovers(planned.space.root, say)
             if options.slurm:
-                outcomes = batch.run_on_slurm(planned, how, options.slurm_option, say)
+                outcomes = batch.run_on_slurm(planned, batch_options, options.slurm_option, say)
             else:
-                outcomes = batch.run_batch(planned, how, say)
-            if not beside:
-                batch.sweep(planned.space.root)  # of kernels that were killed
+                outcomes = batch.run_batch(planned, batch_options, say)
+            if not shared:
+                batch.remove_partial_files(planned.space.root)  # left by killed kernels
     except (batch.FolderError, batch.PlanError) as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
@@ -208,48 +219,48 @@ def run(options: argparse.Namespace, planned: batch.Plan, gpus: tuple[str, ...],
 
 
 def report(options: argparse.Namespace, planned: batch.Plan, notebooks: Path) -> bool:
-    """Writes the report of all that the profile has, whatever was selected now; returns whether there is one."""
-    usual, there = manifests.load_profile(options.profile).protocols, batch.list_protocols(notebooks)
+    """Writes the report of the whole profile, whatever the selection; returns whether there is one."""
     jobs = list(planned.runs)
-    # A notebook or manifest that nobody asked for may be wrong; --check says so, the report is written all the same.
+    # Notebooks or manifests outside the selection may be invalid; the report is written all the same.
     with contextlib.suppress(batch.PlanError):
-        known = [name for name in usual if name in there]
-        jobs += batch.make_plan(planned.space, ["all"], protocols=known, notebooks=notebooks).runs
-    every = list({job.name: job for job in jobs}.values())
+        stamped = batch.list_protocols(notebooks)
+        names = [name for name in manifests.load_profile(options.profile).protocols if name in stamped]
+        jobs += batch.make_plan(planned.space, ["all"], protocols=names, notebooks=notebooks).runs
+    jobs = list({job.name: job for job in jobs}.values())
     try:
-        written = pool.in_another_process(partial(_write_report, planned.space), every)
-    except (OSError, BrokenExecutor) as error:  # a full disk, a folder that may not be written; memory that ran out
+        written = pool.in_another_process(partial(_write_report, planned.space), jobs)
+    except (OSError, BrokenExecutor) as error:  # a full disk, a folder without write permission; no memory left
         print(f"run_all.py: the report could not be written: {error}", file=sys.stderr)
         return False
     if written is None:
-        print(f"run_all.py: no report: there is no record below {planned.space.root} yet", file=sys.stderr)
+        print(f"run_all.py: no report: {planned.space.root} has no record yet", file=sys.stderr)
     else:
         print(f"report: {written}")
     return written is not None
 
 
 def _write_report(space: workspace.Workspace, jobs: list[batch.Job]) -> Path | None:
-    from panderm_utils.report import write_report  # in the other process: it takes more memory than all else here
+    from panderm_utils.report import write_report  # imported in the other process, as it needs much memory
 
     return write_report(space, jobs)
 
 
 def verify(space: workspace.Workspace, jobs: int) -> int:
-    """Recomputes every metric of every record and says which differ."""
-    found = results.verify_records(space.records, protocols.load_protocol, jobs)
-    if found.empty:
-        print(f"run_all.py: there is no record below {space.root} yet", file=sys.stderr)
+    """Recomputes every metric of every record and prints which differ; returns the exit status."""
+    checks = results.verify_records(space.records, protocols.load_protocol, jobs)
+    if checks.empty:
+        print(f"run_all.py: {space.root} has no record yet", file=sys.stderr)
         return 1
-    print(results.describe_verification(found))
-    return int((found["problem"] != "").any())
+    print(results.describe_verification(checks))
+    return int((checks["problem"] != "").any())
 
 
 def show_list(notebooks: Path) -> int:
-    """Prints every name that a flag takes."""
+    """Prints every name that a flag accepts."""
     print("datasets:")
     for name in manifests.list_datasets():
         card = manifests.load_dataset_manifest(name)
-        remark = f"{', own' if card.own else ''}{', external' if card.external else ''}"
+        remark = f"{', your data' if card.own else ''}{', external' if card.external else ''}"
         print(f"  {name:22} {card.title} ({card.modality}, {card.num_classes} classes{remark})")
     print("encoders (also timm:<model>):")
     for name in manifests.list_encoders():
@@ -259,49 +270,49 @@ def show_list(notebooks: Path) -> int:
     for name in ("demo", "paper"):
         profile = manifests.load_profile(name)
         for i, protocol in enumerate(profile.protocols):
-            usual = profile.choice(protocol)
-            print(f"  {'' if i else name:22} {protocol} of {' '.join(usual.quick)}")
-            print(f"  {'':22} {'':{len(protocol)}} with {' '.join(usual.encoders)}")
+            defaults = profile.choice(protocol)
+            print(f"  {'' if i else name:22} {protocol} on {' '.join(defaults.quick)}")
+            print(f"  {'':22} {'':{len(protocol)}} with {' '.join(defaults.encoders)}")
     return 0
 
 
 def sync_or_check(options: argparse.Namespace, notebooks: Path) -> int:
-    """--sync writes notebooks, --sync --check compares them, --check also reads every manifest."""
+    """Writes the notebooks for --sync, compares them for --sync --check; --check alone also checks every manifest."""
     if not options.sync:
-        print(f"manifests: {manifests.check_manifests()} entries are right")
+        print(f"manifests: {manifests.check_manifests()} entries are valid")
     drifted = batch.sync(check=options.check, notebooks=notebooks)
     if options.check and drifted:
         print(batch.describe_drift(drifted), file=sys.stderr)
         return 1
-    print("\n".join(f"wrote {path}" for path in drifted) or "notebooks: all are as their canonical one has them")
+    print("\n".join(f"wrote {path}" for path in drifted) or "notebooks: all match their canonical notebooks")
     return 0
 
 
 def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
-    """Writes a manifest and notebooks for a CSV of the user's, and says the next command."""
+    """Writes a manifest and notebooks for the user's CSV, and prints the next command."""
     folder = workspace.settle_folder("data_root", options.data_root) / "own"
-    card, said, csv = data.make_own_manifest(options.new_dataset, options.images, options.name, folder)
+    card, messages, csv = data.make_own_manifest(options.new_dataset, options.images, options.name, folder)
     path = manifests.write_dataset_manifest(card)
-    print("\n".join(f"- {line}" for line in said))
-    print(f"- the manifest is {path}; correct there what was guessed wrong, then run: {myself()} --sync")
+    print("\n".join(f"- {line}" for line in messages))
+    print(f"- the manifest is {path}; correct any wrong guess there, then run: {program()} --sync")
     stamped = batch.sync(datasets=[card.name], notebooks=notebooks)
     print("\n".join(f"- wrote {notebook}" for notebook in stamped))
-    made = [path, *stamped, *([csv] if csv != workspace.settle_path(options.new_dataset) else [])]
-    print(f"- git tracks none of these files until you add them; to undo all this: rm {' '.join(map(typed, made))}")
-    print("\nNext, with the tiny encoder that needs neither a GPU nor a download:\n")
-    print(f"  {myself()} --profile paper --datasets {card.name} --protocols linear_probe --encoders panderm_tiny")
+    created = [path, *stamped, *([csv] if csv != workspace.settle_path(options.new_dataset) else [])]
+    print(f"- git does not track these files until you add them; to undo this: rm {' '.join(map(shell_path, created))}")
+    print("\nNext, with the tiny encoder, which needs neither a GPU nor a download:\n")
+    print(f"  {program()} --profile paper --datasets {card.name} --protocols linear_probe --encoders panderm_tiny")
     return 0
 
 
-def myself() -> str:
-    """Returns what to type for this program: `python run_all.py` where that is it, else with paths."""
-    found = shutil.which("python")
-    same = found and os.path.abspath(found) == os.path.abspath(sys.executable)  # noqa: PTH100 - symbolic links matter
-    return f"{'python' if same else typed(Path(sys.executable))} {typed(Path(__file__).resolve())}"
+def program() -> str:
+    """Returns the command that starts this program: `python run_all.py`, or with paths where needed."""
+    python = shutil.which("python")
+    same = python and os.path.abspath(python) == os.path.abspath(sys.executable)  # noqa: PTH100 - symbolic links matter
+    return f"{'python' if same else shell_path(Path(sys.executable))} {shell_path(Path(__file__).resolve())}"
 
 
-def typed(path: Path) -> str:
-    """Returns a path as one would type it here."""
+def shell_path(path: Path) -> str:
+    """Returns a path quoted for a shell, relative to the current directory if it is below it."""
     return shlex.quote(str(path.relative_to(Path.cwd()) if Path.cwd() in path.parents else path))
 
 

@@ -1,4 +1,4 @@
-"""Says what a full disk had no room for: how many bytes are needed, and how many are free."""
+"""Full disks: errors that state the bytes needed and free; temporary file names."""
 
 import contextlib
 import errno
@@ -11,18 +11,18 @@ from pathlib import Path
 
 
 class DiskFullError(OSError):
-    """There was no room; the message says for what, where, how many bytes it needs and how many are free."""
+    """The disk is full; the message names the folder and what was written, with the bytes needed and free."""
 
 
 @contextlib.contextmanager
 def room_for(what: str, size: int, folder: Path) -> Iterator[None]:
-    """Turns the system's "no space left" within into an error that one can act on.
+    """Within this context, a "no space left" error of the system becomes a DiskFullError.
 
     Args:
-        what: What is being written; `size`: its bytes; `folder`: where.
+        what: What is being written, such as "the record"; `size`: its bytes; `folder`: where.
 
     Raises:
-        DiskFullError: Instead of an OSError for want of space or quota; any other is let through.
+        DiskFullError: Instead of an OSError for lack of space or quota; other errors are passed on.
     """
     try:
         yield
@@ -33,24 +33,25 @@ def room_for(what: str, size: int, folder: Path) -> Iterator[None]:
 
 
 def no_room(what: str, size: int, folder: Path) -> str:
+    """Returns the message of a DiskFullError."""
     return (
-        f"{folder}: the disk is full: {what} needs {size:,} bytes, {free(folder):,} are free; free some space and run "
-        "the same again, what is finished is kept"
+        f"{folder}: the disk is full: {what} needs {size:,} bytes, {free(folder):,} are free; free some space and "
+        "repeat the command, finished work is kept"
     )
 
 
 def free(folder: Path) -> int:
     """Returns the free bytes of the disk that a folder is on, or will be."""
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return shutil.disk_usage(existing).free
 
 
 def temporary(path: Path, suffix: str = ".new") -> Path:
-    """Returns the name to write under before renaming to `path`: hidden, and known to `batch.leftovers.sweep`."""
+    """Returns the hidden name to write under before renaming to `path`; see `batch.remove_partial_files`."""
     return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}{suffix}")
 
 
 def owner_of(path: Path) -> tuple[str, int]:
-    """Returns what a temporary name stands for, and the process that writes it; 0 if that is one of another host."""
-    found = re.fullmatch(rf"\.(.+)\.{re.escape(platform.node())}\.(\d+)\.\w+", path.name)
-    return (found[1], int(found[2])) if found else (path.name, 0)
+    """Returns the final name of a temporary file, and the pid that writes it, 0 for a process of another host."""
+    match = re.fullmatch(rf"\.(.+)\.{re.escape(platform.node())}\.(\d+)\.\w+", path.name)
+    return (match[1], int(match[2])) if match else (path.name, 0)

@@ -1,4 +1,4 @@
-"""Functions in other processes: quick to end on Ctrl-C, and never outliving the one that started them."""
+"""Calls functions in other processes, which end at once on Ctrl-C and never outlive their parent."""
 
 import multiprocessing
 import os
@@ -11,37 +11,37 @@ from functools import partialmethod
 
 from tqdm import tqdm
 
-LOOK = 1.0  # seconds in which a process notices that nobody waits for it any more
+POLL = 1.0  # seconds between checks whether the parent is alive
 
 
-def in_processes(function: Callable, things: Iterable, jobs: int, what: str) -> list:
-    """Returns `function(thing)` of each thing, in order, with a progress bar on a terminal.
+def in_processes(function: Callable, items: Iterable, jobs: int, label: str) -> list:
+    """Returns `function(item)` for each item, in order, with a progress bar on a terminal.
 
     Args:
-        function: Of a module, so that other processes find it.
-        jobs: At most so many processes; never more than there are things or cores.
-        what: What the progress bar says, such as "verify".
+        function: Defined at the top level of a module, so that other processes can import it.
+        jobs: Maximum number of processes; never more than items or cores.
+        label: Text of the progress bar, such as "verify".
     """
-    things = list(things)
-    jobs = min(jobs, len(things), os.cpu_count() or 1)
+    items = list(items)
+    jobs = min(jobs, len(items), os.cpu_count() or 1)
     if jobs <= 1:
-        return [function(thing) for thing in things]
-    return _in_pool(function, things, jobs, what)
+        return [function(item) for item in items]
+    return _in_pool(function, items, jobs, label)
 
 
-def in_another_process(function: Callable, thing):
-    """Returns `function(thing)`; what it imports and keeps takes no memory here, and its bars are shown."""
-    return _in_pool(function, [thing], 1)[0]
+def in_another_process(function: Callable, item):
+    """Returns `function(item)`, called in another process, whose imports take no memory here; it shows its bars."""
+    return _in_pool(function, [item], 1)[0]
 
 
-def _in_pool(function: Callable, things: list, jobs: int, what: str = "") -> list:
-    """Returns `function(thing)` of each thing; without a `what`, its processes show their own bars and start others."""
-    pool = ProcessPoolExecutor(jobs, initializer=_prepare, initargs=(os.getpid(), bool(what)))
+def _in_pool(function: Callable, items: list, jobs: int, label: str = "") -> list:
+    """Returns `function(item)` for each item; without a label, processes show their own bars and may start others."""
+    pool = ProcessPoolExecutor(jobs, initializer=_prepare, initargs=(os.getpid(), bool(label)))
     try:
-        futures = [pool.submit(function, thing) for thing in things]
-        # disable=None: silent where stderr is no terminal
-        return [future.result() for future in tqdm(futures, desc=what, leave=False, disable=None if what else True)]
-    except BaseException:  # Ctrl-C above all: nobody waits for what is half done
+        futures = [pool.submit(function, item) for item in items]
+        # disable=None: no bar where stderr is not a terminal
+        return [future.result() for future in tqdm(futures, desc=label, leave=False, disable=None if label else True)]
+    except BaseException:  # above all Ctrl-C: do not wait for unfinished calls
         for process in multiprocessing.active_children():
             process.terminate()
         raise
@@ -50,20 +50,20 @@ def _in_pool(function: Callable, things: list, jobs: int, what: str = "") -> lis
 
 
 def _prepare(parent: int, leaf: bool) -> None:
-    """Makes a process leave Ctrl-C to its parent, end when that tells it to, and not outlive it.
+    """Makes a process ignore Ctrl-C, end on SIGTERM from its parent, and not outlive the parent.
 
     Args:
-        leaf: It starts no process itself, so it may end at once; and a progress bar is its parent's.
+        leaf: The process starts no others, so it may end at once, and shows no progress bars.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL if leaf else signal.default_int_handler)  # not as its parent has it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if leaf else signal.default_int_handler)  # not the parent's handler
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if leaf:
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process once its parent was killed; it would wait for ever for the next thing to do."""
+    """Ends this process if its parent is killed; it would wait forever for the next item."""
     while os.getppid() == parent:
-        time.sleep(LOOK)
+        time.sleep(POLL)
     os._exit(1)

@@ -1,7 +1,7 @@
-"""Where things are: the repository, the data, the weights, the outputs and the cache.
+"""The folders: repository, data, weights, outputs and cache.
 
-Every folder is settled in one order: the argument (a flag or a notebook's parameter), then the environment variable,
-then the default below the repository. Nothing here imports torch or pandas, so the command line answers at once.
+Each folder is taken from the argument (a flag or a notebook's parameter), or else the environment variable, or else the
+default below the repository. Imports neither torch nor pandas, so that the command line answers at once.
 """
 
 import os
@@ -30,7 +30,7 @@ class Workspace:
 
     @property
     def synthetic(self) -> bool:
-        """Whether what is studied here is drawn, not photographed: every figure must say so."""
+        """Whether the images are synthetic, which every figure must state."""
         return self.profile == "demo"
 
     @property
@@ -50,27 +50,27 @@ class Workspace:
         return self.root / "tables"
 
 
-def settle_folder(name: str, given: str | Path | None = None) -> Path:
-    """Returns the absolute folder `name` (a key of FOLDERS) by argument, environment variable or default."""
+def settle_folder(name: str, override: str | Path | None = None) -> Path:
+    """Returns the absolute folder `name` (a key of FOLDERS): override, environment variable or default."""
     variable, default = FOLDERS[name]
-    folder = given or os.environ.get(variable) or REPOSITORY / default
+    folder = override or os.environ.get(variable) or REPOSITORY / default
     return settle_path(folder)
 
 
-def settle_path(given: str | Path) -> Path:
-    """Returns a path as absolute, `~` and symbolic links resolved.
+def settle_path(path: str | Path) -> Path:
+    """Returns an absolute path, with `~` and symbolic links resolved.
 
     Raises:
-        ValueError: It begins with the home of a user whom there is not, or is no text that a notebook can be told.
+        ValueError: The path begins with the home of an unknown user, or is not valid UTF-8, as notebooks require.
     """
     try:
-        path = Path(given).expanduser().resolve()
-        str(path).encode()
+        resolved = Path(path).expanduser().resolve()
+        str(resolved).encode()
     except RuntimeError as error:
-        raise ValueError(f"{given}: there is no such user's home; write the path from / on") from error
+        raise ValueError(f"{path}: no such user; write the absolute path, from / on") from error
     except UnicodeEncodeError as error:
-        raise ValueError(f"{str(given)!r}: a name in it is not UTF-8; rename that folder or file") from error
-    return path
+        raise ValueError(f"{str(path)!r}: a name in this path is not UTF-8; rename that folder or file") from error
+    return resolved
 
 
 def open_workspace(
@@ -79,10 +79,10 @@ def open_workspace(
     weights_root: str | Path | None = None,
     output_root: str | Path | None = None,
 ) -> Workspace:
-    """Settles the folders of a profile; creates none of them.
+    """Returns the folders of a profile; creates none of them.
 
-    In the demo profile the data root is the cache's folder of synthetic stand-ins, whatever else is given, so that
-    a demo can neither read real patients' images nor write beside them.
+    In the demo profile the data root is always the cache's folder of synthetic stand-ins, so that a demo can neither
+    read real patients' images nor write next to them.
 
     Raises:
         ValueError: The profile is neither "demo" nor "paper".

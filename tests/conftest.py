@@ -12,6 +12,24 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
         signal.signal(number, usual)
 
 
+# Files that take longest: they begin first, so that none is still running when the other process has nothing left.
+LONGEST = (
+    "tests/notebooks/",
+    "tests/batch/test_slurm",
+    "tests/chaos/",
+    "tests/batch/",
+    "tests/protocols/",
+    "tests/data/",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        return next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """For models so small that threads would only wait for each other, and sums whose order matters.

@@ -181,6 +181,6 @@ def test_an_output_root_that_cannot_be_written_is_told_before_the_first_run(moun
         (folder / "filler").write_bytes(bytes(4096))
     assert run_all.main(["--datasets", "demo", "--output-root", str(folder)]) == 2
     told = capsys.readouterr()
-    assert f"{folder}/demo: outputs cannot be written there" in told.err
+    assert f"{folder}/demo: cannot write outputs there" in told.err
     assert ("Read-only file system" if options == "ro" else "No space left on device") in told.err
     assert told.out == ""

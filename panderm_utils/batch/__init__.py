@@ -1,17 +1,17 @@
-"""Plans, runs and resumes a batch, here or on a Slurm cluster; stamps the notebooks. Loads neither torch nor pandas."""
+"""Plans, runs and resumes batches, here or on a Slurm cluster; stamps notebooks. Imports neither torch nor pandas."""
 
 import lazy_loader
 
 OFFERS = {
     "commands": "what_is_missing",
-    "estimates": "describe_plan duration",
+    "estimates": "describe_plan format_duration",
     "execution": "diagnose",
-    "leftovers": "clear sweep",
-    "lock": "FolderError owned",
+    "leftovers": "clear_leftovers remove_partial_files",
+    "lock": "FolderError lock_folder",
     "needs": "Need",
     "parameters": "PlanError",
     "plan": "Job NOTEBOOKS PAPER Plan list_protocols make_plan select_runs",
-    "running": "How _inputs_digest _stamp_file check_gpus describe_outcomes exit_status read_gpus run_batch",
+    "running": "BatchOptions _inputs_digest _stamp_file check_gpus describe_outcomes exit_status read_gpus run_batch",
     "slurm": "run_on_slurm",
     "slurm_script": "print_script",
     "stamper": "describe_drift sync",

@@ -1,11 +1,10 @@
-"""What a plan will cost, from records of like runs: hours, memory, disk. What none tells is unknown, never guessed.
+"""Estimates the hours, memory and disk space of a plan from the records of similar runs; never guesses.
 
-A run is like another if only their seeds differ. Imports neither torch nor pandas.
+Similar runs differ in nothing but their seed; without one the cost is "unknown". Imports neither torch nor pandas.
 """
 
 import json
 import re
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from statistics import mean
 
 from panderm_utils import manifests, protocols
 from panderm_utils.batch.plan import Job, Plan
+from panderm_utils.disk import free
 from panderm_utils.results import is_done
 
 FLOAT_BYTES = 4  # of a feature
@@ -21,7 +21,7 @@ REGISTRATION = re.compile(r"regist|agreement|on request|form\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Cost:
-    """What like runs took: mean seconds, the highest peak memory in MB (of a GPU None where none was used)."""
+    """The cost of similar runs: mean seconds and highest peak memory in MB; `gpu_memory` is None without a GPU."""
 
     seconds: float
     memory: int
@@ -31,35 +31,35 @@ class Cost:
 
     def __str__(self) -> str:
         gpu = f", {self.gpu_memory / 1e3:.1f} GB of a {self.gpu}" if self.gpu else ""
-        like = "a like run" if self.runs == 1 else f"{self.runs} like runs"
-        return f"{duration(self.seconds)}, {self.memory / 1e3:.1f} GB{gpu} (from {like})"
+        similar = "a similar run" if self.runs == 1 else f"{self.runs} similar runs"
+        return f"{format_duration(self.seconds)}, {self.memory / 1e3:.1f} GB{gpu} (from {similar})"
 
 
 class Costs:
     """The costs of the runs that have a record below a folder."""
 
     def __init__(self, records: Path):
-        found = defaultdict(list)
+        costs = defaultdict(list)
         for path in records.glob("[!.]*/record.json"):
             try:
                 record = json.loads(path.read_bytes())
                 memory, gpu = record["peak_memory_mb"], record["environment"]["gpu"]
                 cost = (record["timings"]["total_seconds"], memory["process"], memory["gpu"], gpu)
             except (OSError, ValueError, KeyError, TypeError):
-                continue  # no whole record, which the batch finds out for itself
-            found[_without_seed(path.parent.name)].append(cost)
-        self._costs = {name: _merge(costs) for name, costs in found.items()}
+                continue  # incomplete: such a run is executed again
+            costs[_without_seed(path.parent.name)].append(cost)
+        self._costs = {name: _merge(similar) for name, similar in costs.items()}
 
     def of(self, job: Job) -> Cost | None:
         return self._costs.get(_without_seed(job.name))
 
     def longest_first(self, jobs: list[Job]) -> list[Job]:
-        """Returns jobs so that no long one starts last; those that nothing is known of come first, in order."""
+        """Returns the jobs sorted by expected duration, longest first; unknown ones lead, in their order."""
         return sorted(jobs, key=lambda job: -cost.seconds if (cost := self.of(job)) else -float("inf"))
 
 
 def describe_plan(plan: Plan) -> str:
-    """Returns the runs and their state, what they need and where to get it, and what they will cost."""
+    """Returns the text of `--plan`: the runs, their states and costs, what they need and where to get it."""
     costs = Costs(plan.space.records)
     states = ["done" if is_done(r.record) else "missing" if r.missing else "to run" for r in plan.runs]
     lines = [f"{len(plan.runs)} runs (profile {plan.space.profile}):"]
@@ -74,15 +74,15 @@ def describe_plan(plan: Plan) -> str:
     undone = [run for state, run in zip(states, plan.runs, strict=True) if state != "done"]
     lines += ["", *_describe_costs(plan, undone, costs)]
     if barriers := [need for need in plan.needs if need.state == "missing" and REGISTRATION.search(_conditions(need))]:
-        lines.append("Registration or an agreement stands before: " + ", ".join(need.name for need in barriers))
+        lines.append("Registration or a signed agreement is needed for: " + ", ".join(need.name for need in barriers))
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "to run", "missing"))
     lines += ["", f"{counts}; then {len(plan.paper)} tables and figures. Outputs: {plan.space.root}"]
     if "missing" in states:
-        lines.append("A run whose data or weights are missing is reported and left out; the others run.")
+        lines.append("Runs whose data or weights are missing are reported and left out; the others run.")
     return "\n".join(lines)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -92,19 +92,20 @@ def _describe_costs(plan: Plan, undone: list[Job], costs: Costs) -> list[str]:
     known = [cost for run in undone if (cost := costs.of(run))]
     unknown = len(undone) - len(known)
     lines = []
-    for kind, some in (("GPU", [c for c in known if c.gpu]), ("CPU", [c for c in known if not c.gpu])):
-        if some:
-            lines.append(f"{kind} time: {duration(sum(c.seconds for c in some))} for {len(some)} runs, from like runs")
+    for kind, costs in (("GPU", [c for c in known if c.gpu]), ("CPU", [c for c in known if not c.gpu])):
+        if costs:
+            total = format_duration(sum(cost.seconds for cost in costs))
+            lines.append(f"{kind} time: {total} for {len(costs)} runs, estimated from similar runs")
     if unknown:
-        lines.append(f"Time and memory of {unknown} runs: unknown, no like run has a record")
+        lines.append(f"Time and memory of {unknown} runs: unknown, no similar run has a record")
     lines.append(
-        f"Disk to be taken: {_features(plan, undone)}; {_checkpoints(plan, undone)}; free: {_free(plan.space.root)}"
+        f"Disk space needed: {_features(plan, undone)}; {_checkpoints(plan, undone)}; free: {_free(plan.space.root)}"
     )
     return lines
 
 
 def _features(plan: Plan, undone: list[Job]) -> str:
-    """Says what the features of the runs take, as far as the sizes of datasets and vectors are known."""
+    """Returns the disk space of the runs' features, and for which datasets or encoders it is unknown."""
     size, unknown = 0, set()
     probed = dict.fromkeys((run.notebook.stem, run.parameters["encoder"]) for run in undone if not _trains(run))
     for dataset, encoder in probed:
@@ -118,12 +119,12 @@ def _features(plan: Plan, undone: list[Job]) -> str:
 
 
 def _checkpoints(plan: Plan, undone: list[Job]) -> str:
-    """Says what checkpoints take, from those that like runs have left."""
-    there = defaultdict(list)
+    """Returns the disk space of the runs' checkpoints, estimated from those of similar runs."""
+    sizes = defaultdict(list)
     for folder in plan.space.checkpoints.glob("*"):
-        there[_without_seed(folder.name)].append(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
+        sizes[_without_seed(folder.name)].append(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
     training = [_without_seed(run.name) for run in undone if _trains(run)]
-    known = [max(there[name]) for name in training if name in there]
+    known = [max(sizes[name]) for name in training if name in sizes]
     return _amount("checkpoints", sum(known), f"{len(training) - len(known)} runs" * (len(training) > len(known)))
 
 
@@ -133,7 +134,7 @@ def _amount(what: str, size: int, unknown: str) -> str:
 
 
 def _trains(run: Job) -> bool:
-    """Whether a run leaves checkpoints; the others leave features."""
+    """Whether a run writes checkpoints; the others write features."""
     return protocols.load_protocol(run.protocol).trains
 
 
@@ -142,8 +143,7 @@ def _conditions(need) -> str:
 
 
 def _free(folder: Path) -> str:
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return _bytes(shutil.disk_usage(there).free)
+    return _bytes(free(folder))
 
 
 def _bytes(size: float) -> str:

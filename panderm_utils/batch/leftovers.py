@@ -1,8 +1,8 @@
-"""Finds and ends what a killed batch left behind: processes first, then half-written files. Touches nothing else.
+"""Ends the processes and removes the partial files that a killed batch left behind. Touches nothing else.
 
-Every papermill process has RUN in its environment: pid and start time of whoever started it, and the log of its run.
-All below it inherits that (kernel, data loaders, fine-tuning in several processes), whatever becomes of its parents. So
-a process is left over if its starter is dead: no living process has that pid and that start time.
+Every papermill process has RUN in its environment: pid and start time of the process that started it, and the log of
+its run. Its child processes inherit it (kernel, data loaders, fine-tuning in several processes), even when orphaned. A
+process is left over if its starter is dead: no living process has that pid and start time.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from panderm_utils.batch.lock import hold, started
+from panderm_utils.batch.lock import start_time, try_lock
 from panderm_utils.disk import owner_of
 
 RUN = "PANDERM_RUN"
@@ -24,74 +24,75 @@ GRACE = 10.0  # seconds from SIGINT to SIGKILL
 POLL = 0.1  # seconds
 
 
-def clear(root: Path, say: Callable[[str], None] = print) -> None:
-    """Ends what a killed batch left running below `root`, and removes what it left half written."""
-    ended = end(lambda: left_over(root))
-    swept = sweep(root)
-    if ended or swept:
-        say(f"a batch was killed here: ended {ended} processes that it left, tidied {swept} half-written files")
+def clear_leftovers(root: Path, say: Callable[[str], None] = print) -> None:
+    """Ends the processes and removes the partial files that a killed batch left below `root`."""
+    ended = end_processes(lambda: leftover_processes(root))
+    removed = remove_partial_files(root)
+    if ended or removed:
+        say(f"a batch was killed here: ended {ended} leftover processes, cleaned up {removed} partial files")
 
 
-def mark(log: Path) -> dict[str, str]:
-    """Returns what the environment of a run's processes must have to be found."""
-    return {RUN: f"{os.getpid()} {started(os.getpid())} {log}"}
+def run_mark(log: Path) -> dict[str, str]:
+    """Returns the environment variable by which the processes of a run are found."""
+    return {RUN: f"{os.getpid()} {start_time(os.getpid())} {log}"}
 
 
-def family(log: Path) -> list[psutil.Process]:
-    """Returns the living processes of a run, whoever started it."""
-    return [process for process, (_, _, its_log) in _marked() if its_log == str(log)]
+def processes_of(log: Path) -> list[psutil.Process]:
+    """Returns the living processes of the run with this log, whichever process started it."""
+    return [process for process, (_, _, run_log) in _marked_processes() if run_log == str(log)]
 
 
-def left_over(root: Path) -> list[psutil.Process]:
+def leftover_processes(root: Path) -> list[psutil.Process]:
     """Returns the living processes of runs below `root` whose starter is dead."""
     inside = f"{root / 'logs'}{os.sep}"
-    return [process for process, (pid, born, log) in _marked() if log.startswith(inside) and started(int(pid)) != born]
+    marked = [(process, pid, started) for process, (pid, started, log) in _marked_processes() if log.startswith(inside)]
+    return [process for process, pid, started in marked if start_time(int(pid)) != started]
 
 
-def end(find: Callable[[], list[psutil.Process]]) -> int:
-    """Ends the processes that `find` returns: SIGINT to the topmost, GRACE seconds, SIGKILL; returns how many."""
-    found = find()
-    pids = {process.pid for process in found}
-    top = {process for process in found if _parent(process) not in pids}
-    seen = set(found)
+def end_processes(find: Callable[[], list[psutil.Process]]) -> int:
+    """Ends the processes that `find` returns and returns their number: SIGINT to the topmost, SIGKILL after GRACE."""
+    processes = find()
+    pids = {process.pid for process in processes}
+    topmost = {process for process in processes if _parent(process) not in pids}
+    signalled = set(processes)
     try:
-        _signal(top, signal.SIGINT)
-        _until(lambda: not any(map(_lives, top)), GRACE)
-        _until(lambda: not find(), 5 * POLL)  # time for what was below them to see that it is alone
-    finally:  # who presses Ctrl-C meanwhile will not wait, but leaves nothing either
-        until = time.monotonic() + GRACE
-        while (rest := find()) and time.monotonic() < until:
+        _signal(topmost, signal.SIGINT)
+        _wait_until(lambda: not any(map(_is_alive, topmost)), GRACE)
+        _wait_until(lambda: not find(), 5 * POLL)  # time for their children to notice
+    finally:  # Ctrl-C cuts the wait short, but no process may remain
+        deadline = time.monotonic() + GRACE
+        while (rest := find()) and time.monotonic() < deadline:
             _signal(rest, signal.SIGKILL)
-            seen.update(rest)
+            signalled.update(rest)
             time.sleep(POLL / 10)
-        # A dying process gives up its environment, by which it is found, before its files, by which it holds the log.
-        _until(lambda: not any(map(_lives, seen)), GRACE)
-    return len(found)
+        # A dying process loses its environment, by which it is found, before it closes the log that it has locked.
+        _wait_until(lambda: not any(map(_is_alive, signalled)), GRACE)
+    return len(processes)
 
 
-def sweep(root: Path) -> int:
-    """Removes what dead processes left half written below `root`; returns how many files and folders.
+def remove_partial_files(root: Path) -> int:
+    """Removes the files that dead processes left incomplete below `root`; returns the number of files and folders.
 
-    A record that was being replaced is put back, and an executed notebook that only lacked its name gets it. A run that
-    is executed, such as by a Slurm task, is left alone.
+    A record that was being replaced is restored, and a complete notebook that was not renamed yet is renamed. Files of
+    a run that is being executed, such as by a Slurm task, are left alone.
     """
     count = 0
     for path in [*root.glob("executed/*/.*.ipynb"), *root.glob("logs/*.yaml")]:
         name = path.stem.removeprefix(".")
-        if _is_executed(root / "logs" / f"{name}.log"):
+        if _is_locked(root / "logs" / f"{name}.log"):
             continue
-        if path.suffix == ".ipynb" and _is_whole(path):
+        if path.suffix == ".ipynb" and _is_complete(path):
             path.replace(path.with_name(f"{name}.ipynb"))
         else:
             path.unlink()
         count += 1
     for path in [*root.glob("*/.*.new"), *root.glob("*/.*.old")]:
         name, pid = owner_of(path)
-        if not pid or started(pid):
+        if not pid or start_time(pid):
             continue
-        whole = path.with_name(name)
-        if path.suffix == ".old" and not whole.exists():
-            path.rename(whole)
+        final = path.with_name(name)
+        if path.suffix == ".old" and not final.exists():
+            path.rename(final)
         elif path.is_dir():
             shutil.rmtree(path)
         else:
@@ -100,31 +101,31 @@ def sweep(root: Path) -> int:
     return count
 
 
-def _is_executed(log: Path) -> bool:
-    """Whether a living process writes a run's log; see `execution`."""
+def _is_locked(log: Path) -> bool:
+    """Whether a living process executes the run with this log; see `execution`."""
     with contextlib.suppress(FileNotFoundError), log.open("r+b") as file:
-        return not hold(file)
+        return not try_lock(file)
     return False
 
 
-def _is_whole(notebook: Path) -> bool:
-    """Whether papermill came to the end of a notebook, without an error."""
+def _is_complete(notebook: Path) -> bool:
+    """Whether papermill executed a notebook to its end, without an error."""
     with contextlib.suppress(ValueError, KeyError):
-        ended = json.loads(notebook.read_bytes())["metadata"]["papermill"]
-        return bool(ended["end_time"]) and not ended["exception"]
+        execution = json.loads(notebook.read_bytes())["metadata"]["papermill"]
+        return bool(execution["end_time"]) and not execution["exception"]
     return False
 
 
-def _marked() -> Iterator[tuple[psutil.Process, list[str]]]:
-    """Yields the living processes that have RUN in their environment, with its parts."""
+def _marked_processes() -> Iterator[tuple[psutil.Process, list[str]]]:
+    """Yields the living processes with RUN in their environment, and its value as [pid, start time, log]."""
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # ended meanwhile, or another user's
-            if (parts := process.environ().get(RUN, "").split(" ", 2))[2:] and started(process.pid):
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or is another user's
+            if (parts := process.environ().get(RUN, "").split(" ", 2))[2:] and start_time(process.pid):
                 yield process, parts
 
 
-def _lives(process: psutil.Process) -> bool:
-    return process.is_running() and started(process.pid) is not None
+def _is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and start_time(process.pid) is not None
 
 
 def _parent(process: psutil.Process) -> int | None:
@@ -138,7 +139,7 @@ def _signal(processes: Iterable[psutil.Process], number: int) -> None:
             process.send_signal(number)
 
 
-def _until(done: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not done() and time.monotonic() < until:
+def _wait_until(done: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
         time.sleep(POLL / 10)

@@ -1,11 +1,11 @@
-"""One batch a folder: a lock that names its owner and dies with it, also between hosts.
+"""At most one batch per output folder: a lock that names its owner and ends with it, also across hosts.
 
-    <root>/batch.lock    who owns the folder, as JSON; empty: nobody
+    <root>/batch.lock    the owner of the folder as JSON; empty while no batch owns it
 
-The system's lock (flock) on the file ends with the process, however that ends. A file system that hosts share may not
-carry such locks from one to the other, so the owner also touches the file every BEAT seconds; whoever finds it free but
-with the name of another host watches it for PATIENCE seconds of its own clock before taking over. So no two clocks are
-ever compared, and none that is set back or forth matters.
+The operating system's lock (flock) on the file ends with the process, however it ends. A shared file system may not
+carry such locks between hosts, so the owner also touches the file every HEARTBEAT seconds. A batch that finds the file
+unlocked but owned from another host watches it for STALE_AFTER seconds, by its own clock, before it takes over. The
+clocks of two hosts are never compared, so it does not matter whether they are right.
 """
 
 import contextlib
@@ -25,60 +25,60 @@ import psutil
 
 try:
     import fcntl
-except ImportError:  # Windows, where a notebook may be run by hand
+except ImportError:  # Windows, where notebooks run in JupyterLab only
     fcntl = None
 
 NAME = "batch.lock"
-BEAT = 10.0  # seconds
-PATIENCE = 40.0  # seconds: some beats, and the time that a network disk may show an old state
-LOOK = 1.0  # seconds
+HEARTBEAT = 10.0  # seconds
+STALE_AFTER = 40.0  # seconds: some heartbeats, and the time for which a network disk may show an old state
+POLL = 1.0  # seconds
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class FolderError(ValueError):
-    """A folder that a batch cannot have: another one is at work in it, or it cannot be written."""
+    """An output folder cannot be used: another batch is using it, or it cannot be written."""
 
 
 @contextlib.contextmanager
-def owned(root: Path, say: Callable[[str], None] = print) -> Iterator[None]:
-    """Keeps any other batch out of a folder, which is made if need be; should it be lost, this process gets a SIGTERM.
+def lock_folder(root: Path, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Keeps other batches out of a folder, which is created if missing; sends this process SIGTERM if the lock is lost.
 
     Args:
-        say: Takes a line of text.
+        say: Prints a line of text.
 
     Raises:
-        FolderError: Another batch is at work in it, which is named; or it cannot be written.
+        FolderError: Another batch, named in the message, is using the folder; or it cannot be written.
     """
-    over = threading.Event()
+    released = threading.Event()
     with contextlib.ExitStack() as stack:
         try:
             root.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((root / NAME).open("a+b", buffering=0))
-            mine = _take(file, root, say)
+            owner = _acquire(file, root, say)
         except OSError as error:
             raise FolderError(
-                f"{root}: outputs cannot be written there ({error.strerror}); see to it, or name another folder with "
+                f"{root}: cannot write outputs there ({error.strerror}); fix that, or choose another folder with "
                 "--output-root DIR"
             ) from error
-        beats = threading.Thread(target=_beat, args=(root / NAME, mine, over, say), daemon=True)
-        beats.start()
+        heartbeat = threading.Thread(target=_keep_fresh, args=(root / NAME, owner, released, say), daemon=True)
+        heartbeat.start()
         try:
             yield
         finally:
-            over.set()
-            beats.join()
+            released.set()
+            heartbeat.join()
             with contextlib.suppress(OSError):  # the folder may be gone by now
-                if _read(root / NAME) == mine:
+                if _read_owner(root / NAME) == owner:
                     file.truncate(0)
 
 
-def hold(file) -> bool:
-    """Takes the system's lock on an open file; returns False where another process has it, in which case nothing ends.
+def try_lock(file) -> bool:
+    """Locks an open file with flock and returns True, or returns False at once if another process holds the lock.
 
-    It is held until this process and all that inherit the open file have closed it or ended. Where the file system
-    knows no locks, it is taken to be free.
+    The lock is held until this process and all that inherit the open file have closed it or ended. True as well on a
+    file system without locks.
     """
-    with contextlib.suppress(OSError):  # no locks here
+    with contextlib.suppress(OSError):  # a file system without locks
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,10 +87,10 @@ def hold(file) -> bool:
     return True
 
 
-def started(pid: int) -> str | None:
-    """Returns what tells a living process from any before it of the same number; None if it is none, or a zombie.
+def start_time(pid: int) -> str | None:
+    """Returns when a living process started, or None if there is none or a zombie; unique among processes of one pid.
 
-    On Linux in the ticks of a clock that runs since the machine's start and cannot be set.
+    On Linux in clock ticks since boot, which no change of the system's time affects.
     """
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
@@ -101,64 +101,65 @@ def started(pid: int) -> str | None:
     return None
 
 
-def _take(file, root: Path, say: Callable[[str], None]) -> dict:
-    """Writes into the lock who we are, and returns it; or raises."""
-    path, free = root / NAME, hold(file)
-    owner = _read(path)
-    if not free or (owner and _lives(owner, path, say)):
-        raise FolderError(f"{_name(owner)} is at work in {root}; wait until it ends, or name another --output-root DIR")
-    mine = {
+def _acquire(file, root: Path, say: Callable[[str], None]) -> dict:
+    """Makes this process the owner and returns the entry written into the lock; raises FolderError if it is taken."""
+    path, free = root / NAME, try_lock(file)
+    owner = _read_owner(path)
+    if not free or (owner and _is_alive(owner, path, say)):
+        remedy = "wait until it ends, or choose another folder with --output-root DIR"
+        raise FolderError(f"{root}: in use by {_describe(owner)}; {remedy}")
+    owner = {
         "host": platform.node(),
         "boot": _boot(),
         "pid": os.getpid(),
-        "started": started(os.getpid()),
+        "started": start_time(os.getpid()),
         "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         "command": shlex.join(sys.argv),
     }
     file.truncate(0)
-    file.write(json.dumps(mine).encode())
-    return mine
+    file.write(json.dumps(owner).encode())
+    return owner
 
 
-def _lives(owner: dict, path: Path, say: Callable[[str], None]) -> bool:
-    """Whether the owner that a free lock names may be alive all the same."""
+def _is_alive(owner: dict, path: Path, say: Callable[[str], None]) -> bool:
+    """Whether the owner named in an unlocked file may still be alive."""
     if (owner["host"], owner["boot"]) == (platform.node(), _boot()):
-        return started(owner["pid"]) == owner["started"]
-    say(f"{path} names host {owner['host']}; watching for {PATIENCE:.0f} s whether that batch is still alive ...")
-    seen, until = _stamp(path), time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        time.sleep(LOOK)
-        if _stamp(path) != seen:
+        return start_time(owner["pid"]) == owner["started"]
+    say(f"{path}: owned by a batch on {owner['host']}; checking for {STALE_AFTER:.0f} s whether it is still alive ...")
+    before, deadline = _content_and_time(path), time.monotonic() + STALE_AFTER
+    while time.monotonic() < deadline:
+        time.sleep(POLL)
+        if _content_and_time(path) != before:
             return True
     return False
 
 
-def _beat(path: Path, mine: dict, over: threading.Event, say: Callable[[str], None]) -> None:
-    """Touches the lock; ends this process, as Ctrl-C would, if another batch has taken it while this one slept."""
-    while not over.wait(BEAT):
-        with contextlib.suppress(OSError):  # a network disk may be away for a while
-            if _read(path) != mine:
-                say(f"{_name(_read(path))} has taken over {path.parent} while this one could not be heard; ending")
+def _keep_fresh(path: Path, owner: dict, released: threading.Event, say: Callable[[str], None]) -> None:
+    """Touches the lock until it is released; ends this process, as Ctrl-C would, if another batch has taken it."""
+    while not released.wait(HEARTBEAT):
+        with contextlib.suppress(OSError):  # a network disk may be unavailable for a while
+            if (current := _read_owner(path)) != owner:
+                say(f"{path.parent}: taken over by {_describe(current)} while this batch was unresponsive; stopping")
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
             os.utime(path)
 
 
-def _name(owner: dict) -> str:
+def _describe(owner: dict) -> str:
     if not owner:
         return "another batch"
     return "another batch (process {pid} on {host} since {since}: {command})".format(**owner)
 
 
-def _read(path: Path) -> dict:
-    """Returns the owner, or nothing where there is none or the power failed while it was written."""
+def _read_owner(path: Path) -> dict:
+    """Returns the owner, {} if there is none or a power failure truncated the entry."""
     with contextlib.suppress(ValueError):
         return json.loads(path.read_bytes())
     return {}
 
 
-def _stamp(path: Path) -> tuple[bytes, int]:
-    with path.open("rb") as file:  # opened anew: then a network disk asks its server
+def _content_and_time(path: Path) -> tuple[bytes, int]:
+    with path.open("rb") as file:  # opening makes a network disk ask its server
         return file.read(), os.fstat(file.fileno()).st_mtime_ns
 
 

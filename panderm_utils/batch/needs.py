@@ -1,6 +1,6 @@
-"""What a run needs: the data of its datasets and the weights of its encoders, where they are or are to be had.
+"""The data and weights that a run needs, where they are, and where to get them.
 
-Imports neither torch nor pandas, so `run_all.py --plan` answers at once.
+Imports neither torch nor pandas, so that `run_all.py --plan` answers at once.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ class Need:
     Attributes:
         kind: "data" or "weights"; `name` is the dataset's or the encoder's.
         paths: Where they are, or are expected.
-        state: "there", "missing", or how they come about, such as "drawn on first use".
+        state: "found", "missing", or how they are obtained, such as "drawn on first use".
         source: Where to get them.
     """
 
@@ -29,17 +29,17 @@ class Need:
     source: str
     licence: str
 
-    def complaint(self) -> str:
-        """Says which file is missing and where to get it."""
+    def describe_missing(self) -> str:
+        """Returns the message that names the missing file and where to get it."""
         place = next((path for path in self.paths if not path.exists()), self.paths[0])
-        return f"{self.kind} of {self.name}: {place} is not there; to be had: {self.source}"
+        return f"{self.kind} of {self.name}: {place} is missing; source: {self.source}"
 
 
 def find_encoder(name: str) -> manifests.EncoderManifest:
     """Returns the encoder's manifest.
 
     Raises:
-        ValueError: No encoder has that name, here or among timm's.
+        ValueError: No encoder here or in timm has that name.
     """
     manifest = manifests.load_encoder_manifest(name)
     if name.startswith("timm:"):
@@ -50,37 +50,37 @@ def find_encoder(name: str) -> manifests.EncoderManifest:
 
 
 def data_need(card: manifests.DatasetManifest, space: Workspace) -> Need:
-    """Returns the data of a dataset as a need, and whether they are there."""
+    """Returns the need for a dataset's data, with whether they are present."""
     paths = (space.data_root / card.csv, space.data_root / card.image_root)
     if space.synthetic:
         return Need("data", card.name, paths, "drawn on first use", "this repository", "MIT")
     source = "your own files" if card.own else _sources(card)
-    state = "missing" if card.missing_path(space.data_root) else "there"
+    state = "missing" if card.missing_path(space.data_root) else "found"
     return Need("data", card.name, paths, state, source, card.licence)
 
 
 def other_need(other: manifests.DatasetManifest | manifests.EncoderManifest, space: Workspace) -> Need | None:
-    """Returns what a run reads besides its own: an encoder's weights, or data, without which a run goes on."""
+    """Returns the need for a second encoder's weights, or for a further dataset, which the run can do without."""
     if isinstance(other, manifests.EncoderManifest):
         return weights_need(other, space, None)
     need = data_need(other, space)
-    return dataclasses.replace(need, state="not there, so no target") if need.state == "missing" else need
+    return dataclasses.replace(need, state="missing, so not a target") if need.state == "missing" else need
 
 
-def weights_need(model: manifests.EncoderManifest, space: Workspace, given: str | None) -> Need | None:
-    """Returns the weights of an encoder as a need, None where it has none; `given`: a file or folder of the user's."""
+def weights_need(model: manifests.EncoderManifest, space: Workspace, override: str | None) -> Need | None:
+    """Returns the need for an encoder's weights, None if it has none; `override` is the user's file or folder."""
     if model.layout == "none":
         return None
-    need = Need("weights", model.name, (), "there", _sources(model), model.licence)
+    need = Need("weights", model.name, (), "found", _sources(model), model.licence)
     file = model.weights_file or f"{model.timm_name}.safetensors"
-    if given is not None:
-        places = [Path(given) / file if Path(given).is_dir() else Path(given)]
+    if override is not None:
+        places = [Path(override) / file if Path(override).is_dir() else Path(override)]
     else:
         places = [space.weights_root / file, manifests.MANIFEST_ROOT / "weights" / file]
     for path in places:
         if path.is_file():
             return dataclasses.replace(need, paths=(path,))
-    state = "downloaded by timm on first use" if model.layout == "timm" and given is None else "missing"
+    state = "downloaded by timm on first use" if model.layout == "timm" and override is None else "missing"
     return dataclasses.replace(need, paths=(places[0],), state=state)
 
 

@@ -1,4 +1,4 @@
-"""A notebook's parameters: the literals of its cell tagged `parameters`, and what `-p name=value` makes of them."""
+"""A notebook's parameters: the literals in its cell tagged `parameters`, and their overrides by `-p name=value`."""
 
 import ast
 import difflib
@@ -11,7 +11,7 @@ from pathlib import Path
 from panderm_utils.manifests import FRACTIONS_RULE, Protocol, read_fractions
 from panderm_utils.workspace import settle_path
 
-# Parameters that the batch settles itself, and the flag that does it.
+# Parameters that the batch sets itself, and the flag for each.
 FLAGS = {
     "dataset": "--datasets",
     "profile": "--profile",
@@ -22,7 +22,7 @@ FLAGS = {
     "output_root": "--output-root",
 }
 
-# What a notebook would refuse after minutes of work; held in step with the package by a test.
+# Checked here because a notebook would reject them only after minutes; a test compares them with the package.
 CHOICES = {
     "solver": ("published", "converged", "sklearn"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -30,7 +30,7 @@ CHOICES = {
     "target_images": ("all", "test"),
     "monitor": ("recall", "acc"),
 }
-KINDS = {  # of what a notebook leaves open, as None or "auto"; what is not here is a text
+KINDS = {  # types of the parameters whose default is None or "auto"; those not listed are strings
     **dict.fromkeys(("epochs", "warmup_epochs", "batch_size", "micro_batch"), int),
     **dict.fromkeys(("lr", "layer_decay", "drop_path", "weight_decay", "mixup", "cutmix", "smoothing"), float),
     "weighted_sampling": bool,
@@ -38,19 +38,19 @@ KINDS = {  # of what a notebook leaves open, as None or "auto"; what is not here
 
 
 class PlanError(ValueError):
-    """The batch cannot start as asked; the message has a line for each problem."""
+    """The batch cannot be planned; the message has a line per problem."""
 
 
 def read_parameters(path: Path) -> dict:
-    """Returns name -> default of a notebook's parameters cell.
+    """Returns the parameters of a notebook and their defaults.
 
     Raises:
-        PlanError: There is no such notebook, or no such cell, or the cell holds something other than literals.
+        PlanError: The notebook or its parameters cell is missing, or the cell holds something other than literals.
     """
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except FileNotFoundError as error:
-        raise PlanError(f"{path}: no such notebook; `python run_all.py --sync` stamps one a dataset") from error
+        raise PlanError(f"{path}: no such notebook; create it with `python run_all.py --sync`") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise PlanError(f"{path}: not a notebook ({error}); restore it with `python run_all.py --sync`") from error
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
@@ -66,18 +66,18 @@ def read_parameters(path: Path) -> dict:
 
 
 def split_overrides(texts: Iterable[str], encoders: Sequence[str], problems: list[str]) -> dict[str, str]:
-    """Returns name -> text of each `name=value`; notes what is wrong in `problems`."""
+    """Returns each `name=value` as name -> text; appends errors to `problems`."""
     values = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             problems.append(f"-p {text}: no value; write -p {text}=VALUE")
         elif name in FLAGS:
-            problems.append(f"-p {text}: {name} is settled by a flag; write {FLAGS[name]} {value}")
+            problems.append(f"-p {text}: {name} is set by a flag; write {FLAGS[name]} {value}")
         else:
             values[name] = value
     for name in {"weights", "checkpoint"} & set(values):
-        path = settle_path(values[name])  # the notebook runs in another folder
+        path = settle_path(values[name])  # the notebook runs in another working directory
         values[name] = str(path)
         if not path.is_dir() and len(encoders) > 1:
             problems.append(f"-p {name}={path}: one file for {len(encoders)} encoders; name one with --encoders")
@@ -86,17 +86,17 @@ def split_overrides(texts: Iterable[str], encoders: Sequence[str], problems: lis
 
 @dataclass(frozen=True)
 class Settled:
-    """The parameters that override a notebook's defaults, and all settings that decide the run's numbers."""
+    """The overrides of a notebook's defaults, and all settings that determine the run's numbers."""
 
     parameters: dict
     settings: dict
 
 
 def settle_parameters(path: Path, protocol: Protocol, overrides: dict[str, str], problems: list[str]) -> Settled:
-    """Returns the overrides, typed as the notebook's defaults are, and the settings that name the run.
+    """Returns the overrides, converted to the types of the notebook's defaults, and the settings that name the run.
 
-    An unknown name, a value of another type and one that a notebook would refuse are noted in `problems`: papermill
-    would only warn, or fail a run late.
+    Unknown names, values of the wrong type and values that the notebook would reject are appended to `problems`:
+    papermill would only warn, or the run would fail late.
     """
     try:
         defaults = read_parameters(path)
@@ -105,31 +105,31 @@ def settle_parameters(path: Path, protocol: Protocol, overrides: dict[str, str],
         return Settled({}, {})
     absent = [name for name in FLAGS if name not in defaults]
     if absent:
-        problems.append(f"{path}: the parameters cell lacks {', '.join(absent)}; add them with their defaults")
-    own = {}
+        problems.append(f"{path}: the parameters cell lacks {', '.join(absent)}; add them with defaults")
+    typed = {}
     for name, text in overrides.items():
         if name not in defaults:
-            free = [known for known in defaults if known not in FLAGS]
-            near = difflib.get_close_matches(name, free, n=1)
-            meant = f"did you mean -p {near[0]}={text}? " if near else ""
-            known = ", ".join(free)
-            problems.append(f"-p {name}={text}: {path.parent.name} has no such parameter; {meant}known: {known}")
+            valid = [parameter for parameter in defaults if parameter not in FLAGS]
+            near = difflib.get_close_matches(name, valid, n=1)
+            hint = f"did you mean -p {near[0]}={text}? " if near else ""
+            valid = ", ".join(valid)
+            problems.append(f"-p {name}={text}: {path.parent.name} has no such parameter; {hint}valid: {valid}")
             continue
         kind = KINDS.get(name, str) if defaults[name] in (None, "auto") else type(defaults[name])
         try:
-            own[name] = defaults[name] if text == str(defaults[name]) else _convert(text, kind)
+            typed[name] = defaults[name] if text == str(defaults[name]) else _convert(text, kind)
         except ValueError:
-            wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-            problems.append(f"-p {name}={text}: not {wanted}; write one, or {name}={defaults[name]} for the default")
+            expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+            problems.append(f"-p {name}={text}: not {expected}; write one, or {name}={defaults[name]} for the default")
             continue
-        if wanted := own[name] != defaults[name] and _refusal(name, own[name]):
-            problems.append(f"-p {name}={text}: no such {name}; write {wanted}")
-    settings = {name: value for name, value in {**defaults, **own}.items() if name in protocol.settings}
-    return Settled(own, settings)
+        if valid := typed[name] != defaults[name] and _valid_values(name, typed[name]):
+            problems.append(f"-p {name}={text}: invalid {name}; write {valid}")
+    settings = {name: value for name, value in {**defaults, **typed}.items() if name in protocol.settings}
+    return Settled(typed, settings)
 
 
-def _refusal(name: str, value) -> str:
-    """Says what to write instead of a value that cannot be, "" if it can."""
+def _valid_values(name: str, value) -> str:
+    """Returns a description of the valid values if this one is invalid, else ""."""
     if name in CHOICES and value not in CHOICES[name]:
         return f"one of {', '.join(CHOICES[name])}"
     if name == "fractions" and not read_fractions(value):

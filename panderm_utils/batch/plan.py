@@ -1,6 +1,6 @@
-"""Plans a batch: which runs, with which parameters, what they need and what of it is missing. Starts nothing.
+"""Plans a batch: which runs, with which parameters, what they need and what is missing. Starts nothing.
 
-Loads neither torch nor pandas, so `run_all.py --plan` answers at once.
+Imports neither torch nor pandas, so that `run_all.py --plan` answers at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +16,8 @@ from panderm_utils.manifests import EncoderManifest, Profile, Protocol, unknown_
 from panderm_utils.workspace import REPOSITORY, Workspace
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-CANONICAL = "ham10000"  # the notebook of each protocol from which its siblings are stamped
-PAPER = "paper"  # the folder of the notebooks that draw from records and run nothing
+CANONICAL = "ham10000"  # the notebook of each protocol from which the other datasets' are stamped
+PAPER = "paper"  # the folder of the notebooks that make tables and figures from records
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,8 @@ class Job:
         name: The run id, or the paper notebook's name.
         output: The executed notebook; `log`: what papermill and the cells print.
         protocol: Its name; PAPER for a paper notebook.
-        record: The folder that a run leaves, or None for a paper notebook.
-        needs: What it reads.
+        record: The folder of the run's record, or None for a paper notebook.
+        needs: The data and weights that it reads.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch: its runs, and the paper notebooks that are drawn after them."""
+    """A batch: its runs, and the paper notebooks to execute after them."""
 
     space: Workspace
     runs: tuple[Job, ...]
@@ -64,15 +64,15 @@ class Part:
     """A protocol's part of a batch: its datasets x encoders x variants.
 
     Attributes:
-        variants: Parameters beside the overrides, a run each.
-        insists: Whether the user named the protocol: what does not fit is then an error, not left out.
+        variants: Parameters besides the overrides, one run for each.
+        requested: Whether the user named the protocol; datasets that do not fit are then an error, not left out.
     """
 
     protocol: Protocol
     datasets: tuple[str, ...]
     encoders: tuple[str, ...]
     variants: list[dict] = field(default_factory=lambda: [{}])
-    insists: bool = False
+    requested: bool = False
 
 
 def make_plan(
@@ -84,16 +84,16 @@ def make_plan(
     overrides: Iterable[str] = (),
     notebooks: Path = NOTEBOOKS,
 ) -> Plan:
-    """Plans the runs of datasets x protocols x encoders x seeds; an empty selection means what the profile says.
+    """Returns the plan of datasets x protocols x encoders x seeds; an empty selection means the profile's default.
 
     Args:
-        datasets: Names; ("all",) for every dataset of the profile rather than its quick handful. A protocol takes those
-            that fit it; one that does not is an error where both were named.
+        datasets: Names; ("all",) for every dataset of the profile instead of its default few. Each protocol uses those
+            that fit it; naming both a protocol and a dataset that does not fit is an error.
         overrides: Notebook parameters as `name=value`, checked against each notebook's parameters cell.
-        notebooks: The folder with a folder of notebooks a protocol.
+        notebooks: The folder with a subfolder of notebooks per protocol.
 
     Raises:
-        PlanError: A dataset, encoder, protocol or parameter is unknown or does not fit; all problems at once.
+        PlanError: A dataset, encoder, protocol or parameter is unknown or does not fit; lists all problems.
     """
     profile, problems = manifests.load_profile(space.profile), []
     every = list(datasets) == ["all"]
@@ -112,23 +112,25 @@ def make_plan(
     seeds, runs = tuple(dict.fromkeys(seeds or profile.seeds)), {}
     for seed, draft in product(seeds, drafts):
         job = draft.with_seed(seed, space)
-        runs.setdefault(job.name, job)  # all labels as a fraction are the run that may be there anyway
+        runs.setdefault(job.name, job)  # a label fraction of 1 is the same run as without fractions
     return Plan(space, tuple(runs.values()), _plan_paper(space, seeds[0], notebooks))
 
 
 def select_runs(plan: Plan, names: Sequence[str]) -> Plan:
-    """Returns the plan of the named runs alone, without drawings; of no name, the drawings alone.
+    """Returns the plan with only the named runs and no paper notebooks; without names, only the paper notebooks.
 
     Args:
-        names: Run ids, or patterns of them, such as "ham10000-*".
+        names: Run ids or patterns, such as "ham10000-*".
 
     Raises:
-        PlanError: A name is of no run in the plan.
+        PlanError: A name matches no run of the plan.
     """
-    found = {name: [run for run in plan.runs if fnmatchcase(run.name, name)] for name in names}
-    if strange := [name for name, runs in found.items() if not runs]:
-        raise PlanError(f"--only {' '.join(strange)}: not in this plan of {len(plan.runs)} runs; --plan names them")
-    runs = dict.fromkeys(chain(*found.values()))
+    matches = {name: [run for run in plan.runs if fnmatchcase(run.name, name)] for name in names}
+    if unmatched := [name for name, runs in matches.items() if not runs]:
+        raise PlanError(
+            f"--only {' '.join(unmatched)}: not in this plan of {len(plan.runs)} runs; list them with --plan"
+        )
+    runs = dict.fromkeys(chain(*matches.values()))
     return replace(plan, runs=tuple(runs), paper=() if names else plan.paper)
 
 
@@ -139,20 +141,20 @@ def list_protocols(notebooks: Path = NOTEBOOKS) -> list[str]:
 
 def _parts(profile: Profile, datasets, encoders, names, notebooks: Path, problems: list[str]) -> list[Part]:
     found = [_load(lambda name: _find(name, notebooks), name, problems) for name in names or profile.protocols]
-    return [_part(profile, p, datasets, encoders, insists=bool(names)) for p in dict.fromkeys(filter(None, found))]
+    return [_part(profile, p, datasets, encoders, requested=bool(names)) for p in dict.fromkeys(filter(None, found))]
 
 
-def _part(profile: Profile, protocol: Protocol, datasets, encoders, **more) -> Part:
-    """The part of a protocol: the datasets and encoders named, else those that the profile has for it."""
+def _part(profile: Profile, protocol: Protocol, datasets, encoders, **fields) -> Part:
+    """Returns a protocol's part, with the named datasets and encoders, or else those of the profile."""
     choice = profile.choice(protocol.name)
     datasets, encoders = dict.fromkeys(datasets or choice.quick), dict.fromkeys(encoders or choice.encoders)
-    return Part(protocol, tuple(datasets), tuple(encoders), **more)
+    return Part(protocol, tuple(datasets), tuple(encoders), **fields)
 
 
 def _find(name: str, notebooks: Path) -> Protocol:
-    known = list_protocols(notebooks)
-    if name not in known:
-        raise PlanError(unknown_name("protocol", name, known, ""))
+    valid = list_protocols(notebooks)
+    if name not in valid:
+        raise PlanError(unknown_name("protocol", name, valid, ""))
     return protocols.load_protocol(name)
 
 
@@ -169,50 +171,50 @@ def _with_companions(parts: list[Part], profile: Profile, encoders, overrides, n
 
 
 def _leave_out_misfits(parts, cards, models, named, encoders_named, profile, problems) -> None:
-    """Leaves out the datasets and encoders that a protocol cannot take; a problem where the user insists on them."""
+    """Removes the datasets and encoders that do not fit a protocol; appends a problem if the user named them."""
     fitting = {name for part in parts for name in part.datasets if cards[name] and not part.protocol.lacks(cards[name])}
     for part in parts:
         lacking = {name: card and part.protocol.lacks(card) for name, card in cards.items()}
         for name in named:
-            if lacking.get(name) and (part.insists or name not in fitting):
-                having = ", ".join(part.protocol.supported(profile.datasets))
+            if lacking.get(name) and (part.requested or name not in fitting):
+                suitable = ", ".join(part.protocol.supported(profile.datasets))
                 needed = f"{part.protocol.name} needs {lacking[name]}"
-                problems.append(f"dataset {name}: {needed}; of the profile's, these have it: {having}")
+                problems.append(f"dataset {name}: {needed}; choose from: {suitable}")
         part.datasets = tuple(name for name in part.datasets if not lacking[name])
         unfit = [name for name in part.encoders if models[name] and not part.protocol.supports(models[name])]
-        if unfit and part.insists and encoders_named:
-            only = f"{part.protocol.title} takes the architecture {', '.join(part.protocol.architectures)} only"
+        if unfit and part.requested and encoders_named:
+            only = f"{part.protocol.title} supports only the architecture {', '.join(part.protocol.architectures)}"
             problems.append(f"encoder {', '.join(unfit)}: {only}; leave it out")
         part.encoders = tuple(name for name in part.encoders if name not in unfit)
 
 
 def _out_of_place(parts: list[Part], cards: dict, overrides: dict, space: Workspace) -> Iterator[str]:
-    """Says what belongs to one dataset and is given to several, and which dataset is in the wrong profile."""
+    """Yields the problems of parameters for one dataset used with several, and of datasets in the wrong profile."""
     for part in parts:
         for name in part.protocol.single_dataset:
             if name in overrides and (len(parts) > 1 or len(cards) > 1):
                 remedy = f"write --protocols {part.protocol.name} --datasets {next(iter(cards))}"
-                yield f"-p {name}: of one dataset; {remedy}"
+                yield f"-p {name}: applies to one dataset only; {remedy}"
     for name, card in cards.items():
         if card and card.own and space.synthetic:
-            yield f"dataset {name} is your own, no demo; write --profile paper --datasets {name}"
+            yield f"dataset {name}: your data have no demo profile; write --profile paper --datasets {name}"
 
 
 def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems) -> Iterator["_Draft"]:
-    """Yields the runs of one seed; notes what is wrong with their parameters."""
-    offered = {part.protocol.name: _parameter_names(notebooks / part.protocol.name) for part in parts}
+    """Yields the runs of one seed; appends errors in their parameters to `problems`."""
+    accepted = {part.protocol.name: _parameter_names(notebooks / part.protocol.name) for part in parts}
     studied = {name for part in parts for name in part.datasets}
     for part in parts:
         protocol = part.protocol
-        # What another of the protocols takes is not unknown, only not for this one.
-        elsewhere = set().union(*offered.values()) - offered[protocol.name]
-        mine = {key: value for key, value in overrides.items() if key not in elsewhere}
-        file = next((mine[name] for name in protocol.weights_parameters if name in mine), None)
-        # Datasets innermost: two jobs at once then rarely draw or read the same images.
+        # A parameter of another protocol in this plan is not unknown, it only does not apply here.
+        elsewhere = set().union(*accepted.values()) - accepted[protocol.name]
+        applicable = {key: value for key, value in overrides.items() if key not in elsewhere}
+        file = next((applicable[name] for name in protocol.weights_parameters if name in applicable), None)
+        # Datasets vary fastest, so that concurrent runs rarely draw or read the same images.
         for encoder, dataset, variant in product(part.encoders, part.datasets, part.variants):
             card, model = cards[dataset], models[encoder]
             notebook = notebooks / protocol.name / f"{dataset if card else CANONICAL}.ipynb"
-            settled = settle_parameters(notebook, protocol, mine | variant, problems)
+            settled = settle_parameters(notebook, protocol, applicable | variant, problems)
             if not (card and model):
                 continue
             try:
@@ -230,7 +232,7 @@ def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems
 
 @dataclass(frozen=True)
 class _Draft:
-    """A run but for its seed."""
+    """A run without its seed."""
 
     protocol: Protocol
     dataset: str
@@ -257,8 +259,8 @@ class _Draft:
 def _plan_paper(space: Workspace, seed: int, notebooks: Path) -> tuple[Job, ...]:
     jobs = []
     for path in sorted((notebooks / PAPER).glob("*.ipynb")):
-        offered = read_parameters(path)
-        parameters = {name: value for name, value in {**_folders(space), "seed": seed}.items() if name in offered}
+        defaults = read_parameters(path)
+        parameters = {name: value for name, value in {**_folders(space), "seed": seed}.items() if name in defaults}
         output, log = space.root / "executed" / PAPER / path.name, space.root / "logs" / f"{path.stem}.log"
         jobs.append(Job(path.stem, path, parameters, output, log))
     return tuple(jobs)
@@ -270,7 +272,7 @@ def _folders(space: Workspace) -> dict[str, str]:
 
 
 def _parameter_names(folder: Path) -> set[str]:
-    """The parameters of a protocol's canonical notebook; none where it cannot be read, which is reported elsewhere."""
+    """Returns the parameters of a protocol's canonical notebook; none if it cannot be read, reported elsewhere."""
     try:
         return set(read_parameters(folder / f"{CANONICAL}.ipynb"))
     except PlanError:

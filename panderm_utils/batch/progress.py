@@ -1,4 +1,4 @@
-"""What one sees of a batch: a line a finished run; on a terminal also a bar over all and what each notebook does."""
+"""Progress output: a line per finished run; on a terminal also a bar, and the current step of each notebook."""
 
 import json
 import re
@@ -8,76 +8,76 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from panderm_utils.batch.estimates import Costs, duration
+from panderm_utils.batch.estimates import Costs, format_duration
 from panderm_utils.batch.execution import Outcome
 from panderm_utils.batch.plan import Job
 
-TAIL = 1 << 14  # bytes at the end of a log in which papermill's last word on a cell stands
+TAIL = 1 << 14  # bytes at the end of a log, enough to include papermill's last line about a cell
 
 
 class Progress:
-    """Follows jobs from start to finish.
+    """Prints the progress of jobs.
 
     Args:
-        jobs: All that will be executed.
+        jobs: The jobs to execute.
         slots: How many run at once.
-        say: Takes a line of text for each finished job.
-        live: Whether to draw the bar and a line a running notebook; without, nothing but lines is written.
+        say: Prints a line of text for each finished job.
+        live: Whether to draw a bar and a row per running notebook, for a terminal.
     """
 
     def __init__(self, jobs: list[Job], slots: int, say: Callable[[str], None], costs: Costs, live: bool):
         self._left, self._slots, self._say, self._costs = dict.fromkeys(jobs), slots, say, costs
-        self._total, self._seen, self._since = len(jobs), [], {}
-        look = {"file": sys.stderr, "leave": False, "dynamic_ncols": True}
+        self._total, self._durations, self._start_times = len(jobs), [], {}
+        style = {"file": sys.stderr, "leave": False, "dynamic_ncols": True}
         bar = "{desc} {bar} {n_fmt}/{total_fmt}{postfix}"
         rows = range(min(slots, len(jobs)) if live else 0)
-        self._bar = tqdm(total=len(jobs), desc="runs", bar_format=bar, disable=not live, **look)
-        self._rows = [tqdm(bar_format="{desc}", position=1 + row, total=0, **look) for row in rows]
+        self._bar = tqdm(total=len(jobs), desc="runs", bar_format=bar, disable=not live, **style)
+        self._rows = [tqdm(bar_format="{desc}", position=1 + row, total=0, **style) for row in rows]
 
     def started(self, job: Job) -> None:
-        self._since[job] = time.monotonic()
+        self._start_times[job] = time.monotonic()
 
     def finished(self, outcome: Outcome) -> None:
         job = outcome.job
-        del self._left[job], self._since[job]
-        self._seen.append(outcome.seconds)
+        del self._left[job], self._start_times[job]
+        self._durations.append(outcome.seconds)
         count, width = self._total - len(self._left), len(str(self._total))
-        until = f", about {duration(self.seconds_left())} left" if self._left else ""
-        line = f"[{count:{width}}/{self._total}] {outcome.status:<7} {job.name} ({duration(outcome.seconds)}{until})"
-        self.say(line)
+        left = f", about {format_duration(self.seconds_left())} left" if self._left else ""
+        seconds = format_duration(outcome.seconds)
+        self.say(f"[{count:{width}}/{self._total}] {outcome.status:<7} {job.name} ({seconds}{left})")
         self._bar.update()
 
     def say(self, line: str) -> None:
-        """Says a line above what is drawn."""
+        """Prints a line above the bar."""
         with tqdm.external_write_mode():
             self._say(line)
 
     def seconds_left(self) -> float:
-        """Returns the seconds that what is left may take: as like runs took, else as those seen here did on average."""
-        usual = sum(self._seen) / len(self._seen) if self._seen else 0.0
+        """Returns the estimated seconds left: from similar runs, or else the mean of the jobs finished so far."""
+        mean = sum(self._durations) / len(self._durations) if self._durations else 0.0
         now, left = time.monotonic(), 0.0
         for job in self._left:
-            whole = cost.seconds if (cost := self._costs.of(job)) else usual
-            left += max(0.0, whole - (now - self._since[job] if job in self._since else 0.0))
+            expected = cost.seconds if (cost := self._costs.of(job)) else mean
+            left += max(0.0, expected - (now - self._start_times.get(job, now)))
         return left / min(self._slots, max(1, len(self._left)))
 
-    def look(self) -> None:
-        """Draws anew what the running notebooks are doing."""
+    def refresh(self) -> None:
+        """Redraws the current step of each running notebook."""
         if not self._rows:
             return
-        running = list(self._since) + [None] * len(self._rows)
+        running = list(self._start_times) + [None] * len(self._rows)
         for row, job in zip(self._rows, running, strict=False):
-            row.set_description_str(f"  {job.name}: {doing(job)}" if job else "")
-        if self._seen or any(self._costs.of(job) for job in self._left):
-            self._bar.set_postfix_str(f"about {duration(self.seconds_left())} left")
+            row.set_description_str(f"  {job.name}: {current_step(job)}" if job else "")
+        if self._durations or any(self._costs.of(job) for job in self._left):
+            self._bar.set_postfix_str(f"about {format_duration(self.seconds_left())} left")
 
     def close(self) -> None:
         for bar in (*self._rows, self._bar):
             bar.close()
 
 
-def doing(job: Job) -> str:
-    """Says in which part of its notebook a job is: the heading above the cell that papermill named last in the log."""
+def current_step(job: Job) -> str:
+    """Returns the heading above the cell that a job executes, and its number, from the last cell in papermill's log."""
     try:
         with job.log.open("rb") as log:
             log.seek(max(0, log.seek(0, 2) - TAIL))
@@ -87,8 +87,8 @@ def doing(job: Job) -> str:
         return "starting"
     if not entered:
         return "starting"
-    # papermill puts a cell with the given parameters after that of the notebook's own
-    inside = cells[: int(entered[-1]) - 1]
-    texts = ["".join(cell["source"]) for cell in inside if cell["cell_type"] == "markdown"]
+    # papermill inserts a cell with the overrides after the parameters cell
+    begun = cells[: int(entered[-1]) - 1]
+    texts = ["".join(cell["source"]) for cell in begun if cell["cell_type"] == "markdown"]
     headings = [text.splitlines()[0].lstrip("# ") for text in texts if text.startswith("#")]
     return f"{headings[-1] if headings else 'starting'} ({int(entered[-1])} of {len(cells) + 1} cells)"

@@ -1,4 +1,4 @@
-"""What Slurm says of the batch's jobs, and the note of which run is which job."""
+"""The states of the batch's Slurm jobs, and the file that maps runs to jobs."""
 
 import json
 import subprocess
@@ -9,35 +9,46 @@ from pathlib import Path
 from panderm_utils.batch.parameters import PlanError
 from panderm_utils.batch.plan import Job
 
-ASK = 15.0  # seconds from one question to the next: a cluster's controller serves everybody
-# States of jobs that come to nothing more; in any other, such as REQUEUED, a job is still to run or running.
-GONE = "it is gone from the queue"  # forgotten, minutes after its end
-OVER = (GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
-USUAL = ("None", "JobArrayTaskLimit")  # reasons to wait that say nothing new
+QUERY_INTERVAL = 15.0  # seconds between queries: all users of a cluster share its controller
+# Final states of jobs; in any other, such as REQUEUED, a job is running or will run.
+GONE = "it is gone from the queue"  # Slurm forgets a job some minutes after its end
+FINAL_STATES = (
+    GONE,
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "TIMEOUT",
+)
+ROUTINE_REASONS = ("None", "JobArrayTaskLimit")  # for pending jobs; not worth a message
 
 
-def ask(name: str) -> dict[str, tuple[str, str]]:
-    """Returns by id the state, and what it waits for, of each Slurm job of this name, also of those just ended.
+def query_jobs(name: str) -> dict[str, tuple[str, str]]:
+    """Returns job id -> (state, reason for waiting) of the Slurm jobs of this name, including those just ended.
 
     Raises:
-        PlanError: Slurm is not here, or does not answer.
+        PlanError: Slurm is not available, or does not answer.
     """
     command = ["squeue", "--noheader", "--array", "--states=all", f"--name={name}", "--format=%i|%T|%r"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except FileNotFoundError as error:
         raise PlanError("no `squeue` here: log in to the cluster, or print a script with --slurm-script") from error
     except subprocess.SubprocessError as error:
-        told = (error.stderr or str(error)).strip().splitlines()[-1]
-        raise PlanError(f"Slurm does not answer ({told}); what it runs goes on; try again later") from error
-    return {job_id: (state, reason) for job_id, state, reason in (line.split("|") for line in done.stdout.splitlines())}
+        message = (error.stderr or str(error)).strip().splitlines()[-1]
+        raise PlanError(f"Slurm does not answer ({message}); its jobs continue; try again later") from error
+    rows = [line.split("|") for line in listing.stdout.splitlines()]
+    return {job_id: (state, reason) for job_id, state, reason in rows}
 
 
 def read_queue(file: Path, name: str) -> dict[str, str]:
-    """Returns the Slurm job id of each run in the note that is queued or running."""
-    states = ask(name)
-    noted = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {run: job_id for run, job_id in noted.items() if job_id in states and states[job_id][0] not in OVER}
+    """Returns run -> Slurm job id of the runs in `file` that are queued or running."""
+    states = query_jobs(name)
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {run: job_id for run, job_id in saved.items() if job_id in states and states[job_id][0] not in FINAL_STATES}
 
 
 def write_queue(file: Path, queued: dict[str, str]) -> None:
@@ -47,36 +58,36 @@ def write_queue(file: Path, queued: dict[str, str]) -> None:
 
 
 class Watch:
-    """Asks Slurm every ASK seconds what became of jobs, and says what they wait for where that changes."""
+    """Queries the states of jobs every QUERY_INTERVAL seconds, and prints what they wait for when that changes."""
 
     def __init__(self, name: str, say: Callable[[str], None]) -> None:
         self._name, self._say = name, say
-        self._asked, self._said, self._over = -ASK, "", set()
+        self._queried, self._printed, self._ended = -QUERY_INTERVAL, "", set()
 
-    def look(self, waiting: dict[Job, str]) -> tuple[set[Job], dict[Job, str]]:
-        """Returns which of the given runs are running, and how those ended that are over; between questions, none.
+    def poll(self, waiting: dict[Job, str]) -> tuple[set[Job], dict[Job, str]]:
+        """Returns the running runs, and run -> final state of those that ended; both empty between queries.
 
-        Only what two answers running called over is: a shared file system may show an outcome later than that.
+        A run counts as ended after two queries in a row: a shared file system may show its outcome late.
 
         Args:
             waiting: Runs with their Slurm job ids.
         """
-        if time.monotonic() - self._asked < ASK:
+        if time.monotonic() - self._queried < QUERY_INTERVAL:
             return set(), {}
-        self._asked = time.monotonic()
+        self._queried = time.monotonic()
         try:
-            states = ask(self._name)
+            states = query_jobs(self._name)
         except PlanError as error:
-            self._tell(str(error))
+            self._print_once(str(error))
             return set(), {}
-        found = {run: states.get(job_id, (GONE, "")) for run, job_id in waiting.items()}
-        reasons = {reason for state, reason in found.values() if state == "PENDING"} - set(USUAL)
-        self._tell(f"Slurm: runs wait for {', '.join(sorted(reasons))}" if reasons else "")
-        before, self._over = self._over, {run for run, (state, _) in found.items() if state in OVER}
-        running = {run for run, (state, _) in found.items() if state == "RUNNING"}
-        return running, {run: found[run][0] for run in before & self._over}
+        current = {run: states.get(job_id, (GONE, "")) for run, job_id in waiting.items()}
+        reasons = {reason for state, reason in current.values() if state == "PENDING"} - set(ROUTINE_REASONS)
+        self._print_once(f"Slurm: runs wait for {', '.join(sorted(reasons))}" if reasons else "")
+        before, self._ended = self._ended, {run for run, (state, _) in current.items() if state in FINAL_STATES}
+        running = {run for run, (state, _) in current.items() if state == "RUNNING"}
+        return running, {run: current[run][0] for run in before & self._ended}
 
-    def _tell(self, news: str) -> None:
-        if news not in ("", self._said):
-            self._say(news)
-        self._said = news
+    def _print_once(self, line: str) -> None:
+        if line not in ("", self._printed):
+            self._say(line)
+        self._printed = line

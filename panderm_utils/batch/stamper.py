@@ -1,7 +1,7 @@
 """Stamps the sibling notebooks of each protocol from its canonical one, notebooks/<protocol>/ham10000.ipynb.
 
 A sibling differs in two cells: the title, written from the dataset's manifest, and the values of `dataset` and
-`profile` in the parameters cell. There are no special cases: a sibling that wants to differ wants a parameter, a
+`profile` in the parameters cell. There are no special cases: where a dataset needs something else, add a parameter, a
 manifest key or a library function.
 """
 
@@ -26,30 +26,30 @@ METADATA = {
 
 
 class StampError(ValueError):
-    """A canonical notebook cannot be stamped from; the message names the notebook and the remedy."""
+    """No sibling can be stamped from a canonical notebook; the message names the notebook and the remedy."""
 
 
 def sync(check: bool = False, datasets: Iterable[str] | None = None, notebooks: Path = NOTEBOOKS) -> list[Path]:
-    """Rewrites every notebook that differs from what its canonical and its manifest make of it.
+    """Rewrites every notebook that differs from its canonical notebook and manifest; returns those that differed.
 
     Args:
-        check: Whether to write nothing and only tell. What a user made of own data is then left alone.
-        datasets: Whose notebooks; by default those of all manifests, own data included. A dataset gets those of the
-            protocols that can take it.
-        notebooks: The folder with a folder of notebooks a protocol.
+        check: Whether to write nothing. Notebooks of the user's own data are then not compared.
+        datasets: Datasets whose notebooks to write, by default all, including the user's own. A dataset has a notebook
+            for each protocol that it fits.
+        notebooks: The folder with a subfolder of notebooks per protocol.
 
     Returns:
-        The notebooks that differed. With `check`, also those that no manifest stands for, or none that fits.
+        The paths. With `check`, also notebooks without a manifest, or whose dataset does not fit the protocol.
 
     Raises:
-        StampError: A canonical notebook has no title or parameters cell, or no protocol has its folder's name.
-        ManifestError: A manifest is wrong.
+        StampError: A canonical notebook has no title or parameters cell, or its folder is not named after a protocol.
+        ManifestError: A manifest is invalid.
     """
-    known, drifted = manifests.list_datasets(), []
-    for name_of_protocol in list_protocols(notebooks):
-        canonical = notebooks / name_of_protocol / f"{CANONICAL}.ipynb"
+    names, drifted = manifests.list_datasets(), []
+    for protocol_name in list_protocols(notebooks):
+        canonical = notebooks / protocol_name / f"{CANONICAL}.ipynb"
         protocol = _protocol_of(canonical)
-        for name in known if datasets is None else datasets:
+        for name in names if datasets is None else datasets:
             card = manifests.load_dataset_manifest(name)
             if protocol.lacks(card) or (check and datasets is None and card.own):
                 continue
@@ -63,30 +63,32 @@ def sync(check: bool = False, datasets: Iterable[str] | None = None, notebooks: 
                 temporary.write_text(text, encoding="utf-8")
                 temporary.replace(path)
         if check and datasets is None:
-            cards = map(manifests.load_dataset_manifest, known)
+            cards = map(manifests.load_dataset_manifest, names)
             fit = {card.name for card in cards if card.own or not protocol.lacks(card)}
             drifted += [path for path in sorted(canonical.parent.glob("*.ipynb")) if path.stem not in fit]
     return drifted
 
 
 def describe_drift(drifted: list[Path]) -> str:
-    """Says which notebooks differ and the command that mends it."""
-    known = set(manifests.list_datasets())
+    """Returns a line per notebook that differs, with the reason, and the command that repairs them."""
+    names = set(manifests.list_datasets())
     lines = []
     for path in drifted:
         if path.stem == CANONICAL:
-            lines.append(f"{path}: its title is not what the manifest says, or it holds outputs")
-        elif path.stem in known and (lack := _protocol_of(path).lacks(manifests.load_dataset_manifest(path.stem))):
-            lines.append(f"{path}: {path.parent.name} needs {lack}; delete it, or write that there")
-        elif path.stem in known:
+            lines.append(f"{path}: its title differs from the manifest, or it has outputs")
+        elif path.stem in names and (lack := _protocol_of(path).lacks(manifests.load_dataset_manifest(path.stem))):
+            lines.append(f"{path}: {path.parent.name} needs {lack}; add that, or delete the notebook")
+        elif path.stem in names:
             lines.append(f"{path}: {'differs from' if path.exists() else 'not yet stamped from'} {CANONICAL}.ipynb")
         else:
-            lines.append(f"{path}: no manifest data_manifests/datasets/{path.stem}.yaml; delete it, or write one")
+            lines.append(
+                f"{path}: no manifest data_manifests/datasets/{path.stem}.yaml; write one, or delete the notebook"
+            )
     return "\n".join([*lines, "edit only the canonical notebook and run: python run_all.py --sync"])
 
 
 def stamp(canonical: Path, card: DatasetManifest) -> str:
-    """Returns the text of the notebook that a canonical one becomes for a dataset; the same text every time."""
+    """Returns the text of a dataset's notebook, stamped from a canonical one; the same text every time."""
     protocol = _protocol_of(canonical)
     notebook = nbformat.read(canonical, as_version=4)
     tagged = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
@@ -108,7 +110,7 @@ def stamp(canonical: Path, card: DatasetManifest) -> str:
 
 
 def stamp_parameters(source: str, card: DatasetManifest, place: Path) -> str:
-    """Replaces the values of `dataset` and `profile`, line by line; every other line and every comment stays."""
+    """Returns a parameters cell with the values of `dataset` and `profile` replaced; all other text stays."""
     for name, value in (("dataset", card.name), ("profile", card.default_profile)):
         pattern = rf"""^({name} = )("[^"\n]*"|'[^'\n]*')"""
         source, count = re.subn(pattern, lambda m, v=value: m[1] + json.dumps(v), source, flags=re.MULTILINE)
@@ -118,7 +120,7 @@ def stamp_parameters(source: str, card: DatasetManifest, place: Path) -> str:
 
 
 def title_markdown(protocol: Protocol, card: DatasetManifest) -> str:
-    """Returns the title cell: what is studied, what it reproduces, the published score, the cost, what one learns."""
+    """Returns the title cell: the question, what it reproduces, the published score, the cost, what a reader learns."""
     lines = [
         f"# {' '.join(card.title.split())}: {protocol.title}",
         "",

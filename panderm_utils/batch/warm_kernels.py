@@ -1,14 +1,14 @@
-"""Starts runs warm: forks them from a process that has already imported what all notebooks import.
+"""Starts runs warm: forks them from a server process that has already imported what all notebooks import.
 
-A cold run pays seven to ten seconds before it works: papermill starts, its kernel starts, torch and the rest are
-imported. A warm one pays for two forks.
+A cold start takes seven to ten seconds: papermill starts, its kernel starts, torch and other packages are imported. A
+warm start takes two forks.
 
     batch ── server ──┬── papermill ── kernel        a run
                       └── papermill ── kernel        another
 
-The server (`warm_server`) lives as long as its batch and has the environment that the runs shall have. A run starts
-cold (`start` returns None) on other systems than Linux, where it has another environment than the server, such as a
-GPU of its own, and once the server is dead.
+The server (`warm_server`) ends with its batch and has the environment of the runs. A run starts cold (`start` returns
+None) on systems other than Linux, if its environment differs from the server's, as with an assigned GPU, and if the
+server is dead.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from panderm_utils.batch.leftovers import RUN
-from panderm_utils.batch.warm_server import ROOM
+from panderm_utils.batch.warm_server import MAX_REQUEST
 from panderm_utils.workspace import REPOSITORY
 
-START = "PANDERM_START"  # "cold": never from a server; "warm": always; else where that is sooner
+START = "PANDERM_START"  # "cold": never use a server; "warm": always; unset: if that is faster
 SERVE = "import sys; from panderm_utils.batch import warm_server; warm_server.serve(int(sys.argv[1]))"
-LOST = "lost"  # what became of a run whose server was killed: nobody knows
+LOST = "lost"  # exit status of a run whose server was killed: unknown
 
 
 class Server:
-    """Forks the runs of a batch; ends with the `with` block, or with the batch, however that ends."""
+    """Forks the runs of a batch; ends with the `with` block, or with the batch process, even a killed one."""
 
     def __init__(self) -> None:
         self._environment: dict[str, str] = {}
@@ -44,27 +44,27 @@ class Server:
         self.close()
 
     def prepare(self, environment: dict[str, str], waiting: int, at_once: int) -> None:
-        """Starts the server for runs of an environment, unless the runs start as soon without it.
+        """Starts the server for runs with this environment, unless cold starts are as fast.
 
-        To be called by a thread that lasts as long as the server shall: Linux takes it for the parent.
+        Call it from a thread that outlives the server: Linux ends the server with the thread that started it.
 
         Args:
-            waiting: How many runs there are; if all run at once, each imports while the server would.
+            waiting: How many runs there are; if all run at once, importing in each takes no longer than in the server.
         """
-        wanted = os.environ.get(START)
-        if sys.platform != "linux" or wanted == "cold" or (waiting <= at_once and wanted != "warm"):
+        mode = os.environ.get(START)
+        if sys.platform != "linux" or mode == "cold" or (waiting <= at_once and mode != "warm"):
             return
         if self._process and self._environment == environment:
             return
         self.close()
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # RUN comes last: what stands after it is hidden once a run has written its mark there.
-        padded = {name: value for name, value in environment.items() if name != RUN} | {RUN: "-" * ROOM}
+        # RUN is last, because a run that writes its mark there hides the variables after it.
+        padded = {name: value for name, value in environment.items() if name != RUN} | {RUN: "-" * MAX_REQUEST}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, str(theirs.fileno()), " " * ROOM],
+                [sys.executable, "-c", SERVE, str(theirs.fileno()), " " * MAX_REQUEST],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # what is wrong with an import is told by the cold start that follows
+                stdout=subprocess.DEVNULL,  # the cold start that follows shows import errors
                 stderr=subprocess.DEVNULL,
                 env=padded,
                 cwd=REPOSITORY,
@@ -76,17 +76,17 @@ class Server:
     def start(
         self, module: str, arguments: Sequence[str], environment: dict[str, str], mark: str, log: BinaryIO
     ) -> "Run | None":
-        """Asks for a fork that does `python -m module arguments`; returns None where the run is to start cold.
+        """Requests a fork that executes `python -m module arguments`; returns None if the run must start cold.
 
         Args:
-            environment: Of the run, without its mark.
-            mark: By which its processes are found; see `leftovers`.
-            log: Takes what it prints.
+            environment: Environment of the run, without its mark.
+            mark: Value of RUN, by which its processes are found; see `leftovers`.
+            log: File for its output.
         """
         if not self._process or environment != self._environment:
             return None
         request = json.dumps({"command": [module, *arguments], "mark": mark}).encode()  # longer than the mark
-        if len(request) > ROOM:
+        if len(request) > MAX_REQUEST:
             return None
         answer, theirs = socket.socketpair()
         with theirs:
@@ -98,7 +98,7 @@ class Server:
         return Run(answer)
 
     def close(self) -> None:
-        """Ends the server; the runs that it has forked are not touched."""
+        """Ends the server, but not the runs that it has forked."""
         if self._process:
             self._requests.close()
             self._process.kill()
@@ -107,20 +107,20 @@ class Server:
 
 
 class Run:
-    """A run that was asked for."""
+    """A run requested from the server, with the `poll` of `subprocess.Popen`."""
 
     def __init__(self, answer: socket.socket) -> None:
         self._answer, self._code = answer, None
         answer.setblocking(False)
 
     def poll(self) -> int | str | None:
-        """Returns None until it has ended, then its exit status as of `subprocess.Popen`, or LOST."""
+        """Returns None until the run has ended, then its exit status as `subprocess.Popen` gives it, or LOST."""
         if self._code is None:
             with contextlib.suppress(BlockingIOError):
-                told = self._answer.recv(16)
-                self._code = int(told) if told else LOST
+                status = self._answer.recv(16)
+                self._code = int(status) if status else LOST
         return self._code
 
-    def let_go(self) -> None:
-        """Says that nobody waits any more: if it has not begun, it never will; if it has, its mark is to be seen."""
+    def abandon(self) -> None:
+        """Stops waiting: a run that has not begun never will; one that has begun can be found by its mark."""
         self._answer.close()

@@ -1,9 +1,9 @@
-"""The process from which runs are forked, and what the forks do; see `warm_kernels`, which starts it.
+"""The process from which runs are forked, and what the forks execute; see `warm_kernels`, which starts it.
 
-It only imports: it touches no GPU and computes nothing, so that no thread runs in it, for a fork copies only the thread
-that forks. Each run is forked as papermill, which at once forks the process that becomes its kernel when the
-provisioner (`kernels`) asks for one. So the kernel is papermill's child as ever, and who is killed, left over or out of
-memory is found out as ever.
+It only imports packages: it uses no GPU and computes nothing, so that it has a single thread, as a fork copies only the
+thread that forks. Each fork becomes papermill, which at once forks a standby process that becomes its kernel when the
+provisioner (`kernels`) asks for one. The kernel is thus papermill's child, as in a cold start, and killed processes,
+leftover processes and peak memory are detected in the same way.
 """
 
 import atexit
@@ -25,8 +25,8 @@ from pathlib import Path
 import panderm_utils
 from panderm_utils.batch.leftovers import RUN
 
-ROOM = 16_384  # bytes of a request, and so of what a run writes over its environment and its command line
-# ipykernel comes first: it tells tqdm, as that is imported, to draw its bars for a notebook.
+MAX_REQUEST = 16_384  # bytes of a request, and of the memory reserved for a run's mark and command line
+# ipykernel is first: with it, tqdm chooses notebook progress bars when it is imported.
 IMPORTS = (
     "ipykernel.kernelapp",
     "ipykernel.debugger",
@@ -35,29 +35,29 @@ IMPORTS = (
     "tabulate",
     "tornado.platform.asyncio",
 )
-INLINE = "module://matplotlib_inline.backend_inline"  # as ipykernel sets it before anything is imported
+INLINE = "module://matplotlib_inline.backend_inline"  # set by ipykernel before a notebook imports anything
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
-_spare: "_Spare | None" = None  # in a forked papermill: the process that becomes its kernel
+_standby: "_Standby | None" = None  # in a forked papermill: the process that becomes its kernel
 
 
-def wake_kernel(command: list[str], environment: dict[str, str], folder: str | None) -> "_Spare | None":
-    """Makes the process that was forked for it this papermill's kernel; returns None where the kernel is to start cold.
+def wake_kernel(command: list[str], environment: dict[str, str], folder: str | None) -> "_Standby | None":
+    """Returns this papermill's standby process, now its kernel, or None if the kernel must start cold.
 
     Args:
         command: `python -m module arguments`.
-        folder: Where it is to work; None: here.
+        folder: Working directory; None for the current one.
     """
-    global _spare
-    spare, _spare = _spare, None
-    if not spare or command[:2] != [sys.executable, "-m"]:
+    global _standby
+    standby, _standby = _standby, None
+    if not standby or command[:2] != [sys.executable, "-m"]:
         return None
     order = {"command": command[2:], "environment": environment, "folder": folder or str(Path.cwd())}
-    return spare if spare.wake(json.dumps(order).encode()) else None
+    return standby if standby.wake(json.dumps(order).encode()) else None
 
 
-class _Spare:
-    """A forked process that waits to become a kernel, and as much of `subprocess.Popen` as jupyter_client uses."""
+class _Standby:
+    """A forked process that waits to become a kernel, with the parts of `subprocess.Popen` that jupyter_client uses."""
 
     stdin = stdout = stderr = None
 
@@ -65,7 +65,7 @@ class _Spare:
         self.pid, self.returncode, self._order = pid, None, order
 
     def wake(self, order: bytes) -> bool:
-        """Tells it what to become; returns False where it was killed meanwhile."""
+        """Sends the kernel's command to the process; returns False if the process has been killed."""
         with self._order:
             try:
                 self._order.sendall(order)
@@ -94,27 +94,27 @@ class _Spare:
 
 
 def serve(requests: int) -> None:
-    """Forks runs as they are asked for, until the batch has ended; in a fork, does what that is for.
+    """Forks a run per request until the batch ends; in a fork, executes the run's command.
 
     Args:
-        requests: The file descriptor of the socket through which `warm_kernels.Server` asks.
+        requests: File descriptor of the socket on which `warm_kernels.Server` sends requests.
     """
-    _run(_fork_runs(requests))
+    _run_module(_fork_runs(requests))
 
 
 def _fork_runs(requests: int) -> list[str]:
-    """Forks runs as they are asked for; returns only in a fork: the module that it is to run, and its arguments."""
+    """Forks a run per request; returns only in a fork, with the module to run and its arguments."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.close(os.pidfd_open(os.getpid()))  # a Linux or a container without it raises here, and all starts cold
+    os.close(os.pidfd_open(os.getpid()))  # raises where Linux or a container lacks it; then all runs start cold
     _import_all()
     gc.collect()
-    gc.freeze()  # or the first collection in a fork would write to, and so copy, all that it shares with the others
+    gc.freeze()  # otherwise the first collection in a fork would copy all memory shared with the server
     incoming = socket.socket(fileno=requests)
-    running: dict[int, tuple[int, int]] = {}  # by what becomes readable when a run ends: its pid, and where to tell
+    running: dict[int, tuple[int, int]] = {}  # pidfd of a run -> its pid, and the socket for its exit status
     while True:
         for ready in select.select([requests, *running], [], [])[0]:
             if ready == requests:
-                message, files, *_ = socket.recv_fds(incoming, ROOM, 2)
+                message, files, *_ = socket.recv_fds(incoming, MAX_REQUEST, 2)
                 if not message:  # the batch has ended
                     os._exit(0)
                 log, answer = files
@@ -128,7 +128,7 @@ def _fork_runs(requests: int) -> list[str]:
                 return _become_run(json.loads(message), log, answer)
             pid, answer = running.pop(ready)
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            with contextlib.suppress(OSError):  # nobody waits
+            with contextlib.suppress(OSError):  # the run was abandoned
                 os.write(answer, str(code).encode())
             os.close(answer)
             os.close(ready)
@@ -136,91 +136,91 @@ def _fork_runs(requests: int) -> list[str]:
 
 def _import_all() -> None:
     """Imports what papermill, kernels and notebooks import, as a kernel would."""
-    import nbformat  # not above, as batches import this module too
+    import nbformat  # not above: batches, too, import this module
 
-    given = os.environ.get("MPLBACKEND")
-    os.environ["MPLBACKEND"] = given or INLINE
-    ours = [module.name for module in pkgutil.walk_packages(panderm_utils.__path__, f"{panderm_utils.__name__}.")]
-    for name in (*IMPORTS, *ours):
+    backend = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = backend or INLINE
+    modules = [module.name for module in pkgutil.walk_packages(panderm_utils.__path__, f"{panderm_utils.__name__}.")]
+    for name in (*IMPORTS, *modules):
         importlib.import_module(name)
-    nbformat.validate(nbformat.v4.new_notebook())  # reads the schema of notebooks
-    if given is None:
+    nbformat.validate(nbformat.v4.new_notebook())  # loads the notebook schema
+    if backend is None:
         del os.environ["MPLBACKEND"]
 
 
 def _fork() -> int:
-    """Forks as `os.fork` does; what a fork would have in common with the others, it draws anew as a new process."""
+    """Forks as `os.fork` does, and reseeds the random generators in the fork, as in a new process."""
     pid = os.fork()
     if not pid:
-        sys.modules["numpy"].random.seed()  # Python's own `random` does so by itself
+        sys.modules["numpy"].random.seed()  # Python reseeds `random` by itself
         sys.modules["torch"].default_generator.seed()
     return pid
 
 
 def _become_run(request: dict, log: int, answer: int) -> list[str]:
-    """Makes this process a run's first; returns what papermill is to do, and in its child, once asked, the kernel."""
-    global _spare
+    """Turns this fork into a run's papermill; returns its command, or in the standby the kernel's, once woken."""
+    global _standby
     os.setsid()
     command, environment = _spans()
-    _write(environment, request["mark"].encode(errors="surrogateescape"), after=f"{RUN}=".encode())
+    _overwrite(environment, request["mark"].encode(errors="surrogateescape"), after=f"{RUN}=".encode())
     os.environ[RUN] = request["mark"]
     for output in (1, 2):
         os.dup2(log, output)
     os.close(log)
-    # From here on, this process is found by its mark. Whoever let go of it before may not have seen that.
+    # From here on, this process is found by its mark. A batch that abandoned it earlier may not have found it.
     if select.select([answer], [], [], 0)[0]:
         os._exit(0)
     os.close(answer)
     order, theirs = socket.socketpair()
     if pid := _fork():
         theirs.close()
-        _spare = _Spare(pid, order)
-        _show(command, request["command"])
+        _standby = _Standby(pid, order)
+        _set_command_line(command, request["command"])
         return request["command"]
     order.close()
     return _become_kernel(theirs, command)
 
 
 def _become_kernel(order: socket.socket, command: tuple[int, int]) -> list[str]:
-    """Waits to be woken; ends if papermill does."""
+    """Waits until woken and returns the kernel's command; ends if papermill does."""
     os.setsid()
-    usual = signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback in the log if it is ended as it waits
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback in the log if interrupted while it waits
     with order, order.makefile("rb") as file:
-        told = file.read()
-    if not told:
+        message = file.read()
+    if not message:
         os._exit(0)
-    told = json.loads(told)
+    kernel = json.loads(message)
     os.environ.clear()
-    os.environ.update(told["environment"])
-    os.chdir(told["folder"])
-    _show(command, told["command"])
-    signal.signal(signal.SIGINT, usual)
-    return told["command"]
+    os.environ.update(kernel["environment"])
+    os.chdir(kernel["folder"])
+    _set_command_line(command, kernel["command"])
+    signal.signal(signal.SIGINT, handler)
+    return kernel["command"]
 
 
 def _spans() -> list[tuple[int, int]]:
-    """Returns where the system reads this process's command line and environment: address and size of each."""
+    """Returns (address, size) of the memory from which Linux reads this process's command line, and its environment."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     ends = [int(field) for field in fields[45:49]]
     return [(start, end - start) for start, end in (ends[:2], ends[2:])]
 
 
-def _show(span: tuple[int, int], command: list[str]) -> None:
-    """Has `ps` and others show what a fork does instead of what the server was called with."""
-    _write(span, "\0".join([sys.executable, "-m", *command]).encode(errors="surrogateescape"))
+def _set_command_line(span: tuple[int, int], command: list[str]) -> None:
+    """Makes `ps` and others show a fork's command instead of the server's."""
+    _overwrite(span, "\0".join([sys.executable, "-m", *command]).encode(errors="surrogateescape"))
 
 
-def _write(span: tuple[int, int], text: bytes, after: bytes = b"") -> None:
-    """Writes into memory that the system reads, from `after` to the end of its span, and zeros behind."""
+def _overwrite(span: tuple[int, int], text: bytes, after: bytes = b"") -> None:
+    """Writes text into a span of memory, from behind `after`, and fills the rest with zeros."""
     address, size = span
     at = ctypes.string_at(address, size).index(after) + len(after)
     ctypes.memmove(address + at, text[: size - at - 1].ljust(size - at, b"\0"), size - at)
 
 
-def _run(command: list[str]) -> None:
-    """Does what `python -m` does with a module and its arguments, and ends this process as that would.
+def _run_module(command: list[str]) -> None:
+    """Executes a module with its arguments as `python -m` does, and exits this process.
 
-    Only it does not take down what was imported, which takes half a second and copies what it shares with the others.
+    The exit skips the cleanup of imported modules, which takes half a second and copies shared memory.
     """
     sys.argv = command
     try:
@@ -230,7 +230,7 @@ def _run(command: list[str]) -> None:
         if not isinstance(end.code, int | None):
             raise
         code = end.code or 0
-    threading._shutdown()  # so does multiprocessing in its forks
+    threading._shutdown()  # as multiprocessing does in its forks
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The HTML page of everything that a profile has."""
+"""Writes the HTML report of a profile."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""What a report shows, gathered from files alone: records, figures, tables, executed notebooks, what is not there.
+"""The contents of a report, read from files alone: records, figures, tables, executed notebooks, missing runs.
 
-The same files give the same contents, and so the same pages; nothing here asks the clock.
+The same files give the same contents and pages; nothing here depends on the time.
 """
 
 import csv
@@ -16,20 +16,20 @@ from PIL import Image
 
 from panderm_utils import manifests
 from panderm_utils.batch import PAPER, Job, Need, diagnose
-from panderm_utils.report.pages import in_words, inline_markdown
+from panderm_utils.report.pages import inline_markdown, readable_name
 from panderm_utils.results import read_record
 from panderm_utils.workspace import Workspace
 
 FAILED = ".failed.ipynb"
-# The first text in a call that leaves a file: `tables.write_tables(table, folder, "name")`.
-LEAVES = re.compile(r'(?:write_tables|save_figure)\([^"]*"([^"]+)"')
+# The name in a call that writes a file: `tables.write_tables(table, folder, "name")`.
+WRITES = re.compile(r'(?:write_tables|save_figure)\([^"]*"([^"]+)"')
 
-ABOUT_ITSELF = re.compile(r"\s*Reads records only.*", re.DOTALL)  # of the notebook, not of what it draws
+ABOUT_NOTEBOOK = re.compile(r"\s*Reads records only.*", re.DOTALL)  # describes the notebook, not its figure
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A CSV file as text: its columns and its first rows, of `total`."""
+    """A CSV file as text: its columns and the first of its `total` rows."""
 
     columns: list[str]
     rows: list[list[str]]
@@ -38,7 +38,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Origin:
-    """The paper notebook that left a figure or table, and what it says before it."""
+    """The paper notebook that wrote a figure or table, with its title and caption, and the text above the cell."""
 
     notebook: str
     title: str
@@ -54,9 +54,9 @@ class Exhibit:
     Attributes:
         files: By kind: "png", "pdf", "csv", "tex", "md".
         sheet: The table, or the data of a figure.
-        records: The ids of the records that a figure was drawn from, as its metadata has them.
-        alt: What a figure shows, in words.
-        size: The figure's width and height in CSS pixels, at the size at which it was drawn.
+        records: Ids of the records that a figure was drawn from, from its metadata.
+        alt: Text alternative of a figure.
+        size: Width and height of a figure in CSS pixels, at its original size.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Exhibit:
 
 
 def read_origins(space: Workspace) -> dict[str, Origin]:
-    """Returns a pattern of file names -> which executed paper notebook leaves them, and what it says of them."""
+    """Returns pattern of file names -> the executed paper notebook that writes them, with its texts."""
     origins = {}
     for path in sorted((space.root / "executed" / PAPER).glob("[!.]*.ipynb")):
         try:
@@ -83,18 +83,18 @@ def read_origins(space: Workspace) -> dict[str, Origin]:
             if kind == "markdown":
                 heading, note = _heading(text)
                 continue
-            for literal in LEAVES.findall(text):
+            for literal in WRITES.findall(text):
                 pattern = ".+".join(map(re.escape, re.split(r"\{[^}]*\}", literal)))
                 origins.setdefault(pattern, Origin(name, title, caption, heading, note))
     return origins
 
 
 def read_figures(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:
-    """Returns the figures of a folder, those of the paper's main part first."""
+    """Returns the figures of a folder, those of the paper's main text first."""
     figures = []
     for path in folder.glob("[!.]*.png"):
         with Image.open(path) as image:
-            told, size, dpi = dict(image.text), image.size, image.info.get("dpi", (300, 300))[0]
+            metadata, size, dpi = dict(image.text), image.size, image.info.get("dpi", (300, 300))[0]
         origin = _origin_of(path.stem, origins)
         origin = origin if origin.notebook else replace(origin, title=origin.heading)
         figures.append(
@@ -103,8 +103,8 @@ def read_figures(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:
                 origin=origin,
                 files=_kinds(path, ("png", "pdf", "csv")),
                 sheet=read_sheet(path.with_suffix(".csv")),
-                records=tuple(told.get("Records", "").split()),
-                alt=told.get("Description") or origin.title,
+                records=tuple(metadata.get("Records", "").split()),
+                alt=metadata.get("Description") or origin.title,
                 size=(round(size[0] * 96 / dpi), round(size[1] * 96 / dpi)),
             )
         )
@@ -112,63 +112,63 @@ def read_figures(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:
 
 
 def read_tables(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:
-    """Returns the tables of a folder in the order in which the notebooks leave them."""
+    """Returns the tables of a folder in the order in which the notebooks write them."""
     paths = sorted(folder.glob("[!.]*.csv"))
-    places = list(origins.values())
+    order = list(origins.values())
     tables = [
         Exhibit(p.stem, _origin_of(p.stem, origins), _kinds(p, ("csv", "tex", "md")), read_sheet(p)) for p in paths
     ]
-    return sorted(tables, key=lambda t: places.index(t.origin) if t.origin in places else len(places))
+    return sorted(tables, key=lambda t: order.index(t.origin) if t.origin in order else len(order))
 
 
-def read_sheet(path: Path, most: int = 300) -> Sheet | None:
-    """Returns at most so many rows of a CSV file, or None where there is none."""
+def read_sheet(path: Path, max_rows: int = 300) -> Sheet | None:
+    """Returns the first rows of a CSV file, or None if the file is missing."""
     if not path.is_file():
         return None
     with path.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.reader(lines))
-    return Sheet(rows[0], rows[1 : most + 1], len(rows) - 1) if rows else Sheet([], [], 0)
+    return Sheet(rows[0], rows[1 : max_rows + 1], len(rows) - 1) if rows else Sheet([], [], 0)
 
 
-def pick_columns(sheet: Sheet, names: Iterable[str], every: bool = False) -> Sheet:
-    """Returns those columns that a sheet has of the ones named; rows that are equal then come once, unless `every`."""
+def select_columns(sheet: Sheet, names: Iterable[str], duplicates: bool = False) -> Sheet:
+    """Returns the named columns that a sheet has, with equal rows only once unless `duplicates`."""
     places = [sheet.columns.index(name) for name in names if name in sheet.columns]
     rows = [tuple(row[place] for place in places) for row in sheet.rows]
-    rows = [list(row) for row in (rows if every else dict.fromkeys(rows))]
+    rows = [list(row) for row in (rows if duplicates else dict.fromkeys(rows))]
     return Sheet([sheet.columns[place] for place in places], rows, len(rows))
 
 
 def _origin_of(name: str, origins: dict[str, Origin]) -> Origin:
-    """The origin of a file; of one that no notebook claims, its own name."""
-    found = next((origin for pattern, origin in origins.items() if re.fullmatch(pattern, name)), None)
-    return found or Origin("", "Others", "", in_words(name).capitalize())
+    """Returns the origin of a file; its name is the title if no notebook writes it."""
+    origin = next((origin for pattern, origin in origins.items() if re.fullmatch(pattern, name)), None)
+    return origin or Origin("", "Others", "", readable_name(name).capitalize())
 
 
 def _heading(markdown: str) -> tuple[str, str]:
-    """The heading of a cell as text, and its first paragraph as HTML."""
+    """Returns the heading of a cell as text, and its first paragraph as HTML."""
     lines = markdown.strip().split("\n")
     heading = lines.pop(0).lstrip("# ").strip() if lines[0].startswith("#") else ""
     paragraphs = [part for part in "\n".join(lines).split("\n\n") if part.strip()]
-    return heading, inline_markdown(ABOUT_ITSELF.sub("", paragraphs[0])) if paragraphs else ""
+    return heading, inline_markdown(ABOUT_NOTEBOOK.sub("", paragraphs[0])) if paragraphs else ""
 
 
 def _kinds(path: Path, kinds: Iterable[str]) -> dict[str, Path]:
     return {kind: path.with_suffix(f".{kind}") for kind in kinds if path.with_suffix(f".{kind}").is_file()}
 
 
-ROLES = {"data_root", "weights_root", "output_root", "profile", "encoder", "seed"}  # parameters that have flags
+FLAGS = {"data_root", "weights_root", "output_root", "profile", "encoder", "seed"}  # parameters that have flags
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that left a record, whole or damaged, or failed.
+    """A run that wrote a record, complete or damaged, or failed.
 
     Attributes:
         status: "done", "failed" (no record) or "damaged".
-        record: What record.json holds; {} where there is none.
-        files: Of the record's folder.
+        record: Content of record.json; {} if there is none.
+        files: Files of the record's folder.
         notebook: The executed notebook, or the failed one.
-        error: What went wrong, and in which cell; of a run that is done, in a later attempt.
+        cell, error: Where and why it failed; for a finished run, in a later attempt.
     """
 
     name: str
@@ -188,7 +188,7 @@ class Run:
 
 @dataclass
 class Contents:
-    """Everything that a report shows; see the functions of this module for each part."""
+    """Everything that a report shows; the functions of this module read each part."""
 
     space: Workspace
     runs: list[Run]
@@ -196,7 +196,7 @@ class Contents:
     tables: dict[str, list[Exhibit]]
     needs: list[tuple[Need, int]]
     commands: list[tuple[str, int, str]]
-    lacking: int
+    not_run: int
     datasets: list
     encoders: list
 
@@ -210,10 +210,10 @@ class Contents:
 
 
 def gather(space: Workspace, jobs: Iterable[Job]) -> Contents:
-    """Reads what there is below `space.root`.
+    """Returns the contents of the report on the files below `space.root`.
 
     Args:
-        jobs: The runs that there could be; those without a record are told as not run.
+        jobs: All runs of the profile; those without a record are shown as not run.
     """
     runs = read_runs(space)
     origins = read_origins(space)
@@ -221,26 +221,26 @@ def gather(space: Workspace, jobs: Iterable[Job]) -> Contents:
     tables: dict[str, list[Exhibit]] = {}
     for table in read_tables(space.tables, origins):
         tables.setdefault(table.origin.title, []).append(table)
-    known = {run.name for run in runs}
-    lacking = [job for job in jobs if job.name not in known]
-    waiting = Counter(need for job in lacking for need in job.missing)
-    there = [run.record for run in runs if run.record]
+    names = {run.name for run in runs}
+    not_run = [job for job in jobs if job.name not in names]
+    needs = Counter(need for job in not_run for need in job.missing)
+    records = [run.record for run in runs if run.record]
     return Contents(
         space,
         runs,
         figures,
         tables,
-        needs=sorted(waiting.items(), key=lambda pair: (pair[0].kind, pair[0].name)),
-        commands=commands(space.profile, lacking),
-        lacking=len(lacking),
-        datasets=_cards(manifests.load_dataset_manifest, (record["dataset"] for record in there)),
-        encoders=_cards(manifests.load_encoder_manifest, (record["encoder"] for record in there)),
+        needs=sorted(needs.items(), key=lambda pair: (pair[0].kind, pair[0].name)),
+        commands=commands(space.profile, not_run),
+        not_run=len(not_run),
+        datasets=_load_manifests(manifests.load_dataset_manifest, (record["dataset"] for record in records)),
+        encoders=_load_manifests(manifests.load_encoder_manifest, (record["encoder"] for record in records)),
     )
 
 
 def read_runs(space: Workspace) -> list[Run]:
-    """Returns every run that left a record or failed, by protocol and name; failed paper notebooks too."""
-    found: dict[str, Run] = {}
+    """Returns the runs that wrote a record or failed, sorted by protocol and name; failed paper notebooks too."""
+    runs: dict[str, Run] = {}
     executed = space.root / "executed"
     folders = sorted(path for path in space.records.glob("[!.]*") if path.is_dir())
     for folder in folders:
@@ -253,46 +253,46 @@ def read_runs(space: Workspace) -> list[Run]:
         notebook, log = executed / protocol / f"{folder.name}.ipynb", space.root / "logs" / f"{folder.name}.log"
         files = tuple(sorted(path for path in folder.iterdir() if path.is_file()))
         status = "damaged" if error else "done"
-        found[folder.name] = Run(
-            folder.name, status, protocol, record, files, _there(notebook), _there(log), error=error
+        runs[folder.name] = Run(
+            folder.name, status, protocol, record, files, _if_file(notebook), _if_file(log), error=error
         )
     for notebook in sorted(executed.glob(f"*/[!.]*{FAILED}")):
         name = notebook.name.removesuffix(FAILED)
         log = space.root / "logs" / f"{name}.log"
         cell, error = diagnose(notebook, log)
-        there = found.get(name)
-        if there is None:
-            found[name] = Run(name, "failed", notebook.parent.name, {}, (), notebook, _there(log), cell, error)
+        earlier = runs.get(name)
+        if earlier is None:
+            runs[name] = Run(name, "failed", notebook.parent.name, {}, (), notebook, _if_file(log), cell, error)
         else:
-            again = f"{there.error}; " if there.error else "run again, and failed: "
-            found[name] = replace(there, cell=cell, error=f"{again}{error}")
-    return sorted(found.values(), key=lambda run: (run.protocol, run.name))
+            prefix = f"{earlier.error}; " if earlier.error else "a later attempt failed: "
+            runs[name] = replace(earlier, cell=cell, error=f"{prefix}{error}")
+    return sorted(runs.values(), key=lambda run: (run.protocol, run.name))
 
 
 def commands(profile: str, jobs: Iterable[Job]) -> list[tuple[str, int, str]]:
-    """Returns (protocol, runs, what to type) for jobs that lack nothing, as few lines as will do."""
-    usual = list(manifests.load_profile(profile).seeds)
+    """Returns (protocol, number of runs, command) for the jobs that lack no data or weights, as few as possible."""
+    default_seeds = list(manifests.load_profile(profile).seeds)
     runs: dict[tuple, dict[str, list[Job]]] = {}
     for job in jobs:
         if not job.missing:
-            given = tuple(f"{k}={v}" for k, v in job.parameters.items() if k not in ROLES)
-            key = job.notebook.parent.name, job.parameters["seed"], given
+            overrides = tuple(f"{k}={v}" for k, v in job.parameters.items() if k not in FLAGS)
+            key = job.notebook.parent.name, job.parameters["seed"], overrides
             runs.setdefault(key, {}).setdefault(job.notebook.stem, []).append(job)
     lines: dict[tuple, list[str]] = {}
     for key, by_dataset in runs.items():
-        for dataset, those in by_dataset.items():
-            lines.setdefault((*key, tuple(job.parameters["encoder"] for job in those)), []).append(dataset)
-    told = []
-    for (protocol, seed, given, encoders), datasets in lines.items():
+        for dataset, members in by_dataset.items():
+            lines.setdefault((*key, tuple(job.parameters["encoder"] for job in members)), []).append(dataset)
+    found = []
+    for (protocol, seed, overrides, encoders), datasets in lines.items():
         words = ["python run_all.py --profile", profile, "--protocols", protocol, "--datasets", *datasets]
-        words += ["--encoders", *encoders, *([] if [seed] == usual else ["--seeds", str(seed)])]
-        words += [f"-p {shlex.quote(pair)}" for pair in given]
-        told.append((protocol, len(datasets) * len(encoders), " ".join(words)))
-    return told
+        words += ["--encoders", *encoders, *([] if [seed] == default_seeds else ["--seeds", str(seed)])]
+        words += [f"-p {shlex.quote(pair)}" for pair in overrides]
+        found.append((protocol, len(datasets) * len(encoders), " ".join(words)))
+    return found
 
 
-def _cards(load, names: Iterable[str]) -> list:
-    """The manifests of some names, each once; a name that has none is left out."""
+def _load_manifests(load, names: Iterable[str]) -> list:
+    """Returns the manifest of each name once; names without a manifest are left out."""
     cards = []
     for name in dict.fromkeys(names):
         try:
@@ -302,5 +302,5 @@ def _cards(load, names: Iterable[str]) -> list:
     return cards
 
 
-def _there(path: Path) -> Path | None:
+def _if_file(path: Path) -> Path | None:
     return path if path.is_file() else None

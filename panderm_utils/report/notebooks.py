@@ -1,6 +1,6 @@
-"""Executed notebooks as pages of the report: no scripts, pictures inside, each with a text alternative.
+"""Converts executed notebooks to pages of the report: no scripts, images embedded, each with a text alternative.
 
-A page is made anew only when its notebook, the code here, the templates or nbconvert are others than when it was made.
+A page is rewritten only if its notebook, this module, the templates or nbconvert have changed.
 """
 
 import hashlib
@@ -15,19 +15,19 @@ from panderm_utils.pool import in_processes
 from panderm_utils.report.pages import TEMPLATES, write_page
 from panderm_utils.workspace import Workspace
 
-# What a page shows of an output: the first of these that there is. Scripts and widgets are left out.
-SHOWN = ("text/html", "text/markdown", "image/png", "image/jpeg", "text/plain")
+# A page shows the first of these kinds that an output has. Scripts and widgets are left out.
+MIME_TYPES = ("text/html", "text/markdown", "image/png", "image/jpeg", "text/plain")
 WIDGET = "application/vnd.jupyter.widget-view+json"
-RELATIVE_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)")  # into the repository: leads nowhere from a report
+RELATIVE_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)")  # into the repository: broken in a report
 
 
 @dataclass(frozen=True)
 class NotebookPage:
-    """An executed notebook and where it goes.
+    """An executed notebook and its page.
 
     Attributes:
-        name: The run's, or the paper notebook's.
-        page, run_page: Paths below the report; run_page is "" where there is none.
+        name: The run id, or the paper notebook's name.
+        page, run_page: Paths below the report; run_page is "" for a paper notebook.
     """
 
     name: str
@@ -36,10 +36,10 @@ class NotebookPage:
     run_page: str = ""
 
 
-def write_notebooks(report: Path, space: Workspace, wanted: list[NotebookPage], jobs: int) -> None:
-    """Writes the pages of the notebooks that have none or another one yet, in several processes."""
+def write_notebooks(report: Path, space: Workspace, pages: list[NotebookPage], jobs: int) -> None:
+    """Writes the pages that are missing or outdated, in up to `jobs` processes."""
     code = _code_digest(space)
-    stamped = [(page, f"{code}{hashlib.sha256(page.source.read_bytes()).hexdigest()}") for page in wanted]
+    stamped = [(page, f"{code}{hashlib.sha256(page.source.read_bytes()).hexdigest()}") for page in pages]
     todo = [(page, stamp) for page, stamp in stamped if _stamp_of(report / page.page) != stamp]
     in_processes(partial(_write_notebook, report, space), todo, jobs, "notebooks")
 
@@ -48,9 +48,9 @@ def _write_notebook(report: Path, space: Workspace, todo: tuple[NotebookPage, st
     page, stamp = todo
     try:
         body = _body(page)
-    except ValueError as error:  # a copy that was cut short, say; the rest of the report is none the worse
-        told = f"{page.source} cannot be read ({error}). To have it anew, run the same again with --force."
-        body = f"<p>{html.escape(told)}</p>"
+    except ValueError as error:  # such as a truncated file; the other pages are written all the same
+        message = f"{page.source} cannot be read ({error}). To recreate it, repeat the run with --force."
+        body = f"<p>{html.escape(message)}</p>"
     facts = {"name": page.name, "run_page": page.run_page, "body": body, "stamp": stamp}
     write_page(report, page.page, "notebook.html", space=space, **facts)
 
@@ -59,9 +59,9 @@ def _body(page: NotebookPage) -> str:
     """Returns the cells of a notebook as HTML.
 
     Raises:
-        ValueError: The file is no notebook.
+        ValueError: The file is not a notebook.
     """
-    import nbformat  # these two take seconds to load, and mostly there is nothing to do
+    import nbformat  # these take seconds to import, and are rarely needed
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
@@ -71,30 +71,30 @@ def _body(page: NotebookPage) -> str:
         if cell.cell_type == "markdown":
             heading = next((line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")), heading)
             cell.source = RELATIVE_LINK.sub(r"\1", cell.source)
-        cell.outputs = [_shown(output, f"{heading} (cell {cell.id})") for output in _kept(cell)]
+        cell.outputs = [_shown(output, f"{heading} (cell {cell.id})") for output in _without_widgets(cell)]
     exporter = HTMLExporter(
         template_name="basic",  # the cells alone: no scripts, no fonts, no styles
         exclude_anchor_links=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    # nbconvert lets HTML in Markdown through and so would show a hostile name as markup; our notebooks have none.
+    # nbconvert passes HTML in Markdown through, also from a hostile name; our notebooks use none, so it is escaped.
     renderer = IPythonRenderer(escape=False, allow_harmful_protocols=False, exclude_anchor_links=True)
     renderer.inline_html = renderer.block_html = html.escape
     exporter.register_filter("markdown2html", MarkdownWithMath(renderer=renderer).render)
     return exporter.from_notebook_node(notebook)[0]
 
 
-def _kept(cell) -> list:
-    """The outputs of a cell without the progress bars, which are widgets."""
+def _without_widgets(cell) -> list:
+    """Returns the outputs of a cell without widgets, which are progress bars."""
     return [output for output in cell.get("outputs", []) if WIDGET not in output.get("data", {})]
 
 
 def _shown(output, alt: str):
-    """An output with the one kind of data that is shown, and a text for whoever cannot see it."""
+    """Returns an output with only the kind of data to show, and a text alternative if that is an image."""
     if "data" in output:
         scripted = "<script" in output.data.get("text/html", "")
-        kind = next((kind for kind in SHOWN[scripted:] if kind in output.data), None)
+        kind = next((kind for kind in MIME_TYPES[scripted:] if kind in output.data), None)
         output.data = {kind: output.data[kind]} if kind else {"text/plain": ""}
         if kind and kind.startswith("image/"):
             output.metadata[kind] = {**output.metadata.get(kind, {}), "alt": alt}

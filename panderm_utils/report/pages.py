@@ -1,6 +1,6 @@
-"""Fills in the report's pages: every text escaped, every file written whole or not at all.
+"""Renders the pages of the report: every text is escaped, every file written completely or not at all.
 
-The templates are in templates/. What they are given is text; none of it is trusted but what `inline_markdown` made.
+The templates are in templates/. All text in them is escaped, except the output of `inline_markdown`.
 """
 
 import html
@@ -13,7 +13,7 @@ from urllib.parse import quote
 import jinja2
 
 from panderm_utils import protocols
-from panderm_utils.batch import duration
+from panderm_utils.batch import format_duration
 from panderm_utils.disk import temporary
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -26,11 +26,11 @@ MARKDOWN = (
     (r"\*\*(.+?)\*\*", r"<strong>\1</strong>"),
     (r"\*(.+?)\*", r"<em>\1</em>"),
     (r"\[([^\]]+)\]\((https://[^\s)]+)\)", r'<a href="\2">\1</a>'),
-    (r"\[([^\]]+)\]\([^\s)]+\)", r"\1"),  # a link into the repository leads nowhere from a report
+    (r"\[([^\]]+)\]\([^\s)]+\)", r"\1"),  # a link into the repository is broken in a report
 )
 
 
-def write_page(report: Path, name: str, template: str, /, **facts) -> Path:
+def write_page(report: Path, name: str, template: str, /, **variables) -> Path:
     """Writes the page `name`, a path below `report`, and returns its path.
 
     Templates link with `link(target)`: a path below `report`, or an absolute one.
@@ -40,7 +40,7 @@ def write_page(report: Path, name: str, template: str, /, **facts) -> Path:
     def link(target: str | Path) -> str:
         return quote(Path(os.path.relpath(report / target, path.parent)).as_posix())
 
-    return write_file(path, _environment().get_template(template).render(link=link, **facts))
+    return write_file(path, _environment().get_template(template).render(link=link, **variables))
 
 
 def write_file(path: Path, content: str | bytes) -> Path:
@@ -53,22 +53,23 @@ def write_file(path: Path, content: str | bytes) -> Path:
 
 
 def inline_markdown(text: str) -> str:
-    """Returns a paragraph of Markdown as HTML: code, emphasis and outside links; anything else stays text."""
+    """Returns a paragraph of Markdown as HTML: code, emphasis and https links; anything else stays text."""
     text = html.escape(" ".join(text.split()))
     for pattern, replacement in MARKDOWN:
         text = re.sub(pattern, replacement, text)
     return text
 
 
-def in_words(name: str) -> str:
-    """Returns a name as people write it: `weighted_f1` is weighted F1."""
+def readable_name(name: str) -> str:
+    """Returns a name in plain English: `weighted_f1` becomes weighted F1."""
     words = name.replace("_tta", "_with_tta").split("_")
-    known = name in protocols.list_protocols()
-    return protocols.load_protocol(name).title if known else " ".join(WORDS.get(word, word) for word in words)
+    if name in protocols.list_protocols():
+        return protocols.load_protocol(name).title
+    return " ".join(WORDS.get(word, word) for word in words)
 
 
 def short_number(text: str) -> str:
-    """Returns a cell of a CSV as a table shows it: numbers with four decimals or digits, anything else as it is."""
+    """Returns a cell of a CSV for display: long numbers with four decimals or digits, anything else unchanged."""
     if not re.fullmatch(r"-?\d+\.\d{4}\d+(e-?\d+)?|-?\d(\.\d+)?e-\d+", text):
         return text
     number = float(text)
@@ -80,7 +81,7 @@ def score(value: float | None) -> str:
 
 
 def tone(verdict: str) -> str:
-    """Returns how a verdict or status is coloured; it is told by its word all the same."""
+    """Returns the CSS class for the colour of a verdict or status."""
     return "good" if verdict in GOOD else "bad" if verdict.startswith(BAD) else "quiet"
 
 
@@ -93,6 +94,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": in_words, "number": short_number, "score": score, "duration": duration}
+    environment.filters |= {"words": readable_name, "number": short_number, "score": score, "duration": format_duration}
     environment.filters |= {"tone": tone, "zip": zip}
     return environment

@@ -1,11 +1,11 @@
-"""Writes the report of a profile: a folder of plain pages that opens in any browser, without a network or a server.
+"""Writes the report of a profile: a folder of static pages that opens in any browser, without network or server.
 
-    report/index.html            scoreboard, figures, tables, runs, what was not run and why, environment and licences
+    report/index.html            scoreboard, figures, tables, runs, missing runs and why, environment and licences
     report/runs/<run id>.html    settings, metrics, environment and warnings of a run, links to its predictions
     report/figures/<name>.html   a figure, its data and the records that it was drawn from
     report/notebooks/...         the executed notebooks
 
-It is written from files alone, so it can be written at any time: `python run_all.py --report`.
+It depends on files alone, so it can be written at any time: `python run_all.py --report`.
 """
 
 import shlex
@@ -17,46 +17,46 @@ from filelock import FileLock
 
 from panderm_utils import manifests, protocols
 from panderm_utils.batch import PAPER, Job
-from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, pick_columns
+from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, select_columns
 from panderm_utils.report.notebooks import NotebookPage, write_notebooks
 from panderm_utils.report.pages import TEMPLATES, write_file, write_page
 from panderm_utils.results import ANY, PROFILE_SETTINGS
 from panderm_utils.workspace import Workspace
 
-FOLDERS = ("runs", "figures", "tables", "notebooks")  # of the report, all of whose files are its own
-BOARD, ITEMS = "scoreboard", "paper_items"  # tables with a section of their own
-NOTES = ("differs", "missing", "source")  # columns of the scoreboard that are the same for all numbers of a run
+FOLDERS = ("runs", "figures", "tables", "notebooks")  # of the report; any other file in them is deleted
+BOARD, ITEMS = "scoreboard", "paper_items"  # tables shown in their own section
+NOTES = ("differs", "missing", "source")  # columns of the scoreboard that are equal for all numbers of a run
 ITEM_COLUMNS = ("item", "shows", "notebooks", "access", "data", "note")
 NOTHING = Sheet([], [], 0)
-# Keys of a record that its page shows elsewhere, or that are the page.
-TOLD = {"schema", "run_id", "status", "dataset", "protocol", "encoder", "seed", "profile", "synthetic", "settings"}
-TOLD |= {"headline_metric", "metrics", "warnings"}
+# Keys of a record that its page shows in another place.
+SHOWN = {"schema", "run_id", "status", "dataset", "protocol", "encoder", "seed", "profile", "synthetic", "settings"}
+SHOWN |= {"headline_metric", "metrics", "warnings"}
 
 
 def write_report(space: Workspace, jobs: Iterable[Job], processes: int = 2) -> Path | None:
-    """Writes space.root/report and returns its index.html, or None where there is nothing to show yet.
+    """Writes space.root/report and returns its index.html, or None if there is nothing to show yet.
 
     Args:
-        jobs: The runs that there could be (`plan.make_plan`); those without a record are listed with the reason.
-        processes: How many convert notebooks.
+        jobs: All runs of the profile (`batch.make_plan`); those without a record are listed with the reason.
+        processes: Number of processes that convert notebooks.
     """
     report = space.root / "report"
     if not any(space.root.glob("records/[!.]*")) and not any(space.root.glob(f"executed/*/[!.]*{FAILED}")):
         return None
-    with FileLock(space.root / ".report.lock"):  # of two batches that end together
+    with FileLock(space.root / ".report.lock"):  # two batches may end at the same time
         contents = gather(space, jobs)
         notebooks = _notebook_pages(contents)
         write_notebooks(report, space, list(notebooks.values()), processes)
         written = {report / page.page for page in notebooks.values()} | _write_pages(report, contents, notebooks)
         for path in report.rglob("*"):
-            own = path.name.startswith(".") or path.relative_to(report).parts[0] in FOLDERS
-            if own and path.is_file() and path not in written:  # of runs that are gone, or of a writing that was killed
+            owned = path.name.startswith(".") or path.relative_to(report).parts[0] in FOLDERS
+            if owned and path.is_file() and path not in written:  # of a deleted run, or from a killed process
                 path.unlink()
     return report / "index.html"
 
 
 def _notebook_pages(contents: Contents) -> dict[str, NotebookPage]:
-    """Run -> its executed notebook, and "paper/name" -> a paper notebook."""
+    """Returns run id -> page of its executed notebook, and "paper/<name>" -> page of a paper notebook."""
     pages = {}
     for run in contents.runs:
         if run.notebook:
@@ -70,7 +70,7 @@ def _notebook_pages(contents: Contents) -> dict[str, NotebookPage]:
 
 
 def _write_pages(report: Path, contents: Contents, notebooks: dict[str, NotebookPage]) -> set[Path]:
-    """Writes all pages but the notebooks', index.html last, and the files beside them; returns their paths."""
+    """Writes all pages except the notebooks', index.html last, and the files that they link to; returns their paths."""
     pages = {run.name: f"runs/{run.name}.html" for run in contents.runs}
     shared = {
         "space": contents.space,
@@ -94,7 +94,7 @@ def _write_pages(report: Path, contents: Contents, notebooks: dict[str, Notebook
 
 
 def _run_facts(run: Run, contents: Contents, shared: dict) -> dict:
-    given = run.record.get("settings", {})
+    settings = run.record.get("settings", {})
     columns = dict.fromkeys(column for numbers in run.record.get("metrics", {}).values() for column in numbers)
     return {
         "run": run,
@@ -102,29 +102,30 @@ def _run_facts(run: Run, contents: Contents, shared: dict) -> dict:
         "notebook": shared["notebooks"].get(run.name),
         "figures": [figure for figure in contents.figures if run.name in figure.records],
         "columns": list(columns),
-        "settings": {name: value for name, value in given.items() if value is not None},
+        "settings": {name: value for name, value in settings.items() if value is not None},
         "command": _command(run.record) if run.record else "",
-        "usual": [name for name, value in given.items() if value is None],
-        "others": {key: value for key, value in run.record.items() if key not in TOLD},
+        "defaults": [name for name, value in settings.items() if value is None],
+        "other_facts": {key: value for key, value in run.record.items() if key not in SHOWN},
     }
 
 
 def _command(record: dict) -> str:
-    """What to type to repeat a run."""
+    """Returns the command that repeats a run."""
     words = ["python run_all.py --profile", record["profile"], "--protocols", record["protocol"]]
     words += ["--datasets", record["dataset"], "--encoders", record["encoder"], "--seeds", str(record["seed"])]
-    known = record["protocol"] in protocols.list_protocols()
-    usual = {PROFILE_SETTINGS: ANY, **(protocols.load_protocol(record["protocol"]).settings if known else {})}
-    others = (f"{k}={v}" for k, v in record["settings"].items() if usual.get(k) not in (v, ANY))
-    return " ".join([*words[:1], *map(shlex.quote, words[1:]), *(f"-p {shlex.quote(o)}" for o in others), "--force"])
+    exists = record["protocol"] in protocols.list_protocols()
+    defaults = {PROFILE_SETTINGS: ANY, **(protocols.load_protocol(record["protocol"]).settings if exists else {})}
+    overrides = [f"{k}={v}" for k, v in record["settings"].items() if defaults.get(k) not in (v, ANY)]
+    options = [f"-p {shlex.quote(override)}" for override in overrides]
+    return " ".join([*words[:1], *map(shlex.quote, words[1:]), *options, "--force"])
 
 
 def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
     board, items = (next((table for table in tables if table.name == name), None) for name in (BOARD, ITEMS))
     records = [run.record for run in contents.runs if run.record]
-    found = [record.get("environment", {}) for record in records]
-    environments = Counter(tuple(_shared_by_runs(environment).items()) for environment in found)
-    commits = Counter((e.get("git_commit"), bool(e.get("git_changed"))) for e in found)
+    recorded = [record.get("environment", {}) for record in records]
+    environments = Counter(tuple(_comparable(environment).items()) for environment in recorded)
+    commits = Counter((e.get("git_commit"), bool(e.get("git_changed"))) for e in recorded)
     sheet = board.sheet if board else NOTHING
     figures = [figure for figure in contents.figures if figure.name != BOARD]
     return {
@@ -132,12 +133,12 @@ def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
         "board_figure": next((figure for figure in contents.figures if figure.name == BOARD), None),
         "figures": [figure for figure in figures if figure.records],
         "empty_figures": [figure for figure in figures if not figure.records],
-        "numbers": pick_columns(sheet, [name for name in sheet.columns if name not in NOTES]),
-        "notes": pick_columns(sheet, ["dataset", "protocol", "encoder", *NOTES]),
-        "items": pick_columns(items.sheet if items else NOTHING, ITEM_COLUMNS),
+        "numbers": select_columns(sheet, [name for name in sheet.columns if name not in NOTES]),
+        "notes": select_columns(sheet, ["dataset", "protocol", "encoder", *NOTES]),
+        "items": select_columns(items.sheet if items else NOTHING, ITEM_COLUMNS),
         "items_files": items,
-        "verdicts": Counter(row[0] for row in pick_columns(sheet, ["verdict"], every=True).rows).most_common(),
-        "tables": {title: rest for title, group in contents.tables.items() if (rest := _others(group))},
+        "verdicts": Counter(row[0] for row in select_columns(sheet, ["verdict"], duplicates=True).rows).most_common(),
+        "tables": {title: rest for title, group in contents.tables.items() if (rest := _without_own_section(group))},
         "count_tables": len(tables),
         "environments": [(dict(environment), count) for environment, count in environments.most_common()],
         "environment_rows": list(dict.fromkeys(name for environment in environments for name, _ in environment)),
@@ -146,18 +147,18 @@ def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
     }
 
 
-def _others(tables: list[Exhibit]) -> list[Exhibit]:
+def _without_own_section(tables: list[Exhibit]) -> list[Exhibit]:
     return [table for table in tables if table.name not in (BOARD, ITEMS)]
 
 
-def _shared_by_runs(environment: dict) -> dict:
-    """What two runs must share to have run on the same: all but the threads that they were given, and the commit."""
-    plain = {name: environment.get(name) for name in ("platform", "cores", "gpu", "python")}
-    return {**plain, **environment.get("versions", {})}
+def _comparable(environment: dict) -> dict:
+    """Returns the entries that two runs in the same environment share: all except threads and commit."""
+    machine = {name: environment.get(name) for name in ("platform", "cores", "gpu", "python")}
+    return {**machine, **environment.get("versions", {})}
 
 
 def _weights(records: list[dict]) -> list[dict]:
-    """A row an encoder and digest: how many runs had these weights, where they are from, under which licence."""
+    """Returns a row per encoder and digest: number of runs, source and licence of the weights."""
     counts = Counter((r["encoder"], r.get("encoder_facts", {}).get("digest")) for r in records)
     rows = []
     for (encoder, digest), runs in counts.items():

@@ -144,7 +144,7 @@ def mixed(tmp_path_factory, notebooks):
         for name, value in (("PATH", user), ("DATA_DIR", user), ("PREFER_ENV_PATH", "0")):
             patch.setenv(f"JUPYTER_{name}", str(value))
         patch.delenv("OMP_NUM_THREADS", raising=False)
-        first = batch.run_batch(planned, batch.How(jobs=2), say=said.append)
+        first = batch.run_batch(planned, batch.BatchOptions(jobs=2), say=said.append)
     return space, planned, first, said
 
 
@@ -154,7 +154,7 @@ def test_one_failure_does_not_stop_the_rest_and_each_says_where_and_why(mixed):
     assert (outcomes[1].cell, outcomes[1].error) == ("cell-1", "ValueError: has no image")
     assert outcomes[2].cell == "cell-1"
     assert "died" in outcomes[2].error
-    assert "without leaving a whole record" in outcomes[3].error
+    assert "without writing a complete record" in outcomes[3].error
     assert batch.exit_status(outcomes) == 1
     text = batch.describe_outcomes(outcomes)
     assert "cell cell-1: ValueError: has no image" in text
@@ -188,7 +188,7 @@ def test_what_is_done_is_skipped_and_drawings_follow_their_inputs(mixed, noteboo
     assert figure.read_text() == "demo-linear_probe-random_tiny-seed0"
 
     def statuses(**options):
-        return [o.status for o in batch.run_batch(again, batch.How(**options), say=lambda line: None)]
+        return [o.status for o in batch.run_batch(again, batch.BatchOptions(**options), say=lambda line: None)]
 
     assert statuses() == ["skipped", "skipped"]
     fake_record(space.records / "another-run")
@@ -225,7 +225,7 @@ def test_a_record_of_a_run_under_way_does_not_count(tmp_path):
 def test_an_old_record_does_not_vouch_for_a_forced_run(space, notebooks):
     planned = make(space, notebooks, seeds=[3])
     fake_record(planned.runs[0].record)
-    assert batch.run_batch(planned, batch.How(force=True), say=lambda line: None)[0].status == "failed"
+    assert batch.run_batch(planned, batch.BatchOptions(force=True), say=lambda line: None)[0].status == "failed"
 
 
 def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, monkeypatch):
@@ -237,7 +237,7 @@ def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, mon
         return time.monotonic() + (20 if mark.is_file() and mark.read_text() else 0)
 
     monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=clock))
-    outcomes = batch.run_batch(planned, batch.How(timeout=20), say=lambda line: None)
+    outcomes = batch.run_batch(planned, batch.BatchOptions(timeout=20), say=lambda line: None)
     assert outcomes[0].status == "failed"
     assert "longer than 20 s" in outcomes[0].error
     assert not alive(int((space.root / "kernel-4").read_text()))
@@ -356,7 +356,7 @@ def test_a_run_whose_papermill_dies_after_the_record_is_done_for_the_batch_the_n
         ({"overrides": ["trian_fraction=0.1"]}, "did you mean -p train_fraction=0.1"),
         ({"overrides": ["batch_size=many"]}, "not a whole number"),
         ({"overrides": ["train_fraction=nan"]}, "not a number"),
-        ({"overrides": ["solver=newton"]}, "no such solver; write one of published, converged, sklearn"),
+        ({"overrides": ["solver=newton"]}, "invalid solver; write one of published, converged, sklearn"),
         ({"overrides": ["train_fraction=0"]}, "write a number above 0, up to 1"),
         ({"overrides": ["batch_size=0"]}, "write 1 or more"),
         ({"overrides": ["wieghts=x.pth"]}, "did you mean -p weights=x.pth"),
@@ -462,8 +462,8 @@ def test_targets_are_checked_and_named_and_may_be_missing(tmp_path):
     (run,) = plan.make_plan(space, ["ham10000"], ["random_tiny"], EXTERNAL).runs
     assert not run.missing
     states = {need.name: need.state for need in run.needs}
-    assert states.pop("ham10000") == "there"
-    assert states == dict.fromkeys(states, "not there, so no target")
+    assert states.pop("ham10000") == "found"
+    assert states == dict.fromkeys(states, "missing, so not a target")
     assert {"ph2", "med_node", "hiba", "bcn20000"} <= set(states)
     assert not set(states) & {"ddi", "patch16", "demo"}
     (run,) = plan.make_plan(space, ["ham10000"], ["random_tiny"], EXTERNAL, overrides=["targets=ph2, hiba"]).runs

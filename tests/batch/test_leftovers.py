@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from panderm_utils import disk
 from panderm_utils.batch import leftovers
-from panderm_utils.batch.lock import started
+from panderm_utils.batch.lock import start_time
+from panderm_utils.disk import temporary
 
 ROOT = Path(__file__).parents[2]
 # Starts a run's process in a session of its own, and that one two more that ignore SIGINT.
@@ -29,7 +29,7 @@ below = "import subprocess, sys, time; code = 'import signal, time; signal.signa
 below += "time.sleep(600)'\\n"
 below += "both = [subprocess.Popen([sys.executable, '-c', code], start_new_session=True, stdout=-1) for _ in '12']\\n"
 below += "[one.stdout.readline() for one in both]; print('there', flush=True); time.sleep(600)"
-environment = os.environ | leftovers.mark(Path(sys.argv[1]))
+environment = os.environ | leftovers.run_mark(Path(sys.argv[1]))
 subprocess.Popen([sys.executable, "-c", below], env=environment, start_new_session=True)
 time.sleep(600)
 """
@@ -64,7 +64,7 @@ def start_run(start, log):
     """Returns the starter of a run and the three processes of the run."""
     starter = start([sys.executable, "-c", STARTER, log], stdout=subprocess.PIPE, text=True)
     assert starter.stdout.readline() == "there\n"
-    family = leftovers.family(log)
+    family = leftovers.processes_of(log)
     start.found += family
     assert len(family) == 3
     return starter, family
@@ -73,19 +73,19 @@ def start_run(start, log):
 def test_what_outlives_its_starter_is_ended_even_without_parents(root, start):
     log = root / "logs/run.log"
     starter, family = start_run(start, log)
-    assert leftovers.left_over(root) == []
-    assert leftovers.end(lambda: leftovers.left_over(root)) == 0
+    assert leftovers.leftover_processes(root) == []
+    assert leftovers.end_processes(lambda: leftovers.leftover_processes(root)) == 0
     starter.kill()
     starter.wait()
     next(process for process in family if process.parent().pid == starter.pid or process.ppid() == 1).kill()
-    while len(leftovers.family(log)) > 2:
+    while len(leftovers.processes_of(log)) > 2:
         time.sleep(0.01)
-    assert len(leftovers.left_over(root)) == 2  # in sessions of their own, with nobody above them
+    assert len(leftovers.leftover_processes(root)) == 2  # in sessions of their own, with nobody above them
     said = []
-    leftovers.clear(root, said.append)
-    assert [process for process in family if process.is_running() and started(process.pid)] == []
-    assert "ended 2 processes" in said[0]
-    leftovers.clear(root, said.append)
+    leftovers.clear_leftovers(root, said.append)
+    assert [process for process in family if process.is_running() and start_time(process.pid)] == []
+    assert "ended 2 leftover processes" in said[0]
+    leftovers.clear_leftovers(root, said.append)
     assert len(said) == 1
 
 
@@ -101,9 +101,9 @@ def test_who_interrupts_the_ending_cuts_it_short_and_leaves_nothing_either(root,
     timer = threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        leftovers.clear(root)
+        leftovers.clear_leftovers(root)
     timer.join()
-    assert leftovers.family(log) == []
+    assert leftovers.processes_of(log) == []
 
 
 def test_what_was_ended_has_let_go_of_its_log(root, start):
@@ -122,12 +122,12 @@ def test_what_was_ended_has_let_go_of_its_log(root, start):
     with log.open("r+b") as file:
         with pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert leftovers.end(lambda: leftovers.left_over(root)) == 1
+        assert leftovers.end_processes(lambda: leftovers.leftover_processes(root)) == 1
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_nothing_else_is_touched(root, start):
-    mine = started(os.getpid())
+    mine = start_time(os.getpid())
     logs = {
         "of a living starter, as a Slurm task": f"{os.getpid()} {mine} {root}/logs/run.log",
         "of another folder": f"{os.getpid()} 1 {root}-2/logs/run.log",
@@ -136,10 +136,10 @@ def test_nothing_else_is_touched(root, start):
     others = [start(["sleep", "600"], env={leftovers.RUN: text}) for text in logs.values()]
     reused = start(["sleep", "600"], env={leftovers.RUN: f"{others[2].pid} 1 {root}/logs/run.log"})
     until = time.monotonic() + 20
-    while not leftovers.left_over(root) and time.monotonic() < until:
+    while not leftovers.leftover_processes(root) and time.monotonic() < until:
         time.sleep(0.01)
-    assert [process.pid for process in leftovers.left_over(root)] == [reused.pid]
-    leftovers.clear(root, lambda line: None)
+    assert [process.pid for process in leftovers.leftover_processes(root)] == [reused.pid]
+    leftovers.clear_leftovers(root, lambda line: None)
     assert reused.wait(20) != 0
     # The number of its starter is a living process's now, which has another start time.
     assert [process.poll() for process in others] == [None] * 3
@@ -180,9 +180,9 @@ def test_half_written_files_of_the_dead_are_removed_and_a_record_that_was_being_
         make(f"records/.b.{node}.{dead.pid}.old", folder=True)
         make(f"records/.c.{node}.{dead.pid}.old", folder=True)
         make("records/c", stays=True, folder=True)
-        assert leftovers.sweep(root) == 8
+        assert leftovers.remove_partial_files(root) == 8
     found = {path for path in root.glob("*/*") if path.is_file() and path.suffix != ".log"}
     found |= {path for path in root.glob("*/*/*") if path.name != "record.json"} | set(root.glob("records/*"))
     assert found == {*there, root / "records/b"}
     assert (root / "records/b/record.json").read_text() == f".b.{node}.{dead.pid}.old"
-    assert disk.temporary(root / "records/a").name == f".a.{node}.{os.getpid()}.new"
+    assert temporary(root / "records/a").name == f".a.{node}.{os.getpid()}.new"

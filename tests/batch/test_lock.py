@@ -22,8 +22,8 @@ HOLD = """\
 import sys, time
 from pathlib import Path
 from panderm_utils.batch import lock
-lock.BEAT = 0.1
-with lock.owned(Path(sys.argv[1])):
+lock.HEARTBEAT = 0.1
+with lock.lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -76,14 +76,14 @@ def read(folder):
 
 def test_the_second_batch_refuses_by_name_of_the_first_until_that_dies(tmp_path, start):
     first = start()
-    with pytest.raises(lock.FolderError) as told, lock.owned(tmp_path):
+    with pytest.raises(lock.FolderError) as told, lock.lock_folder(tmp_path):
         pass
     for part in (f"process {first.pid} on {platform.node()} since 2", "--as-typed", str(tmp_path)):
         assert part in str(told.value)
     assert read(tmp_path)["pid"] == first.pid
     first.kill()
     first.wait()
-    with lock.owned(tmp_path):
+    with lock.lock_folder(tmp_path):
         assert read(tmp_path)["pid"] == os.getpid()
     assert (tmp_path / lock.NAME).read_text() == ""
     assert start().poll() is None
@@ -136,17 +136,17 @@ def test_on_one_host_pid_and_start_time_tell_the_living_from_the_dead(tmp_path, 
     if not locks:
         monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "no locks")))
     if alive:
-        with pytest.raises(lock.FolderError, match=str(first.pid)), lock.owned(tmp_path):
+        with pytest.raises(lock.FolderError, match=str(first.pid)), lock.lock_folder(tmp_path):
             pass
     else:
-        with lock.owned(tmp_path):
+        with lock.lock_folder(tmp_path):
             assert read(tmp_path)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_another_host_is_judged_by_its_beats_and_never_by_its_clock(tmp_path, monkeypatch, alive):
-    monkeypatch.setattr(lock, "PATIENCE", 1.0)
-    monkeypatch.setattr(lock, "LOOK", 0.01)
+    monkeypatch.setattr(lock, "STALE_AFTER", 1.0)
+    monkeypatch.setattr(lock, "POLL", 0.01)
     path, over, said = tmp_path / lock.NAME, threading.Event(), []
     path.write_text(
         json.dumps({"host": "elsewhere", "boot": "x", "pid": 1, "started": "1", "since": "9", "command": "c"})
@@ -164,13 +164,13 @@ def test_another_host_is_judged_by_its_beats_and_never_by_its_clock(tmp_path, mo
         other.start()
         with (
             pytest.raises(lock.FolderError, match="process 1 on elsewhere since 9: c"),
-            lock.owned(tmp_path, said.append),
+            lock.lock_folder(tmp_path, said.append),
         ):
             pass
         over.set()
         other.join()
     else:
-        with lock.owned(tmp_path, said.append):
+        with lock.lock_folder(tmp_path, said.append):
             assert read(tmp_path)["pid"] == os.getpid()
     assert "elsewhere" in said[0]
 
@@ -190,15 +190,15 @@ def test_an_owner_beats_and_ends_when_another_has_taken_over_while_it_slept(tmp_
 
 def test_a_lock_that_the_power_cut_short_is_nobodys(tmp_path):
     (tmp_path / lock.NAME).write_text('{"host": "me')
-    with lock.owned(tmp_path):
+    with lock.lock_folder(tmp_path):
         assert read(tmp_path)["pid"] == os.getpid()
 
 
 def test_a_zombie_is_dead_and_a_start_time_is_ones_own():
     process = subprocess.Popen(["sleep", "600"])
-    assert lock.started(process.pid) == lock.started(process.pid) != lock.started(os.getpid())
+    assert lock.start_time(process.pid) == lock.start_time(process.pid) != lock.start_time(os.getpid())
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert lock.started(process.pid) is None
+    assert lock.start_time(process.pid) is None
     process.wait()
-    assert lock.started(process.pid) is None
+    assert lock.start_time(process.pid) is None

@@ -72,7 +72,7 @@ def seen(run):
 
 def test_each_run_has_a_gpu_of_its_own_and_a_wide_one_several(space, notebooks):
     quiet = {"say": lambda line: None}
-    how = batch.How(gpus=("2", "5"))
+    how = batch.BatchOptions(gpus=("2", "5"))
     planned = make(space, notebooks, seeds=[0, 1, 2])
     assert batch.exit_status(batch.run_batch(planned, how, **quiet)) == 0
     assert {seen(run)["gpus"] for run in planned.runs} == {"2", "5"}
@@ -81,7 +81,7 @@ def test_each_run_has_a_gpu_of_its_own_and_a_wide_one_several(space, notebooks):
     wide = make(space, notebooks, seeds=[3], overrides=["processes=2"])
     assert batch.exit_status(batch.run_batch(wide, how, **quiet)) == 0
     assert seen(wide.runs[0])["gpus"] == "2,5"
-    with pytest.raises(ValueError, match=r"asks for 3 GPUs; name as many with --gpus"):
+    with pytest.raises(ValueError, match=r"needs 3 GPUs; name as many with --gpus"):
         devices.check_gpus(make(space, notebooks, seeds=[4], overrides=["processes=3"]).runs, how.gpus)
 
 
@@ -89,7 +89,7 @@ def test_gpus_are_named_by_the_user_the_scheduler_or_the_driver(monkeypatch, tmp
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-8a1b,7")
     assert devices.read_gpus("all") == ("4", "GPU-8a1b", "7")
     assert devices.read_gpus("7, 4") == ("7", "4")
-    with pytest.raises(ValueError, match=r"no GPU 0 here; write --gpus all, or of these: 4, GPU-8a1b, 7 \(CUDA_VIS"):
+    with pytest.raises(ValueError, match=r"no GPU 0 here; write --gpus all, or choose from 4, GPU-8a1b, 7 \(CUDA_VIS"):
         devices.read_gpus("0,4")
     with pytest.raises(ValueError, match="each GPU once"):
         devices.read_gpus("4,4")
@@ -110,7 +110,7 @@ def test_gpus_are_named_by_the_user_the_scheduler_or_the_driver(monkeypatch, tmp
 
 def test_a_killed_kernel_is_tried_again_and_an_error_of_the_code_never(space, notebooks):
     planned = make(space, notebooks, seeds=[6, 7, 8, 9])
-    outcomes = batch.run_batch(planned, batch.How(jobs=2, retries=1), say=lambda line: None)
+    outcomes = batch.run_batch(planned, batch.BatchOptions(jobs=2, retries=1), say=lambda line: None)
     assert [o.status for o in outcomes[:4]] == ["done", "failed", "failed", "failed"], outcomes
     assert [len((space.root / f"tries-{seed}").read_text()) for seed in (6, 7, 8, 9)] == [2, 2, 1, 1], outcomes
     told = re.search(r"exit code 137, peak memory (\d+) MB; tried 2 times", outcomes[1].error)
@@ -122,9 +122,9 @@ def test_a_killed_kernel_is_tried_again_and_an_error_of_the_code_never(space, no
 def test_a_killed_papermill_leaves_no_kernel_and_is_tried_again(space, notebooks):
     planned = make(space, notebooks, seeds=[5])
     outcome = batch.run_batch(planned, say=lambda line: None)[0]
-    assert outcome.error == "papermill was killed, as when memory runs out; tried 2 times"
+    assert outcome.error == "papermill was killed, probably because memory ran out; tried 2 times"
     assert (space.root / "tries-5").read_text() == "xx"
-    assert leftovers.family(planned.runs[0].log) == []
+    assert leftovers.processes_of(planned.runs[0].log) == []
 
 
 def test_a_kernel_that_does_not_start_is_tried_again(space, notebooks, tmp_path, monkeypatch):
@@ -137,7 +137,9 @@ def test_a_kernel_that_does_not_start_is_tried_again(space, notebooks, tmp_path,
         "runpy.run_module('ipykernel_launcher', run_name='__main__')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(broken))
-    outcome = batch.run_batch(make(space, notebooks, seeds=[1]), batch.How(retries=0), say=lambda line: None)[0]
+    outcome = batch.run_batch(make(space, notebooks, seeds=[1]), batch.BatchOptions(retries=0), say=lambda line: None)[
+        0
+    ]
     assert outcome.status == "failed"
     assert "the kernel did not start" in outcome.error
     (tmp_path / "tried").unlink()
@@ -162,16 +164,16 @@ def test_a_plan_tells_what_like_runs_took_and_never_guesses(tmp_path):
     chosen = {"datasets": ["ham10000"], "encoders": ["panderm_large", "panderm_base"]}
     planned = plan.make_plan(space, **chosen, protocols=["fine_tune", "linear_probe"])
     text = estimates.describe_plan(planned)
-    assert "ham10000-fine_tune-panderm_large-seed0  90 min, 4.1 GB, 9.9 GB of a H100 (from 2 like runs)" in text
+    assert "ham10000-fine_tune-panderm_large-seed0  90 min, 4.1 GB, 9.9 GB of a H100 (from 2 similar runs)" in text
     assert "ham10000-fine_tune-panderm_base-seed0  unknown" in text
     assert "GPU time: 90 min for 1 runs" in text
     assert "Time and memory of 3 runs: unknown" in text
     size = 4 * (8207 + 575 + 1232) * (1024 + 768) / 1e6
     assert f"features {size:.0f} MB; checkpoints 3 MB, checkpoints of 1 runs unknown" in text
     other = plan.make_plan(space, datasets=["ddi"], encoders=["panderm_large"], protocols=["linear_probe"])
-    assert "Registration or an agreement stands before: ddi" in estimates.describe_plan(other)
+    assert "Registration or a signed agreement is needed for: ddi" in estimates.describe_plan(other)
     quicker = plan.make_plan(space, **chosen, protocols=["fine_tune"], seeds=[0], overrides=["epochs=5"])
-    assert "unknown" in estimates.describe_plan(quicker).splitlines()[1]  # other settings are no like run
+    assert "unknown" in estimates.describe_plan(quicker).splitlines()[1]  # with other settings, runs are not similar
 
 
 def test_the_longest_run_starts_first_and_the_time_left_is_what_like_runs_took(space, notebooks):

@@ -1,4 +1,4 @@
-"""The front door: what a user types, and what it answers."""
+"""The command line: arguments, output and exit status of run_all.py."""
 
 import os
 import shlex
@@ -205,9 +205,9 @@ def test_a_csv_that_is_used_as_it_is_is_not_named_for_deletion(house, capsys):
 
 
 def test_commands_are_told_as_they_must_be_typed_elsewhere(monkeypatch, tmp_path):
-    assert shlex.split(run_all.myself())[-1] == ("run_all.py" if Path.cwd() == ROOT else str(ROOT / "run_all.py"))
+    assert shlex.split(run_all.program())[-1] == ("run_all.py" if Path.cwd() == ROOT else str(ROOT / "run_all.py"))
     monkeypatch.chdir(tmp_path)
-    python, script = shlex.split(run_all.myself())
+    python, script = shlex.split(run_all.program())
     done = subprocess.run([python, script, "--help"], capture_output=True, text=True)
     assert "--new-dataset" in done.stdout, done.stderr
 

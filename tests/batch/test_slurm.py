@@ -54,8 +54,8 @@ def cluster():
     if absent := missing_programs():
         pytest.skip(f"needs {', '.join(absent)}: apt-get install slurm-wlm munge")
     with slurm_on_loopback() as running, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slurm_queue, "ASK", 0.5)
-        patch.setattr(slurm, "LOOK", 0.1)
+        patch.setattr(slurm_queue, "QUERY_INTERVAL", 0.5)
+        patch.setattr(slurm, "POLL", 0.1)
         patch.delenv("OMP_NUM_THREADS", raising=False)
         yield running
 
@@ -89,7 +89,7 @@ def begin(planned, jobs=1, options=()):
     said, outcomes = [], []
 
     def follow():
-        outcomes.extend(slurm.run_on_slurm(planned, batch.How(jobs), options, said.append))
+        outcomes.extend(slurm.run_on_slurm(planned, batch.BatchOptions(jobs), options, said.append))
 
     thread = threading.Thread(target=follow, daemon=True)  # it waits as long as Slurm is away, so also after a failure
     thread.start()
@@ -138,7 +138,7 @@ def test_an_array_completes_and_a_failure_is_as_it_is_here(cluster, under_way, s
     (space.root / "slurm").mkdir(parents=True)
     for number in range(20):  # outcomes of an earlier Slurm that gave the same numbers
         (space.root / f"slurm/{number}_0_0_result.pkl").write_bytes(pickle.dumps(("error", "an old one")))
-    outcomes = slurm.run_on_slurm(planned, batch.How(jobs=2), options, said.append)
+    outcomes = slurm.run_on_slurm(planned, batch.BatchOptions(jobs=2), options, said.append)
     assert [outcome.status for outcome in outcomes] == ["done", "failed", "done", "done"]
     assert batch.exit_status(outcomes) == 1
     (here, _) = batch.run_batch(make(space, notebooks, 1), say=lambda line: None)
@@ -158,12 +158,12 @@ def test_an_array_completes_and_a_failure_is_as_it_is_here(cluster, under_way, s
     record = json.loads((space.records / f"{NAME}0/record.json").read_text())
     assert record["threads"] == "1"  # not all of the node's, which no control group hides here
     assert (space.figures / "figure.txt").read_text() == f"{NAME}0 {NAME}6"
-    again = slurm.run_on_slurm(make(space, notebooks, 0, 6), batch.How(), [], said.append)
+    again = slurm.run_on_slurm(make(space, notebooks, 0, 6), batch.BatchOptions(), [], said.append)
     assert [outcome.status for outcome in again] == ["skipped"] * 3
 
 
 def test_a_run_that_reaches_its_time_limit_too_often_has_failed(cluster, space, notebooks, monkeypatch):
-    monkeypatch.setattr(slurm, "TIMEOUTS", 0)
+    monkeypatch.setattr(slurm, "MAX_TIMEOUTS", 0)
     _, wait = begin(make(space, notebooks, 3), options=["time=5"])
     until(lambda: lives(space, 3))
     cluster("scancel", "--signal=USR2", job_of(space, 3))  # as Slurm does before the limit
@@ -181,10 +181,10 @@ def test_a_batch_that_is_left_can_be_attached_to_again(cluster, space, notebooks
     told, _ = left.communicate(timeout=60)
     job = job_of(space, 4)
     assert left.returncode == 130
-    assert f"1 runs go on in Slurm; the same command attaches to them, `scancel {job}` ends them" in told
+    assert f"1 runs continue in Slurm; the same command attaches to them, `scancel {job}` cancels them" in told
     said, wait = begin(make(space, notebooks, 4, 0))
     until(lambda: len(said) > 1)
-    assert said[0] == f"1 of 2 runs are in Slurm already, as job {job}"
+    assert said[0] == f"1 of 2 runs are already in Slurm, as job {job}"
     assert said[1].startswith("1 of 2 runs submitted")
     assert job_of(space, 4) == job
     (space.root / "go").touch()
@@ -206,7 +206,7 @@ def test_ctrl_c_on_a_terminal_offers_to_leave_or_to_cancel(cluster, space, noteb
         while text not in shown:
             shown += os.read(terminal, 1000)
 
-    show(b"Slurm's own")
+    show(b"Slurm's logs")
     os.write(terminal, b"\x03")
     show(b"[l]eave them in Slurm or [c]ancel them?")
     os.write(terminal, answer.encode() + b"\n")
@@ -304,8 +304,8 @@ def test_fine_tuning_goes_on_from_its_checkpoint_when_it_was_queued_again(cluste
 
 def test_an_array_that_slurm_finds_too_long_is_told_with_the_remedy(cluster, space, notebooks):
     limit = int(re.search(r"MaxArraySize\s*= (\d+)", cluster("scontrol", "show", "config"))[1])
-    with pytest.raises(parameters.PlanError, match=r"(?s)did not take \d+ runs: .*name fewer --datasets or --seeds"):
-        slurm.run_on_slurm(make(space, notebooks, *range(limit + 1)), batch.How(), [], lambda line: None)
+    with pytest.raises(parameters.PlanError, match=r"(?s)rejected \d+ runs: .*name fewer --datasets or --seeds"):
+        slurm.run_on_slurm(make(space, notebooks, *range(limit + 1)), batch.BatchOptions(), [], lambda line: None)
 
 
 def test_limits_are_read_as_slurm_reads_them(cluster):
@@ -323,7 +323,7 @@ def test_limits_are_read_as_slurm_reads_them(cluster):
     ("option", "message"),
     [
         ("partition=nowhere", "invalid partition"),
-        ("array=0-3", "not any of array"),
+        ("array=0-3", "not array"),
         ("fine_tune:mem=1G", "linear_probe"),
     ],
 )
@@ -347,8 +347,8 @@ def test_what_is_not_installed_is_told_in_a_line(cluster, space, notebooks, monk
 def test_runs_of_one_shape_share_an_array(space):
     runs = plan.make_plan(space, datasets=["demo"]).runs
     given = ["partition=gpu", "fine_tune:gpus-per-node=1", "linear_probe:time=30"]
-    shapes = slurm.by_shape(runs, slurm.settle_options(runs, given))
-    usual = {"partition": "gpu", "time": slurm.HOURS}
+    shapes = slurm.group_into_arrays(runs, slurm.settle_options(runs, given))
+    usual = {"partition": "gpu", "time": slurm.DEFAULT_TIME}
     expected = {**dict.fromkeys(plan.list_protocols(), usual), "linear_probe": {**usual, "time": "30"}}
     expected["fine_tune"] = {**usual, "gpus_per_node": "1"}
     assert {run.notebook.parent.name: options for options, alike in shapes for run in alike} == expected

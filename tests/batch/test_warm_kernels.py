@@ -104,7 +104,7 @@ def record_of(run):
 
 
 def execute(planned, **options):
-    return batch.run_batch(planned, batch.How(**options), say=lambda line: None)
+    return batch.run_batch(planned, batch.BatchOptions(**options), say=lambda line: None)
 
 
 def servers():
@@ -174,7 +174,7 @@ def test_once_the_server_is_killed_all_goes_on_cold(space, notebooks):
     assert record_of(planned.runs[1])["seen"]["warm"] is False
     assert len(killed) == 1
     assert [file.path for file in killed[0] if file.path.endswith(".log")] == []  # it would hold its lock
-    assert leftovers.family(planned.runs[0].log) == []
+    assert leftovers.processes_of(planned.runs[0].log) == []
 
 
 def test_a_server_that_cannot_import_leaves_all_to_cold_starts(space, notebooks, tmp_path, monkeypatch):
@@ -200,15 +200,15 @@ def test_a_killed_batch_takes_its_server_along_and_the_next_one_ends_its_runs(sp
     below = server.children(recursive=True)
     log = space.root / "logs/demo-linear_probe-random_tiny-seed4.log"
     assert int(kernel.read_text()) in {process.pid for process in below}
-    assert {process.pid for process in leftovers.family(log)} == {process.pid for process in below}
+    assert {process.pid for process in leftovers.processes_of(log)} == {process.pid for process in below}
     driver.kill()
     driver.wait()
     until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
-    assert len(leftovers.left_over(space.root)) == len(below)
+    assert len(leftovers.leftover_processes(space.root)) == len(below)
     said = []
-    leftovers.clear(space.root, said.append)
+    leftovers.clear_leftovers(space.root, said.append)
     assert [process for process in below if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
-    assert f"ended {len(below)} processes" in said[0]
+    assert f"ended {len(below)} leftover processes" in said[0]
 
 
 def test_a_run_that_is_let_go_before_its_fork_never_begins(tmp_path):
@@ -217,13 +217,13 @@ def test_a_run_that_is_let_go_before_its_fork_never_begins(tmp_path):
         warm.prepare(environment, waiting=2, at_once=1)
         (server,) = servers()
         command = ("timeit", ["-n", "1", "-r", "1", "-s", "import time", "open('begun', 'w'); time.sleep(600)"])
-        mark = leftovers.mark(tmp_path / "let go.log")[leftovers.RUN]
-        warm.start(*command, environment, mark, log).let_go()
+        mark = leftovers.run_mark(tmp_path / "let go.log")[leftovers.RUN]
+        warm.start(*command, environment, mark, log).abandon()
         ended = warm.start("this", [], environment, mark, log)
         assert until(lambda: ended.poll() is not None) and ended.poll() == 0
         assert b"Beautiful is better than ugly" in (tmp_path / "let go.log").read_bytes()
         assert not Path("begun").exists()
-        until(lambda: not leftovers.family(tmp_path / "let go.log"))
+        until(lambda: not leftovers.processes_of(tmp_path / "let go.log"))
         assert warm.start("this", [], environment | {"CUDA_VISIBLE_DEVICES": "1"}, mark, log) is None
         assert server.num_threads() == 1
     assert not server.is_running()

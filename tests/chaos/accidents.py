@@ -19,7 +19,7 @@ from pathlib import Path
 import house
 import psutil
 
-from panderm_utils.batch.lock import started
+from panderm_utils.batch.lock import start_time
 
 LOOK = 0.002  # seconds
 LIMIT = 300  # seconds in which a batch of seconds must end
@@ -63,7 +63,7 @@ class Scene:
     def writers(self) -> list[psutil.Process]:
         """Returns the processes that write a record now, by the names of the folders that they write."""
         pids = [int(path.name.split(".")[-2]) for path in self.root.glob("records/.*.new")]
-        return [psutil.Process(pid) for pid in pids if started(pid)]
+        return [psutil.Process(pid) for pid in pids if start_time(pid)]
 
     def is_writing(self) -> bool:
         return bool(self.writers())
@@ -139,7 +139,7 @@ class Tally:
         return sum(self.tried[accident.name] for accident in ACCIDENTS)
 
     def table(self) -> str:
-        titles = ("accident", "tried", "lost records", "left-over processes", "differing results", "done twice")
+        titles = ("accident", "tried", "lost records", "leftover processes", "differing results", "done twice")
         lines = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * 5]
         columns = (self.tried, self.lost, self.left, self.differing, self.twice)
         for name in [accident.name for accident in (*ACCIDENTS, *GENTLE) if self.tried[accident.name]]:
@@ -177,7 +177,8 @@ class Chaos:
         retries = self.rng.choice("001")  # of a killed kernel: by the next batch, or by the same
         seen: dict[str, tuple] = {}
         lost, left, differing, twice, trained = [], [], [], [], []
-        mark = f"{os.getpid()} {started(os.getpid())} {outputs / 'paper/logs/another.log'}"  # as of a Slurm task here
+        log = outputs / "paper/logs/another.log"  # as of a Slurm task here
+        mark = f"{os.getpid()} {start_time(os.getpid())} {log}"
         beside = subprocess.Popen(["sleep", "100000"], env={"PANDERM_RUN": mark})
         for life in [*lives, None]:
             if life is not None and set(house.answers(outputs)) == set(self.expected):

@@ -46,7 +46,7 @@ def test_two_batches_on_one_folder_the_second_names_the_first_and_touches_nothin
     second = chaos.house.start(outputs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out, told = second.communicate()
     assert (second.returncode, out) == (2, "")
-    assert f"another batch (process {first.pid} on " in told and "wait until it ends" in told
+    assert f"in use by another batch (process {first.pid} on " in told and "wait until it ends" in told
     assert first.wait() == 0
     assert house.answers(outputs) == chaos.expected
     assert "killed here" not in house.said(outputs).read_text()

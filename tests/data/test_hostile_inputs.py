@@ -797,7 +797,7 @@ GIVEN = {
     "parameter a number for auto": (planned("micro_batch=8", **TUNING), given(micro_batch=8)),
     "parameter a number for a text": (planned("device=5"), given(device="5")),
     "parameter of code": (planned(f"device={CODE}"), given(device=CODE)),
-    "parameter of code for a choice": (asked(f"monitor={CODE}", **TUNING), "no such monitor; write one of recall, acc"),
+    "parameter of code for a choice": (asked(f"monitor={CODE}", **TUNING), "invalid monitor; write one of recall, acc"),
     "parameter of quotes and line breaks": (planned("device='\"\n\\"), given(device="'\"\n\\")),
     "parameter of 100,000 brackets": (planned(f"device={'(' * 100_000}"), given(device="(" * 100_000)),
     "parameter of 200,000 minus signs": (asked(f"lr={'-' * 200_000}1", **TUNING), "1: not a number; write one"),
@@ -808,7 +808,7 @@ GIVEN = {
     "parameter of a file by 300 letters": (asked(f"weights={LONG}"), "File name too long"),
     "parameter of a home of nobody": (
         asked("weights=~nobody_of_these/x"),
-        "~nobody_of_these/x: .*; write the path from",
+        "~nobody_of_these/x: .*; write the absolute path",
     ),
     "seed negative": (asked(seeds="-1"), "seed -1: write a whole number from 0 to 4294967295"),
     "seed of 30 digits": (asked(seeds="1" * 30), "seed 1{30}: write a whole number from 0 to 4294967295"),
@@ -1049,7 +1049,7 @@ def test_a_batch_ends_the_good_run_beside_bad_data_and_code_in_a_parameter(tmp_p
 
     code = CODE.replace("MARK", str(tmp_path / "MARK"))
     planned = plan.Plan(space, runs(["ddi", "hiba"]) + runs(["ddi"], f"device={code}", seed=1), ())
-    good, bad, armed_run = batch.run_batch(planned, batch.How(jobs=2), say=lambda line: None)
+    good, bad, armed_run = batch.run_batch(planned, batch.BatchOptions(jobs=2), say=lambda line: None)
     assert (good.status, bad.status, armed_run.status) == ("done", "failed", "failed"), good.error
     assert bad.cell == "features"
     for words in ("CSV row 42: ", "40.jpg: the file is truncated", "download it again"):

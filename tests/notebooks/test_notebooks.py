@@ -72,7 +72,7 @@ def demo(tmp_path_factory):
         batch.make_plan(space, ["dermnet", "hiba"], tiny, ["label_efficiency"], overrides=FEW),
     ]
     runs = {run.name: run for plan in plans for run in plan.runs}
-    outcomes = batch.run_batch(batch.Plan(space, tuple(runs.values()), plans[0].paper), batch.How(jobs=2))
+    outcomes = batch.run_batch(batch.Plan(space, tuple(runs.values()), plans[0].paper), batch.BatchOptions(jobs=2))
     assert {outcome.status for outcome in outcomes} == {"done"}, batch.describe_outcomes(outcomes)
     return space
 

@@ -251,7 +251,7 @@ def test_every_link_resolves(visits):
             assert target.is_file(), f"{visit.path}: {link}"
             if parts.fragment:
                 assert f'id="{unquote(parts.fragment)}"' in target.read_text(), f"{visit.path}: {link}"
-    assert outside == {"https", "data"}  # where data and licences are to be had; pictures inside a notebook
+    assert outside == {"https", "data"}  # sources of data and licences; images inside a notebook
 
 
 def test_nothing_complains_and_nothing_is_fetched_from_outside(visits):
@@ -380,10 +380,10 @@ def test_the_index_tells_what_was_not_run_and_why(browser, demo, paper):
     text = visit.text()
     item = visit.page.locator("tr", has_text="Fig. 9").locator("a")
     assert [link.get_attribute("href") for link in item.all()] == ["notebooks/paper/figure_9.html"]
-    assert "no record yet to draw from for: Figure empty" in text
+    assert "No records yet for: Figure empty" in text
     assert visit.page.locator("img").count() == 2  # the scoreboard and figure 9, not the empty one
     assert f"DataError: row 7: {SCRIPT}" in text
-    assert "in the cell cell-0" in text
+    assert "in cell cell-0" in text
     assert "not a whole record" in text
     line = "python run_all.py --profile demo --protocols linear_probe --datasets"
     (left,) = [c for c in text.splitlines() if c.startswith(line) and c.endswith("--encoders panderm_tiny random_tiny")]
@@ -486,7 +486,7 @@ def test_numbers_are_short_and_names_are_words():
     shown = ["0.1235", "-2.0", "1e-05", "1.235e-07", "0.70 [0.65, 0.75]", "2025-01-02", "ab12", "1e5", ""]
     assert [pages.short_number(cell) for cell in cells] == shown
     names = {"weighted_f1_tta": "weighted F1 with TTA", "fine_tune": "fine-tuning", "auroc": "AUROC"}
-    assert {name: pages.in_words(name) for name in names} == names
+    assert {name: pages.readable_name(name) for name in names} == names
 
 
 def test_the_pages_are_in_the_package():

@@ -283,7 +283,7 @@ records.save_record(run, pd.DataFrame(), table, "accuracy")
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert list(space.records.glob(".*.new"))
-    assert leftovers.sweep(space.root) == (1 if moment == "write_bytes" else 2)
+    assert leftovers.remove_partial_files(space.root) == (1 if moment == "write_bytes" else 2)
     assert [path.name for path in space.records.iterdir()] == [folder.name]
     assert (folder / "record.json").read_bytes() == before
     assert np.array_equal(records.read_predictions(folder)[1], proba)

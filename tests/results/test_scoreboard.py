@@ -135,7 +135,7 @@ def test_what_is_missing_is_looked_for(space):
     assert said(HAM) == "the weights; then: "
     space.weights_root.mkdir()
     (space.weights_root / manifests.load_encoder_manifest("panderm_large").weights_file).touch()
-    assert said(HAM) == "only the run: "
+    assert said(HAM) == "nothing but the run: "
     assert said(PAD) == "the data; then: "
 
 
@@ -148,7 +148,9 @@ def test_drawn_images_are_compared_with_nothing_and_their_files_are_no_data(tmp_
     board = board_of(space)
     assert set(board["verdict"]) == {"not run"}
     assert board[["ours", "low", "high", "run_id"]].isna().all(axis=None)
-    assert board["missing"].str.startswith("drawn images are compared with nothing; the paper's run: python").all()
+    assert (
+        board["missing"].str.startswith("synthetic images reproduce no published number; the paper's run: python").all()
+    )
 
 
 def test_the_figure_shows_each_number_where_it_is(space):

@@ -1,4 +1,4 @@
-// Makes the headings of every table.sortable buttons that sort its rows: numbers as numbers, the rest as text.
+// Turns the headings of every table.sortable into buttons that sort its rows: numbers by value, the rest as text.
 "use strict";
 
 function keyOf(row, column) {
@@ -16,7 +16,7 @@ function sortBy(table, column, sign) {
   const numeric = rows.every(({ key }) => key === "" || key === "–" || !Number.isNaN(numberOf(key)));
   const empty = (key) => key === "" || key === "–";
   rows.sort((a, b) => {
-    if (empty(a.key) || empty(b.key)) return empty(a.key) - empty(b.key); // last, whichever way
+    if (empty(a.key) || empty(b.key)) return empty(a.key) - empty(b.key); // last in both directions
     return sign * (numeric ? numberOf(a.key) - numberOf(b.key) : a.key.localeCompare(b.key, "en", { numeric: true }));
   });
   body.append(...rows.map(({ row }) => row));
@@ -30,10 +30,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.append(...head.childNodes);
     head.append(button);
     button.addEventListener("click", () => {
-      const way = head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
+      const direction = head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", way);
-      sortBy(table, column, way === "ascending" ? 1 : -1);
+      head.setAttribute("aria-sort", direction);
+      sortBy(table, column, direction === "ascending" ? 1 : -1);
     });
   });
 }
