@@ -25,7 +25,7 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items):
     def place(item):
-        return next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+        return next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(f"tests/{name}")), len(LONGEST))
 
     items.sort(key=place)
 
