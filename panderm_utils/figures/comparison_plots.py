@@ -1,4 +1,4 @@
-"""How far two sets of predictions are apart on the same test images: two protocols, or one encoder and the others."""
+"""Figures and tables of paired comparisons on the same test images: two protocols, or one encoder and the others."""
 
 from dataclasses import dataclass
 
@@ -8,24 +8,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from panderm_utils.figures.plots import GREY, METRIC_TITLES, finish, shorten, style
+from panderm_utils.figures.plots import GREY, METRIC_TITLES, finish_figure, shorten, style
 from panderm_utils.figures.tables import wide
 from panderm_utils.manifests import Protocol, published_value
 from panderm_utils.stats import ALPHA
 
-APART = 0.11  # a point and its interval stand this far from the middle of their line, so that both intervals show
-MINUS = "\N{MINUS SIGN}"  # as wide as a plus, so that numbers stand below each other
+APART = 0.11  # distance of a point and its interval from the middle of their line, so that both intervals show
+MINUS = "\N{MINUS SIGN}"  # as wide as a plus, so that numbers align
 
 
 def protocol_differences(
     comparison: pd.DataFrame, sides: tuple[Protocol, Protocol], colors: dict[str, str], synthetic: bool = False
 ) -> Figure:
-    """Two protocols (a ring, a dot) joined by a line; at the right their difference and its interval.
+    """Draws the scores of two protocols (ring and dot) joined by a line; at the right, their difference and interval.
 
-    One line a dataset and encoder. Where there are several seeds: their mean, and below it a smaller line a seed.
+    One line per dataset and encoder. Several seeds are drawn as their mean and, below it, one smaller line per seed.
 
     Args:
-        comparison: Rows of one metric each (the headline's) of `results.compare_protocols`; sides: the two protocols.
+        comparison: Headline rows of `results.compare_protocols`; sides: the two protocols.
         colors: Encoder label -> colour.
     """
     titles, names = [side.title for side in sides], [side.name for side in sides]
@@ -49,21 +49,21 @@ def protocol_differences(
         right.set_title("Difference on the same images")
         if not lines:
             left.text(0.5, 0.5, "no dataset has both records yet", ha="center", transform=left.transAxes, color=GREY)
-            return finish(figure, synthetic)
+            return finish_figure(figure, synthetic)
         left.set_ylim(lines[-1].place + 0.6, lines[0].place - 0.75)
         _name_the_points(left, lines[0], sides, colors.get(lines[0].encoder, GREY))
         right.axvline(0, color="#222222", lw=0.8, zorder=0)
         _make_room(right)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def encoder_differences(comparison: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """A forest plot: by how much the reference is ahead of each other encoder, dataset by dataset, with 95% intervals.
+    """Draws a forest plot: the reference minus each other encoder, dataset by dataset, with 95% intervals.
 
-    A diamond is full where the p-value, corrected over the datasets, is below 0.05.
+    A diamond is filled if the p-value, corrected over the datasets, is below 0.05.
 
     Args:
-        comparison: Rows of one metric each (the headline's) of `comparison.compare_encoders`, of one seed.
+        comparison: Headline rows of `results.compare_encoders`, of one seed.
         colors: Encoder label -> colour.
     """
     groups = list(comparison.groupby("dataset_label", sort=False))
@@ -78,10 +78,10 @@ def encoder_differences(comparison: pd.DataFrame, colors: dict[str, str], synthe
             for row in rows.to_dict(orient="records"):
                 place += 1
                 names[place] = shorten(row["encoder_label"], 26)
-                says = f"{_with_interval(row)}   {row['p_holm']:.3f}"
-                says = "not defined" if np.isnan(row["difference"]) else says
+                text = f"{_with_interval(row)}   {row['p_holm']:.3f}"
+                text = "not defined" if np.isnan(row["difference"]) else text
                 color = colors.get(row["encoder_label"], GREY)
-                _draw_difference(axis, place, row, says, color, False, full=row["p_holm"] < ALPHA)
+                _draw_difference(axis, place, row, text, color, False, full=row["p_holm"] < ALPHA)
             place += 1
         axis.set_yticks(list(names), list(names.values()))
         axis.tick_params(axis="y", length=0)
@@ -89,7 +89,7 @@ def encoder_differences(comparison: pd.DataFrame, colors: dict[str, str], synthe
         if not groups:
             axis.set_xticks([])
             axis.text(0.5, 0.5, "no dataset has two encoders yet", ha="center", transform=axis.transAxes, color=GREY)
-            return finish(figure, synthetic)
+            return finish_figure(figure, synthetic)
         axis.set_ylim(place - 0.4, -0.5)
         _beside(axis, 0, "difference [95% interval]   p (Holm)", fontsize=8, color=GREY)
         axis.axvline(0, color="#222222", lw=0.8, zorder=0)
@@ -101,19 +101,19 @@ def encoder_differences(comparison: pd.DataFrame, colors: dict[str, str], synthe
         kinds = {f"p (Holm) below {ALPHA}": GREY, f"{ALPHA} or more": "white"}
         handles = [Line2D([], [], mfc=fill, label=label, **look) for label, fill in kinds.items()]
         figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A line of the picture: where it stands, and the numbers that it shows; the mean of seeds has no intervals."""
+    """A line of the figure: its position and numbers; the mean of seeds has no intervals."""
 
     place: float
     label: str
     encoder: str
     small: bool
     numbers: dict
-    says: str
+    text: str
 
 
 def _lines(comparison: pd.DataFrame, names: list[str]) -> list[_Line]:
@@ -127,8 +127,8 @@ def _lines(comparison: pd.DataFrame, names: list[str]) -> list[_Line]:
             lines.append(_Line(place, label, encoder, False, seeds[0], _with_interval(seeds[0])))
             continue
         mean = {name: group[name].mean() for name in (*names, "difference")}
-        says = f"{mean['difference']:+.3f}: mean of {len(seeds)} seeds"
-        lines.append(_Line(place, label, encoder, False, mean, says))
+        text = f"{mean['difference']:+.3f}: mean of {len(seeds)} seeds"
+        lines.append(_Line(place, label, encoder, False, mean, text))
         for seed in seeds:
             place += 0.55
             lines.append(_Line(place, f"seed {seed['seed']}", encoder, True, seed, _with_interval(seed)))
@@ -144,25 +144,25 @@ def _draw(left, right, line: _Line, names: list[str], color: str) -> None:
             left.hlines(y, numbers[f"{side}_low"], numbers[f"{side}_high"], color=color, lw=1.0, zorder=2)
         filled = color if side == names[1] else "white"
         left.plot(x, y, "o", ms=size, mfc=filled, mec=color, mew=1.0 if line.small else 1.6, zorder=3)
-    _draw_difference(right, line.place, numbers, line.says, color, line.small)
+    _draw_difference(right, line.place, numbers, line.text, color, line.small)
 
 
-def _draw_difference(axis, place: float, numbers: dict, says: str, color: str, small: bool, full: bool = True) -> None:
-    """A diamond with its interval, and beside the panel what it says."""
+def _draw_difference(axis, place: float, numbers: dict, text: str, color: str, small: bool, full: bool = True) -> None:
+    """Draws a diamond with its interval, and its text beside the panel."""
     if "low" in numbers:
         axis.hlines(place, numbers["low"], numbers["high"], color=color, lw=1.0 if small else 1.8)
     size = 3.6 if small else 6.4
     axis.plot(numbers["difference"], place, "D", ms=size, mfc=color if full else "white", mec=color, zorder=3)
-    _beside(axis, place, says, fontsize=7 if small else 9, color=GREY if small else "black")
+    _beside(axis, place, text, fontsize=7 if small else 9, color=GREY if small else "black")
 
 
-def _beside(axis, place: float, says: str, **look) -> None:
+def _beside(axis, place: float, text: str, **look) -> None:
     at = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
-    axis.annotate(says, (1, place), **at, va="center", **look)
+    axis.annotate(text, (1, place), **at, va="center", **look)
 
 
 def _name_the_points(axis, line: _Line, sides: tuple[Protocol, Protocol], color: str) -> None:
-    """Writes what ring and dot are over those of the first line, each to its own side, and makes room for it."""
+    """Labels the ring and the dot of the first line with their protocols, one to each side, and makes room for it."""
     values, titles = [line.numbers[side.name] for side in sides], [side.title for side in sides]
     low, high = axis.get_xlim()
     room = 0.3 * (high - low)
@@ -183,7 +183,7 @@ def _name_the_points(axis, line: _Line, sides: tuple[Protocol, Protocol], color:
 
 
 def _make_room(axis) -> None:
-    """The zero line stands well inside, and no difference fills the panel however small it is."""
+    """Keeps the zero line well inside the panel, and small differences small."""
     low, high = axis.get_xlim()
     reach = 0.12 * max(high - low, 0.02)
     axis.set_xlim(min(low, -reach), max(high, reach))
@@ -196,16 +196,16 @@ def _with_interval(numbers: dict) -> str:
     return text.replace("-", MINUS)
 
 
-# Heading -> column of `comparison.compare_encoders`.
+# Heading -> column of `results.compare_encoders`.
 TESTS = {"p": "p_value", "p (Holm)": "p_holm", "p (t)": "p_t"}
 
 
 def protocols_table(comparison: pd.DataFrame, sides: tuple[Protocol, Protocol], synthetic: bool) -> pd.DataFrame:
-    """The question of Supplementary Table 2: a row a dataset and encoder, its headline metric by both protocols.
+    """Returns Supplementary Table 2: one row per dataset and encoder, with the headline metric by both protocols.
 
     Args:
         comparison: Rows of `results.compare_protocols`, of one seed; sides: the two protocols.
-        synthetic: Drawn images have no published numbers: those two columns are left out.
+        synthetic: Leaves out the two columns of published numbers, which synthetic images do not have.
     """
     rows = comparison[comparison["headline"]]
     table = _side_by_side(rows, _columns(sides), {"p": "p_value"})
@@ -217,10 +217,10 @@ def protocols_table(comparison: pd.DataFrame, sides: tuple[Protocol, Protocol], 
 
 
 def comparisons_table(comparison: pd.DataFrame) -> pd.DataFrame:
-    """A row a dataset and other encoder: the headline metric of the reference and of the other, and three p-values.
+    """Returns one row per dataset and other encoder: the headline metric of both, and three p-values.
 
     Args:
-        comparison: Rows of `comparison.compare_encoders`, of one seed.
+        comparison: Rows of `results.compare_encoders`, of one seed.
     """
     rows = comparison[comparison["headline"]]
     reference = next(iter(rows["reference_label"]), "Reference")
@@ -229,15 +229,15 @@ def comparisons_table(comparison: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences_table(comparison: pd.DataFrame) -> pd.DataFrame:
-    """A row a dataset and encoder, a column a metric: the difference with its interval."""
+    """Returns one row per dataset and encoder, one column per metric: the difference with its interval."""
     return wide(comparison, _differences(comparison))
 
 
 def seeds_table(comparison: pd.DataFrame, sides: tuple[Protocol, Protocol]) -> pd.DataFrame:
-    """The headline metric over seeds, where there are several: mean (lowest to highest) by protocol, and the gain."""
+    """Returns the headline metric over several seeds: mean (lowest to highest) by protocol, and the difference."""
     rows = comparison[comparison["headline"]]
     groups = [(key, g) for key, g in rows.groupby(["dataset_label", "encoder_label"], sort=False) if len(g) > 1]
-    found = []
+    table = []
     for (dataset, encoder), group in groups:
         row = {"Dataset": dataset, "Encoder": encoder, "Metric": METRIC_TITLES[group["metric"].iloc[0]]}
         row["Seeds"] = " ".join(map(str, group["seed"]))
@@ -245,9 +245,9 @@ def seeds_table(comparison: pd.DataFrame, sides: tuple[Protocol, Protocol]) -> p
             mean, low, high = group[name].mean(), group[name].min(), group[name].max()
             sign = "+" if name == "difference" else ""
             row[title] = "" if pd.isna(mean) else f"{mean:{sign}.3f} ({low:{sign}.3f} to {high:{sign}.3f})"
-        found.append(row)
+        table.append(row)
     columns = ["Dataset", "Encoder", "Metric", "Seeds", *_columns(sides), "Difference"]
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(table, columns=columns)
 
 
 def _columns(sides: tuple[Protocol, Protocol]) -> dict[str, str]:
@@ -257,7 +257,7 @@ def _columns(sides: tuple[Protocol, Protocol]) -> dict[str, str]:
 
 
 def _side_by_side(rows: pd.DataFrame, sides: dict[str, str], tests: dict[str, str]) -> pd.DataFrame:
-    """A row a comparison: the scores of all sides, difference, p-values, verdict; sides, tests: heading -> column."""
+    """One row per comparison: scores of all sides, difference, p-values, verdict; sides, tests: heading -> column."""
     table = pd.DataFrame({"Dataset": rows["dataset_label"], "Encoder": rows["encoder_label"]})
     table["Metric"] = rows["metric"].map(METRIC_TITLES)
     for title, name in sides.items():

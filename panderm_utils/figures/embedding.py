@@ -1,4 +1,4 @@
-"""The picture of features in two dimensions: a panel an encoder, and below them the images behind a few points."""
+"""The figure of features in two dimensions: one panel per encoder, and example images below."""
 
 import textwrap
 
@@ -8,14 +8,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from panderm_utils.figures.plots import GREY, finish, shorten, style
-from panderm_utils.stats import spread
+from panderm_utils.figures.plots import GREY, finish_figure, shorten, style
+from panderm_utils.stats import place_labels
 
-# P. Tol's bright scheme, which the colour-blind tell apart; more classes than that differ in shape too.
+# P. Tol's bright scheme, safe for colour-blind readers; more classes than colours also differ in shape.
 HUES = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#999999", "#222222")
 SHAPES = ("o", "^", "s", "D", "v", "P", "X", "*")
-LABEL = 10  # points between two numbers in a panel
-INSIDE = 0.78  # the share of a panel's side that its points take up, what is around them left off
+LABEL = 10  # minimum distance of two numbers in a panel, in points
+INSIDE = 0.78  # fraction of a panel's side that its points span
 
 
 def figure_umap(
@@ -26,13 +26,13 @@ def figure_umap(
     pictures: dict | None = None,
     synthetic: bool = False,
 ) -> Figure:
-    """Points of `recorded_features.lay_out`, coloured by class; a number marks an image that is shown below.
+    """Draws the points of `results.embed_features`, coloured by class; a number marks an image that is shown below.
 
     Args:
         classes: Short and long name of each class, in label order.
-        method: What laid them out, for the axes.
+        method: Name of the embedding method, for the axes.
         colors: Encoder label -> colour, of the line above its panel.
-        pictures: Number -> image. Without any, numbers are left out too.
+        pictures: Example number -> image. Without images, numbers are left out too.
     """
     encoders = list(dict.fromkeys(points["encoder_label"]))
     columns = min(3, max(1, len(encoders)))
@@ -68,7 +68,7 @@ def figure_umap(
                 _number(axis, (0.06, 0.94), number, ha="left", va="top", transform=axis.transAxes)
                 for spine in axis.spines.values():
                     spine.set(visible=True, color=_mark(label)["color"], linewidth=2)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def _mark(label: int) -> dict:
@@ -76,7 +76,7 @@ def _mark(label: int) -> dict:
 
 
 def _scatter(axis, here: pd.DataFrame, reach: float, numbered: bool) -> None:
-    """Draws one encoder's points, the frequent classes first, and the numbers of those that are shown."""
+    """Draws one encoder's points, frequent classes first, and the numbers of the examples."""
     size = np.clip(2500 / max(1, len(here)), 5, 16)
     plane = here[["x", "y"]].to_numpy()
     for label in here["label"].value_counts().index:
@@ -88,7 +88,7 @@ def _scatter(axis, here: pd.DataFrame, reach: float, numbered: bool) -> None:
     shown = here.dropna(subset=["example"]).sort_values("example")
     points = shown[["x", "y"]].to_numpy()
     scale = reach / max(1e-9, *(plane.max(axis=0) - plane.min(axis=0)))
-    for row, point, place in zip(shown.itertuples(), points, spread(points * scale, LABEL) / scale, strict=True):
+    for row, point, place in zip(shown.itertuples(), points, place_labels(points * scale, LABEL) / scale, strict=True):
         axis.plot(*zip(point, place, strict=True), color="black", lw=0.6, zorder=3)
         axis.scatter(*point, s=2 * size, ec="black", linewidths=0.8, zorder=3, **_mark(row.label))
         _number(axis, place, row.example, ha="center", va="center", zorder=4)
@@ -100,7 +100,7 @@ def _number(axis, place, number: int, **where) -> None:
 
 
 def _name_classes(figure: Figure, points: pd.DataFrame, classes: list[tuple[str, str]]) -> None:
-    """Names the classes that there are, at the right, with the number of their images."""
+    """Adds a legend at the right: the classes present, with their number of images."""
     first = points[points["encoder_label"] == points["encoder_label"].iloc[0]] if len(points) else points
     counts = first["label"].value_counts()
     handles = [
@@ -117,7 +117,7 @@ def _both(short: str, long: str) -> str:
 
 
 def _strip(points: pd.DataFrame, pictures: dict) -> list[list[tuple[int, int]]]:
-    """Number and label of each picture, in two lines: those in the midst of their classes, and those far from it."""
+    """Number and label of each picture, in two lines: near the centre of their class, and far from it."""
     rows = points.dropna(subset=["example"]).drop_duplicates("example").sort_values("example")
     shown = [(int(n), int(k)) for n, k in zip(rows["example"], rows["label"], strict=True) if int(n) in pictures]
     half = -(-len(shown) // 2)

@@ -1,6 +1,6 @@
-"""The panels of the paper that hold scores of datasets and encoders side by side.
+"""The figures of the paper that show scores of datasets and encoders side by side.
 
-Functions take rows of `tables.paper_scores`; none computes a metric.
+Functions take rows of `results.paper_scores`; none computes a metric.
 """
 
 import matplotlib.pyplot as plt
@@ -8,29 +8,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from panderm_utils.figures.plots import GREY, METRIC_TITLES, finish, style, wrap
+from panderm_utils.figures.plots import GREY, METRIC_TITLES, finish_figure, style, wrap
 
-FOUR = ("weighted_f1", "auroc", "aupr", "balanced_accuracy")  # the metrics of Fig. 2d and Extended Data Fig. 1
-A_DATASET = 0.8  # inches: ten datasets are then 9 inches wide, whose 8 points are 6 in the paper's two columns
+FOUR_METRICS = ("weighted_f1", "auroc", "aupr", "balanced_accuracy")  # the metrics of Fig. 2d and Extended Data Fig. 1
+DATASET_WIDTH = 0.8  # inches; ten datasets are 9 inches wide, and 8-point text prints at 6 points in two columns
 
 
 def scores_by_dataset(
     scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False, axis=None, means: bool = True
 ) -> Figure:
-    """The panel of Fig. 2a: datasets side by side, a bar an encoder, 95% intervals, dashed lines at encoders' means.
+    """Draws the panel of Fig. 2a: datasets side by side, one bar per encoder, 95% intervals, dashed lines at means.
 
     Args:
-        scores: Columns dataset_label, encoder_label, value, low, high, and test_images where the number of images shall
-            stand below a dataset's name; one row a bar. Rows that are missing leave a gap; means are taken over the
-            datasets that every encoder drawn has.
+        scores: One row per bar: dataset_label, encoder_label, value, low, high, and optionally test_images, shown below
+            a dataset's name. Missing rows leave a gap; means are over the datasets that all shown encoders have.
         colors: Encoder label -> colour; its order is the order of the bars.
-        axis: Draw into this axis instead of a figure of its own.
+        axis: Axis to draw into, instead of a new figure.
         means: Whether to draw the dashed lines.
     """
-    datasets, encoders = (
-        list(dict.fromkeys(scores["dataset_label"])),
-        [e for e in colors if e in set(scores["encoder_label"])],
-    )
+    datasets = list(dict.fromkeys(scores["dataset_label"]))
+    encoders = [e for e in colors if e in set(scores["encoder_label"])]
     cells = scores.set_index(["dataset_label", "encoder_label"])
     shared = [d for d in datasets if all((d, e) in cells.index for e in encoders)]
     width = min(0.4, 0.8 / max(1, len(encoders)))
@@ -38,9 +35,9 @@ def scores_by_dataset(
         if axis is None:
             _, axis = plt.subplots(figsize=(_width(len(datasets)), 3.6))
         for j, encoder in enumerate(encoders):
-            here = [d for d in datasets if (d, encoder) in cells.index]
-            rows = cells.loc[[(d, encoder) for d in here]]
-            at = np.array([datasets.index(d) for d in here]) + (j - (len(encoders) - 1) / 2) * width
+            scored = [d for d in datasets if (d, encoder) in cells.index]
+            rows = cells.loc[[(d, encoder) for d in scored]]
+            at = np.array([datasets.index(d) for d in scored]) + (j - (len(encoders) - 1) / 2) * width
             errors = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
             axis.bar(at, rows["value"], width * 0.92, color=colors[encoder], label=encoder, zorder=2)
             axis.errorbar(at, rows["value"], errors, fmt="none", ecolor="#222222", elinewidth=0.9, capsize=2, zorder=3)
@@ -54,11 +51,11 @@ def scores_by_dataset(
         axis.set_xticks(range(len(datasets)), labels)
         axis.set(ylim=(0, 1), xlim=(-0.6, max(1, len(datasets)) - 0.4))
         axis.tick_params(axis="x", length=0, labelsize=8)
-        return finish(axis.figure, synthetic)
+        return finish_figure(axis.figure, synthetic)
 
 
 def figure_2a(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """Fig. 2a: the headline metric of every dataset (column `metric`: AUROC for two classes, else weighted F1)."""
+    """Draws Fig. 2a: the headline metric of every dataset (column `metric`: AUROC for two classes, else weighted F1)."""
     names = scores.drop_duplicates("dataset_label")
     labels = {d: f"{d}\n({METRIC_TITLES[m]})" for d, m in zip(names["dataset_label"], names["metric"], strict=True)}
     figure = scores_by_dataset(
@@ -71,13 +68,15 @@ def figure_2a(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
 
 
 def figure_2d(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """The DermNet panel of Fig. 2d, of whichever dataset: four metrics side by side, a bar an encoder.
+    """Draws the DermNet panel of Fig. 2d for any dataset: four metrics side by side, one bar per encoder.
 
     Args:
         scores: Rows of one dataset (column `metric`).
         colors: As in `scores_by_dataset`.
     """
-    rows = scores[scores["metric"].isin(FOUR)].sort_values("metric", key=lambda m: m.map(FOUR.index), kind="stable")
+    rows = scores[scores["metric"].isin(FOUR_METRICS)].sort_values(
+        "metric", key=lambda m: m.map(FOUR_METRICS.index), kind="stable"
+    )
     bars = rows.assign(dataset_label=rows["metric"].map(METRIC_TITLES)).drop(columns="test_images", errors="ignore")
     figure = scores_by_dataset(bars, colors, synthetic, means=False)
     with style():
@@ -88,23 +87,23 @@ def figure_2d(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
 
 
 def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """Extended Data Fig. 1: one panel each for weighted F1, AUROC, AUPR and balanced accuracy (column `metric`)."""
+    """Draws Extended Data Fig. 1: a panel each for weighted F1, AUROC, AUPR, balanced accuracy (column `metric`)."""
     with style():
-        size = (_width(scores["dataset_label"].nunique()), 2.5 * len(FOUR))
-        figure, axes = plt.subplots(len(FOUR), 1, figsize=size)
-        for axis, metric in zip(axes, FOUR, strict=True):
+        size = (_width(scores["dataset_label"].nunique()), 2.5 * len(FOUR_METRICS))
+        figure, axes = plt.subplots(len(FOUR_METRICS), 1, figsize=size)
+        for axis, metric in zip(axes, FOUR_METRICS, strict=True):
             scores_by_dataset(scores[scores["metric"] == metric], colors, axis=axis)
             axis.set_ylabel(METRIC_TITLES[metric])
         _name_encoders(figure, "Linear probing, with 95% bootstrap intervals")
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def figure_2c(panel: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """Fig. 2c: melanoma against the rest, by a probe trained on one dataset: on its own test split, and on others.
+    """Draws Fig. 2c: melanoma against the rest, by a probe trained on one dataset and tested on it and on others.
 
     Args:
-        panel: Rows of `external_validation.read_panel`, of one source. Encoders that were tested on other images of a
-            dataset stand apart, since n is part of its label.
+        panel: Rows of `external_validation.read_panel`, of one source. Encoders tested on different images of a dataset
+            are drawn separately, since n is part of its label.
     """
     if panel.empty:
         return scores_by_dataset(panel, colors, synthetic=synthetic)
@@ -121,16 +120,16 @@ def figure_2c(panel: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fal
             axis.set_title(title)
         axes[0].set_ylabel("AUROC")
         source = panel["dataset_label"].iloc[0]
-        heading = f"Melanoma (mel.) against the rest, learned on {source}; 95% bootstrap intervals; dotted: chance"
+        heading = f"Melanoma (mel.) against the rest, trained on {source}; 95% bootstrap intervals; dotted: chance"
         _name_encoders(figure, heading)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """Each published number (diamond) on our value (dot) and its interval, a line a number; grey where we have none.
+    """Draws each published number (diamond) on our value (dot) and interval, one line each; grey if we have none.
 
     Args:
-        board: Rows of `scoreboard.scoreboard`.
+        board: Rows of `results.scoreboard`.
         colors: Encoder label -> colour.
     """
     place, ticks, headings = 0.0, {}, {}
@@ -153,34 +152,34 @@ def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
         names = ("published", "ours, with 95% interval")
         handles = [plt.Line2D([], [], **{"ls": "", "color": "black", **m}) for m in marks]
         figure.legend(handles, names, loc="outside upper left", ncols=2, fontsize=8)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def _draw_verdict(axis, place: float, row, color: str) -> None:
-    """One line of the scoreboard: our interval, the published mark, and the verdict in words at the right."""
-    there = row.verdict != "not run"
-    if there:
+    """Draws a line of the scoreboard: our interval, the published mark, and the verdict as text at the right."""
+    has_run = row.verdict != "not run"
+    if has_run:
         axis.hlines(place, row.low, row.high, color=color, lw=4, alpha=0.45)
         axis.plot(row.ours, place, "o", ms=6, mfc="white", mec=color, mew=1.5)
-    axis.plot(row.published, place, "D", ms=4.5, mfc="black" if there else "white", mec="black" if there else GREY)
-    outside = there and not np.isnan(row.by_how_much)
-    says = f"outside by {row.by_how_much:+.4f}" if outside else row.verdict
+    axis.plot(row.published, place, "D", ms=4.5, mfc="black" if has_run else "white", mec="black" if has_run else GREY)
+    outside = has_run and not np.isnan(row.by_how_much)
+    text = f"outside by {row.by_how_much:+.4f}" if outside else row.verdict
     options = {"fontsize": 8, "va": "center", "fontweight": "bold" if outside else "normal"}
-    axis.text(1.02, place, says, transform=axis.get_yaxis_transform(), color="black" if there else GREY, **options)
+    axis.text(1.02, place, text, transform=axis.get_yaxis_transform(), color="black" if has_run else GREY, **options)
 
 
 def count_images(scores: pd.DataFrame) -> str:
-    """Returns "n = 1,232": how many test images are behind a dataset's scores; "" where the records do not say."""
-    found = sorted(set(scores["test_images"].dropna().astype(int))) if "test_images" in scores else []
-    return f"n = {found[0]:,}" + (f" to {found[-1]:,}" if len(found) > 1 else "") if found else ""
+    """Returns "n = 1,232", the number of test images behind a dataset's scores; "" if the records lack it."""
+    counts = sorted(set(scores["test_images"].dropna().astype(int))) if "test_images" in scores else []
+    return f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "") if counts else ""
 
 
 def _width(datasets: int) -> float:
-    return max(5.0, 1.0 + A_DATASET * datasets)
+    return max(5.0, 1.0 + DATASET_WIDTH * datasets)
 
 
 def _name_encoders(figure: Figure, heading: str) -> None:
-    """Names the encoders above the figure, under a heading; a figure without bars has nothing to name."""
+    """Adds the legend of encoders above the figure, with a heading; nothing for a figure without bars."""
     handles = figure.axes[0].get_legend_handles_labels()
     if any(line.get_linestyle() == "--" for axis in figure.axes for line in axis.lines):
         heading += "; dashed: mean over the datasets"

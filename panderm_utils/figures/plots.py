@@ -1,7 +1,7 @@
-"""The style of every picture, and each picture of a dataset's notebook as a function that returns a matplotlib Figure.
+"""The style of all figures, and the figures of a dataset's notebook, each a function that returns a matplotlib Figure.
 
-Functions take arrays, records (`records.read_records`) and images; none computes a metric. Figures are closed before
-they are returned, so a notebook shows one by naming it in a cell's last line, once.
+Functions take arrays, records (`results.read_records`) and images; none computes a metric. Figures are closed before
+they are returned, so a notebook shows one exactly once, as the last expression of a cell.
 """
 
 import textwrap
@@ -23,7 +23,7 @@ METRIC_TITLES = {
     "weighted_f1": "Weighted F1",
     "auroc": "AUROC",
     "aupr": "AUPR",
-    "top3": "Top-3 accuracy",  # this and the next ones: of fine-tuning alone
+    "top3": "Top-3 accuracy",  # this and the next ones: fine-tuning only
     "top5": "Top-5 accuracy",
     "specificity": "Specificity",
 }
@@ -44,17 +44,17 @@ STYLE = {
 
 
 def style():
-    """Returns a context in which every picture is drawn: one kind of panel, text that stays text in a PDF."""
+    """Returns the context in which every figure is drawn: uniform panels, text that stays text in a PDF."""
     return plt.rc_context(STYLE)
 
 
 def labelled_images(images: list, labels: list[str], titles: list[str], synthetic: bool = False) -> Figure:
-    """A grid of images, one row a class, its name at the left.
+    """Draws a grid of images, one row per class, its name at the left.
 
     Args:
         images: PIL images.
         labels: The class of each image; rows are in order of first appearance.
-        titles: A short text under each image, such as the file name.
+        titles: The text under each image, such as its file name.
     """
     rows = list(dict.fromkeys(labels))
     columns = max(labels.count(row) for row in rows)
@@ -72,24 +72,24 @@ def labelled_images(images: list, labels: list[str], titles: list[str], syntheti
                     axis.imshow(images[members[column]])
                     axis.set_xlabel(shorten(titles[members[column]], 22), fontsize=6, color=GREY, labelpad=2)
             axes[row][0].set_ylabel(wrap(name, 16), rotation=0, ha="right", va="center", fontsize=9)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def class_counts(table: pd.DataFrame, synthetic: bool = False) -> Figure:
-    """Bars of the images of each class (index) in each split (columns), on a logarithmic axis."""
+    """Draws the number of images of each class (index) in each split (columns) as bars on a logarithmic axis."""
     with style():
         figure, axis = plt.subplots(figsize=(6.5, 0.9 + 0.36 * len(table)))
         long = table.rename_axis("class").reset_index().melt("class", var_name="split", value_name="images")
         sns.barplot(long, y="class", x="images", hue="split", palette="crest", ax=axis)
-        axis.set(xscale="log", ylabel="", xlabel="images (logarithmic)", title="Images a class and split")
+        axis.set(xscale="log", ylabel="", xlabel="images (logarithmic)", title="Images per class and split")
         axis.set_xlim(left=0.8)  # so that one image shows
         axis.xaxis.set_major_formatter("{x:,.0f}")
         sns.move_legend(axis, "center left", bbox_to_anchor=(1, 0.5), title="")
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def feature_map(x: np.ndarray, y: np.ndarray, names: list[str], synthetic: bool = False) -> Figure:
-    """The first two principal components of features [N, D], coloured by class: what the encoder sees by itself."""
+    """Draws the first two principal components of features [N, D], coloured by class."""
     plane = principal_plane(x)
     with style():
         figure, axis = plt.subplots(figsize=(6.2, 4.2))
@@ -100,11 +100,11 @@ def feature_map(x: np.ndarray, y: np.ndarray, names: list[str], synthetic: bool 
         axis.set_title(f"Features of {len(x):,} images in two dimensions (PCA)")
         figure.set_size_inches(6.2 + 1.2 * (len(names) > 13), 4.2)
         figure.legend(loc="outside right center", ncols=1 + len(names) // 14, markerscale=1.6, fontsize=8)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def loss_curve(history: pd.DataFrame, synthetic: bool = False) -> Figure:
-    """The objective of a fit over its iterations (columns iteration, loss)."""
+    """Draws the objective of a fit over its iterations (columns iteration, loss)."""
     with style():
         figure, axis = plt.subplots(figsize=(6, 2.8))
         axis.plot(history["iteration"], history["loss"], color="#0072B2")
@@ -120,12 +120,12 @@ def loss_curve(history: pd.DataFrame, synthetic: bool = False) -> Figure:
             ha="right",
             color=GREY,
         )
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = False) -> Figure:
-    """Counts [K, K] as text, shares of the true class (rows) as colour."""
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    """Draws a confusion matrix [K, K]: counts as text, fractions of the true class (rows) as colour."""
+    fraction = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     longest = min(20, max(map(len, names)))
     slanted = longest > 5
     side = max(2.2, 0.42 * len(names)) + 0.075 * longest
@@ -133,7 +133,7 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
     with style():
         figure, axis = plt.subplots(figsize=size)
         sns.heatmap(
-            share,
+            fraction,
             annot=counts if len(names) <= 16 else None,
             fmt="d",
             cmap="Blues",
@@ -142,7 +142,7 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
             square=True,
             linewidths=0.5,
             cbar_ax=axis.inset_axes([1.03, 0, 0.04, 1]),
-            cbar_kws={"label": "share of the true class"},
+            cbar_kws={"label": "fraction of the true class"},
             xticklabels=[shorten(name, 20) for name in names],
             yticklabels=[shorten(name, 20) for name in names],
             annot_kws={"size": 8},
@@ -152,14 +152,14 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
         plt.setp(axis.get_xticklabels(), rotation=45 if slanted else 0, ha="right" if slanted else "center")
         axis.tick_params(axis="x", length=0)
         axis.tick_params(axis="y", rotation=0, length=0)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
-def curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool = False, of: str = "class") -> Figure:
-    """ROC and precision-recall curves side by side.
+def roc_pr_curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool = False, of: str = "class") -> Figure:
+    """Draws ROC and precision-recall curves side by side.
 
     Args:
-        of: What the names are.
+        of: What the curves are for, the title of the legend.
         roc: Class name -> (false positive rates, true positive rates, area).
         pr: Class name -> (recalls, precisions, average precision).
     """
@@ -177,11 +177,11 @@ def curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool = False,
         right.set(xlabel="recall", ylabel="precision", title="Precision and recall")
         heading = {"title": f"{of}: AUROC, average precision", "title_fontsize": 7, "alignment": "left"}
         figure.legend(loc="outside right center", ncols=1 + len(roc) // 20, fontsize=7, handlelength=1, **heading)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def mistakes(images: list, captions: list[str], synthetic: bool = False) -> Figure:
-    """Wrongly classified images in a row of at most six a line, each with its caption."""
+    """Draws misclassified images, at most six in a row, each with its caption."""
     columns = min(6, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
     tallest = min(1.4, max((image.height / image.width for image in images), default=1))
@@ -195,14 +195,14 @@ def mistakes(images: list, captions: list[str], synthetic: bool = False) -> Figu
             axis.set_title(caption, fontsize=7, fontweight="normal", loc="center")
         if not images:
             axes[0, 0].text(0.5, 0.5, "no mistakes", ha="center", va="center", color=GREY)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[str], alt: str) -> list[Path]:
-    """Writes name.pdf and name.png, each with the ids of the records that it was drawn from in its metadata.
+    """Writes name.pdf and name.png with the ids of the figure's records in their metadata, and returns the paths.
 
-    The ids stand under `Keywords` in the PDF and under `Records` in the PNG; `alt`, which tells a reader who cannot see
-    the figure what it shows, under `Subject` and `Description`. Written to temporary names and renamed.
+    The ids are under `Keywords` in the PDF and `Records` in the PNG; `alt`, the alternative text for readers who cannot
+    see the figure, under `Subject` and `Description`. Written to temporary names and renamed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,15 +212,15 @@ def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[
         path = folder / f"{name}.{kind}"
         new = temporary(path)
         metadata = {"Title": name, records: ids, description: alt}
-        with style():  # resolution and fonts are settled when a figure is written
+        with style():  # resolution and fonts are applied when a figure is written
             figure.savefig(new, format=kind, metadata=metadata, bbox_inches="tight")
         new.replace(path)
         paths.append(path)
     return paths
 
 
-def finish(figure: Figure, synthetic: bool) -> Figure:
-    """Lays a figure out, marks a demo figure on its face, and closes it."""
+def finish_figure(figure: Figure, synthetic: bool) -> Figure:
+    """Returns a figure that is laid out, marked if its data are synthetic, and closed."""
     figure.set_layout_engine("constrained")
     if synthetic and not any(text.get_text() == SYNTHETIC_MARK for text in figure.texts):
         figure.supxlabel(SYNTHETIC_MARK, x=0.99, ha="right", fontsize=8, fontstyle="italic", color="#B3261E")
@@ -229,11 +229,11 @@ def finish(figure: Figure, synthetic: bool) -> Figure:
 
 
 def wrap(text: str, width: int) -> str:
-    """Breaks a long label into lines, keeping the line breaks that it has."""
+    """Returns a long label broken into lines, keeping its own line breaks."""
     return "\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, width) or [""])
 
 
 def shorten(text: str, width: int) -> str:
-    """Cuts a long label in the middle, where file names differ least."""
+    """Returns a label cut in the middle, where file names differ least, to at most `width` characters."""
     half = (width - 1) // 2
     return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"

@@ -1,32 +1,32 @@
-"""The picture of calibration: what probabilities promise against what came true, and how often each was given."""
+"""Reliability diagrams, and the tables and alternative text of calibration."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from panderm_utils.figures.plots import GREY, finish, style
+from panderm_utils.figures.plots import GREY, finish_figure, style
 
 COLUMNS = 3  # panels side by side
-FEW = 5  # a bin of fewer images is a pale dot: a line through it would show chance
+FEW = 5  # a bin with fewer images is a pale dot without a line, which would only show noise
 
 
 def reliability_diagrams(
     bins: pd.DataFrame, numbers: pd.DataFrame, colors: dict[str, str], synthetic: bool = False
 ) -> Figure:
-    """A panel a dataset: a line an encoder, a dot a bin with its 95% interval; below, the images in each bin.
+    """Draws one panel per dataset: a line per encoder, a dot per bin with its 95% interval; below, images per bin.
 
-    Dots grow with the images of their bin. The expected calibration error stands in the panel.
+    The area of a dot grows with the images of its bin. The legend gives the expected calibration error.
 
     Args:
-        bins: The first table of `calibration.calibrate_records`; numbers: the second.
+        bins: The first table of `results.calibration_of_records`; numbers: the second.
         colors: Encoder label -> colour.
     """
     datasets = list(dict.fromkeys(numbers["dataset_label"]))
     columns = max(1, min(COLUMNS, len(datasets)))
     rows = max(1, -(-len(datasets) // columns))
     with style():
-        # A lone panel is as wide as two, so that what stands above it finds room.
+        # A single panel is wider, to make room for the legend above it.
         size = (3.4 * columns + 1.4 * (columns == 1), 3.9 * rows + 0.6)
         ratios = {"height_ratios": [3.2, 1] * rows}
         figure, axes = plt.subplots(2 * rows, columns, figsize=size, squeeze=False, gridspec_kw=ratios)
@@ -34,21 +34,21 @@ def reliability_diagrams(
             row, column = divmod(place, columns)
             above, below = axes[2 * row][column], axes[2 * row + 1][column]
             if place < len(datasets):
-                of_it = [table[table["dataset_label"] == datasets[place]] for table in (bins, numbers)]
-                _panel(above, below, *of_it, colors)
+                tables = [table[table["dataset_label"] == datasets[place]] for table in (bins, numbers)]
+                _panel(above, below, *tables, colors)
             else:
                 above.axis("off")
                 below.axis("off")
         if not datasets:
             axes[0][0].text(0.5, 0.5, "no record yet", ha="center", transform=axes[0][0].transAxes, color=GREY)
-            return finish(figure, synthetic)
+            return finish_figure(figure, synthetic)
         shown = [name for name in colors if name in set(numbers["encoder_label"])]
         handles = [plt.Line2D([], [], color=colors[name], marker="o", ms=4, label=name) for name in shown]
         handles.append(plt.Line2D([], [], color=GREY, lw=0.8, ls=":", label="perfectly calibrated"))
         pale = {"color": GREY, "alpha": 0.4, "marker": "o", "ms": 3, "lw": 0}
-        handles.append(plt.Line2D([], [], label=f"a bin of fewer than {FEW} images", **pale))
+        handles.append(plt.Line2D([], [], label=f"bin with fewer than {FEW} images", **pale))
         figure.legend(handles=handles, loc="outside upper left", ncols=max(2, columns), fontsize=8)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def _panel(axis, below, bins: pd.DataFrame, numbers: pd.DataFrame, colors: dict[str, str]) -> None:
@@ -57,16 +57,18 @@ def _panel(axis, below, bins: pd.DataFrame, numbers: pd.DataFrame, colors: dict[
     axis.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":", zorder=1)
     for run in numbers.to_dict(orient="records"):
         color, table = colors[run["encoder_label"]], bins[bins["run_id"] == run["run_id"]]
-        there, few = table[table["images"] >= FEW], table[table["images"].between(1, FEW - 1)]
+        enough, few = table[table["images"] >= FEW], table[table["images"].between(1, FEW - 1)]
         label = "ECE {ece:.3f} [{ece_low:.3f}, {ece_high:.3f}]".format(**run)
-        axis.plot(there["predicted"], there["observed"], color=color, lw=1.2, label=label, zorder=3)
-        axis.vlines(there["predicted"], there["low"], there["high"], color=color, lw=0.8, alpha=0.45, zorder=2)
-        share = table["images"] / table["images"].sum()
-        axis.scatter(there["predicted"], there["observed"], 8 + 130 * share[there.index], color=color, lw=0, zorder=4)
+        axis.plot(enough["predicted"], enough["observed"], color=color, lw=1.2, label=label, zorder=3)
+        axis.vlines(enough["predicted"], enough["low"], enough["high"], color=color, lw=0.8, alpha=0.45, zorder=2)
+        fraction = table["images"] / table["images"].sum()
+        axis.scatter(
+            enough["predicted"], enough["observed"], 8 + 130 * fraction[enough.index], color=color, lw=0, zorder=4
+        )
         axis.scatter(few["predicted"], few["observed"], 8, color=color, alpha=0.4, lw=0, zorder=2)
         edges = np.append(table["from"], table["to"].iloc[-1])
-        below.stairs(share, edges, color=color, lw=1.2)
-    axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="share of class 1" if two else "accuracy")
+        below.stairs(fraction, edges, color=color, lw=1.2)
+    axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), ylabel="fraction in class 1" if two else "accuracy")
     axis.set_title(f"{first['dataset_label']} (n = {first['images']:,})", fontsize=10)
     axis.set_xticklabels([])
     plain = {"frameon": True, "framealpha": 0.8, "edgecolor": "none", "borderpad": 0.2, "borderaxespad": 0.2}
@@ -78,7 +80,7 @@ def _panel(axis, below, bins: pd.DataFrame, numbers: pd.DataFrame, colors: dict[
 
 
 def calibration_table(numbers: pd.DataFrame) -> pd.DataFrame:
-    """The second table of `calibrate_records` for people: a row a dataset and encoder, `value [low, high]`."""
+    """Returns the second table of `calibration_of_records` for readers, with cells `value [low, high]`."""
     table = pd.DataFrame({"Dataset": numbers["dataset_label"], "Encoder": numbers["encoder_label"]})
     table["Test images"], table["Classes"] = numbers["images"], numbers["classes"]
     for title, name in {"ECE": "ece", "Brier score": "brier"}.items():
@@ -88,8 +90,8 @@ def calibration_table(numbers: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def calibration_in_words(numbers: pd.DataFrame) -> str:
-    """Returns the errors of the second table of `calibrate_records` as text: a part a dataset."""
+def calibration_alt_text(numbers: pd.DataFrame) -> str:
+    """Returns the alternative text of the reliability diagrams: the calibration errors of each dataset."""
     parts = []
     for dataset, runs in numbers.groupby("dataset_label", sort=False):
         cells = [
@@ -100,7 +102,7 @@ def calibration_in_words(numbers: pd.DataFrame) -> str:
 
 
 def points_table(points: pd.DataFrame) -> pd.DataFrame:
-    """For people: a row a dataset, encoder, class and level, both measures as `value [low, high]` beside each other."""
+    """Returns one row per dataset, encoder, class and level, with both measures as `value [low, high]`."""
     titles = {"dataset_label": "Dataset", "encoder_label": "Encoder", "class": "Class", "images": "Images"}
     titles |= {"others": "Others", "level": "Level"}
     cells = points[["value", "low", "high"]].itertuples(index=False)

@@ -1,28 +1,28 @@
-"""The picture of subgroups, and its tables and words: a score in each group of people, its interval, its images."""
+"""The figure, tables and alternative text of subgroups: the score of each group, its interval and images."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from panderm_utils.figures.plots import GREY, METRIC_TITLES, finish, shorten, style
+from panderm_utils.figures.plots import GREY, METRIC_TITLES, finish_figure, shorten, style
 from panderm_utils.stats import FEWEST_IMAGES
 
 KIND_TITLES = {"age": "Age", "sex": "Sex", "site": "Site", "skin_tone": "Skin tone", "institution": "Institution"}
-AROUND = 4  # lines that a panel's title and axis take
+AROUND = 4  # lines taken by a panel's title and axis
 
 
 def subgroup_panels(
     groups: pd.DataFrame, gaps: pd.DataFrame, scores: pd.DataFrame, color: str, synthetic: bool = False
 ) -> Figure:
-    """A panel a dataset, a block a kind of metadata, a line a group: score, 95% interval, images at the right.
+    """Draws one panel per dataset, one block per kind of metadata, one line per group: score, 95% interval, images.
 
-    Grey: not judged. Dashed: the score of all test images. Beside each kind its largest gap.
+    Grey: not judged. Dashed: the score of all test images. The title of each block gives its largest gap.
 
     Args:
-        groups: The first table of `subgroups.read_subgroups`, of one encoder; gaps: the second.
-        scores: A row a dataset, of `tables.paper_scores`: dataset_label, value.
-        color: The encoder's.
+        groups: The first table of `results.subgroups_of_records`, of one encoder; gaps: the second.
+        scores: One row per dataset, from `paper_scores`: dataset_label, value.
+        color: The colour of the encoder.
     """
     datasets = list(dict.fromkeys(groups["dataset_label"]))
     heights = {name: _lines(groups[groups["dataset_label"] == name]) + AROUND for name in datasets}
@@ -36,11 +36,11 @@ def subgroup_panels(
             axis = figure.subplots()
             axis.axis("off")
             axis.text(0.5, 0.5, "no record with metadata yet", ha="center", transform=axis.transAxes, color=GREY)
-            return finish(figure, synthetic)
+            return finish_figure(figure, synthetic)
         overall = scores.set_index("dataset_label")["value"]
         for part, stack in zip(np.atleast_1d(figure.subfigures(1, len(stacks))), stacks, strict=True):
             ratios = [heights[name] - AROUND for name in stack]
-            # A stack that is shorter ends in nothing.
+            # A shorter stack ends in an empty row.
             ratios += [left] if (left := tallest - sum(heights[name] for name in stack)) else []
             axes = part.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)[:, 0]
             for axis, name in zip(axes, stack, strict=False):
@@ -54,30 +54,32 @@ def subgroup_panels(
         handles.append(plt.Line2D([], [], color=GREY, mfc="white", label=grey, **line))
         handles.append(plt.Line2D([], [], color=GREY, lw=0.9, ls="--", label="all test images"))
         figure.legend(handles=handles, loc="outside upper left", ncols=3 if len(stacks) > 1 else 1, fontsize=8)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def groups_table(groups: pd.DataFrame) -> pd.DataFrame:
-    """The groups for people: a row a dataset, kind and group."""
-    table = _for_people(groups).assign(Group=groups["group"], Images=groups["images"], Rarest=groups["rarest"])
+    """Returns the groups for readers: one row per dataset, kind and group."""
+    table = _labelled(groups).assign(Group=groups["group"], Images=groups["images"], Rarest=groups["rarest"])
     return table.assign(Value=_with_intervals(groups, "value", ""), Note=groups["note"])
 
 
 def gaps_table(gaps: pd.DataFrame) -> pd.DataFrame:
-    """The gaps for people: a row a dataset and kind."""
-    table = _for_people(gaps).assign(Highest=gaps["highest"], Lowest=gaps["lowest"])
+    """Returns the gaps for readers: one row per dataset and kind."""
+    table = _labelled(gaps).assign(Highest=gaps["highest"], Lowest=gaps["lowest"])
     table["Largest gap"] = _with_intervals(gaps, "gap", "fewer than two groups to judge")
     return table.assign(p=["" if np.isnan(p) else f"{p:.3f}" for p in gaps["p_value"]])
 
 
-def subgroups_in_words(groups: pd.DataFrame, gaps: pd.DataFrame) -> str:
-    """Returns what the figure shows as text: a part a dataset and kind, each group's value, and the largest gap."""
+def subgroups_alt_text(groups: pd.DataFrame, gaps: pd.DataFrame) -> str:
+    """Returns the figure's alternative text: for each dataset and kind, the groups' values and the largest gap."""
     parts = []
     for gap in gaps.to_dict(orient="records"):
         rows = groups[(groups["run_id"] == gap["run_id"]) & (groups["kind"] == gap["kind"])]
         cells = [f"{name} {value:.3f} of {n}" for name, value, n in rows[["group", "value", "images"]].to_numpy()]
-        told = "largest gap {gap:.3f} [{low:.3f}, {high:.3f}]".format(**gap) if gap["highest"] else "no gap to judge"
-        parts.append(f"{gap['dataset_label']}, {KIND_TITLES[gap['kind']].lower()}: {', '.join(cells)} images; {told}")
+        largest = "largest gap {gap:.3f} [{low:.3f}, {high:.3f}]".format(**gap) if gap["highest"] else "no gap to judge"
+        parts.append(
+            f"{gap['dataset_label']}, {KIND_TITLES[gap['kind']].lower()}: {', '.join(cells)} images; {largest}"
+        )
     return ". ".join(parts) or "no record yet"
 
 
@@ -120,11 +122,11 @@ def _panel(axis, groups: pd.DataFrame, gaps: pd.DataFrame, overall: float, color
     axis.spines["left"].set_visible(False)
 
 
-def _for_people(rows: pd.DataFrame) -> pd.DataFrame:
+def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame({"Dataset": rows["dataset_label"], "Metric": rows["metric"].map(METRIC_TITLES)})
     return table.assign(Kind=rows["kind"].map(KIND_TITLES))
 
 
-def _with_intervals(rows: pd.DataFrame, name: str, otherwise: str) -> list[str]:
+def _with_intervals(rows: pd.DataFrame, name: str, undefined: str) -> list[str]:
     cells = rows[[name, "low", "high"]].itertuples(index=False)
-    return [otherwise if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in cells]
+    return [undefined if np.isnan(value) else f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in cells]

@@ -1,4 +1,4 @@
-"""The paper's tables as DataFrames drawn from records, and their CSV, LaTeX and Markdown files."""
+"""The paper's tables, made from records: DataFrames and their CSV, LaTeX and Markdown files."""
 
 import re
 from pathlib import Path
@@ -19,31 +19,31 @@ UPSTREAM_COLUMNS = {
     "AUPR": "aupr",
 }
 
-INTERVAL = re.compile(r"\[(\S+), (\S+)\]")  # an interval in a narrow column stays on one line
+INTERVAL = re.compile(r"\[(\S+), (\S+)\]")  # kept on one line in a narrow column
 
 
 def encoder_colors(scores: pd.DataFrame) -> dict[str, str]:
-    """Returns the label and the colour of each encoder in `scores`, in one order everywhere."""
+    """Returns encoder label -> colour of the encoders in `scores`, always in the same order."""
     present = [load_encoder_manifest(name) for name in order_encoders(scores["encoder"])]
     return {encoder.title: encoder.color for encoder in present}
 
 
 def metrics_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """A row a dataset and encoder, a column a metric, each cell `value [low, high]`."""
+    """Returns one row per dataset and encoder, one column per metric, each cell `value [low, high]`."""
     cells = scores[["value", "low", "high"]].itertuples(index=False)
     return wide(scores, [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells])
 
 
 def wide(rows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
-    """A row a dataset and encoder, a column a metric, each cell the text of its row."""
+    """Returns one row per dataset and encoder, one column per metric, each cell the text of its row."""
     cells = rows.assign(text=texts).pivot(index=["dataset_label", "encoder_label"], columns="metric", values="text")
     order = rows[["dataset_label", "encoder_label"]].drop_duplicates()
     cells = cells.reindex(index=pd.MultiIndex.from_frame(order), columns=[m for m in METRIC_TITLES if m in cells])
     return cells.rename(columns=METRIC_TITLES).rename_axis(index=["Dataset", "Encoder"], columns=None).reset_index()
 
 
-def in_words(scores: pd.DataFrame, column: str = "value") -> str:
-    """Returns what a figure of scores shows as text, for readers who cannot see it: a part a dataset and metric."""
+def scores_alt_text(scores: pd.DataFrame, column: str = "value") -> str:
+    """Returns the alternative text of a figure of scores: one part per dataset and metric."""
     groups = scores.groupby(["dataset_label", "metric"], sort=False)
     parts = {
         f"{dataset} ({METRIC_TITLES[metric]})": ", ".join(
@@ -55,7 +55,7 @@ def in_words(scores: pd.DataFrame, column: str = "value") -> str:
 
 
 def upstream_results(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Returns, for each encoder, the table that upstream's evaluation writes: `Dataset,W_F1,AUROC,BACC,ACC,AUPR`."""
+    """Returns encoder -> the table that upstream's evaluation writes: `Dataset,W_F1,AUROC,BACC,ACC,AUPR`."""
     results = {}
     for encoder, rows in scores.groupby("encoder", sort=False):
         values = rows.pivot(index="dataset", columns="metric", values="value").reindex(rows["dataset"].unique())
@@ -66,7 +66,7 @@ def upstream_results(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "tex", "md")) -> list[Path]:
     """Writes a table as name.csv, name.tex and name.md (to temporary names, renamed) and returns the paths."""
-    plain = {"index": False, "missingval": "", "disable_numparse": True}  # a text "1.000" stays as it is
+    plain = {"index": False, "missingval": "", "disable_numparse": True}  # keeps the text "1.000"
     writers = {
         "csv": lambda: table.to_csv(index=False),
         "tex": lambda: table.to_latex(index=False, escape=True, na_rep=""),
@@ -84,14 +84,14 @@ def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "
 
 
 def with_suffix(scores: pd.DataFrame, others: pd.DataFrame, suffix: str) -> pd.DataFrame:
-    """Returns two tables of metrics as one; the second's metrics get a suffix, such as "_tta"."""
+    """Returns two tables of metrics as one, the metrics of the second with a suffix such as "_tta"."""
     return pd.concat([scores, others.rename(index=lambda metric: f"{metric}{suffix}")]).rename_axis(scores.index.name)
 
 
 def readable(table: pd.DataFrame, rows: int = 30):
-    """Returns a table as a notebook should show it: whole texts, four decimals as upstream, at most `rows` rows.
+    """Returns a table styled for a notebook: full text, four decimals as upstream, at most `rows` rows.
 
-    Counts have thousands separators, what is missing is a dash, and a caption says how many rows are not shown.
+    Counts have thousands separators, missing values are dashes, and a caption says if rows are not shown.
     """
     shown = table.head(rows)
     formats = {
@@ -105,7 +105,7 @@ def readable(table: pd.DataFrame, rows: int = 30):
     style = style.set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap"})
     style = style.set_table_styles({name: [{"selector": "th", "props": "text-align: left"}] for name in texts})
     if len(shown.columns) >= 8:
-        style = style.set_table_attributes('style="font-size: 11px"')  # so that a page holds it
+        style = style.set_table_attributes('style="font-size: 11px"')  # so that it fits a page
     if shown.index.equals(pd.RangeIndex(len(shown))):
         style = style.hide()
     if table.empty:

@@ -1,16 +1,15 @@
-"""Records: what a run leaves, read back, verified, compared, and held against the published numbers."""
+"""Records: what a run leaves, read back, verified, and compared with each other and with the published numbers."""
 
 import lazy_loader
 
 OFFERS = {
-    "analyses": "calibrate_records points_of_records read_subgroups",
+    "analyses": "calibration_of_records operating_points_of_records subgroups_of_records",
     "comparison": "compare_encoders compare_protocols",
     "environment": "describe_environment peak_memory_mb",
     "identity": "PROFILE_SETTINGS SCHEMA is_done run_id settle_settings",
-    "published": "SCOREBOARD_COLUMNS paper_items scoreboard scoreboard_in_a_sentence scoreboard_in_words "
-    "scoreboard_summary",
-    "recorded_features": "agreement_table lay_out open_examples read_all",
-    "records": "begin_run beside_published parse_predictions prediction_table read_predictions read_record "
+    "published": "SCOREBOARD_COLUMNS paper_items scoreboard scoreboard_alt_text scoreboard_sentence scoreboard_summary",
+    "recorded_features": "agreement_table embed_features features_of_records open_examples",
+    "records": "begin_run compare_with_published parse_predictions prediction_table read_predictions read_record "
     "read_records save_record summarise worst_mistakes",
     "selection": "ANY differing_settings missing_runs order_encoders paper_scores published_verdicts",
     "verification": "compare_metrics describe_verification recompute_predictions resampling verify_records",

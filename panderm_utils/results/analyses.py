@@ -1,4 +1,4 @@
-"""Calibration, operating points and subgroups of records: what `stats` computes of arrays, from stored predictions."""
+"""Calibration, operating points and subgroups of records, computed by `stats` from their stored predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +19,18 @@ from panderm_utils.stats import (
 )
 
 
-def calibrate_records(
+def calibration_of_records(
     scores: pd.DataFrame, bins: int = BINS, equal_mass: bool = False, replicates: int = 1000
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the reliability tables of some records one below the other, and a row a record of what they add up to.
+    """Returns the reliability tables of records, concatenated, and a table of their calibration metrics.
 
     Args:
-        scores: A row a record, of `tables.paper_scores`.
+        scores: One row per record, from `paper_scores`.
 
     Returns:
-        Both begin with dataset, encoder, dataset_label, encoder_label, run_id. The first goes on as `reliability`, the
-        second with classes, images and ece, ece_low, ece_high, ece_by_chance, brier, brier_low, brier_high.
+        Both begin with dataset, encoder, dataset_label, encoder_label, run_id. The first has the columns of
+        `reliability`; the second, one row per record, has classes, images, ece, ece_low, ece_high, ece_by_chance,
+        brier, brier_low, brier_high.
     """
     keys, tables, rows = ["dataset", "encoder", "dataset_label", "encoder_label", "run_id"], [], []
     for run in scores.to_dict(orient="records"):
@@ -37,17 +38,22 @@ def calibrate_records(
         named = {key: run[key] for key in keys}
         tables.append(reliability(y, proba, bins, equal_mass).assign(**named))
         row = {**named, "classes": proba.shape[1], "images": len(y)}
-        for metric, found in evaluate_calibration(y, proba, bins, equal_mass, replicates, run["seed"]).iterrows():
-            row |= {metric: found["value"], **{f"{metric}_{end}": found[end] for end in ("low", "high", "by_chance")}}
+        for metric, numbers in evaluate_calibration(y, proba, bins, equal_mass, replicates, run["seed"]).iterrows():
+            row |= {
+                metric: numbers["value"],
+                **{f"{metric}_{end}": numbers[end] for end in ("low", "high", "by_chance")},
+            }
         rows.append(row)
-    numbers = ["ece", "ece_low", "ece_high", "ece_by_chance", "brier", "brier_low", "brier_high"]
+    metrics = ["ece", "ece_low", "ece_high", "ece_by_chance", "brier", "brier_low", "brier_high"]
     ends = ["from", "to", "images", "predicted", "observed", "low", "high"]
-    every = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=ends)
-    return every.reindex(columns=keys + ends), pd.DataFrame(rows, columns=[*keys, "classes", "images", *numbers])
+    bins_table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=ends)
+    return bins_table.reindex(columns=keys + ends), pd.DataFrame(rows, columns=[*keys, "classes", "images", *metrics])
 
 
-def points_of_records(scores: pd.DataFrame, levels: Sequence[float] = LEVELS, replicates: int = 1000) -> pd.DataFrame:
-    """Returns the operating points of some records (a row each of `tables.paper_scores`), one below the other.
+def operating_points_of_records(
+    scores: pd.DataFrame, levels: Sequence[float] = LEVELS, replicates: int = 1000
+) -> pd.DataFrame:
+    """Returns the operating points of records (rows of `paper_scores`), concatenated.
 
     Columns: dataset, encoder, dataset_label, encoder_label, run_id, binary (two classes), and those of
     `operating_points`.
@@ -59,19 +65,21 @@ def points_of_records(scores: pd.DataFrame, levels: Sequence[float] = LEVELS, re
         table = operating_points(y, proba, names, levels, replicates, run["seed"])
         tables.append(table.assign(**{key: run[key] for key in keys}, binary=proba.shape[1] == 2))
     columns = ["class", "images", "others", "given", "level", "measured", "value", "low", "high"]
-    every = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*columns, "binary"])
-    return every.astype({"binary": bool}).reindex(columns=[*keys, "binary", *columns])
+    points = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*columns, "binary"])
+    return points.astype({"binary": bool}).reindex(columns=[*keys, "binary", *columns])
 
 
-def read_subgroups(scores: pd.DataFrame, replicates: int = 1000) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Compares the groups of some records in each kind of metadata that they hold.
+def subgroups_of_records(
+    scores: pd.DataFrame, replicates: int = 1000
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Compares subgroups of records by each kind of metadata that they have.
 
     Args:
-        scores: A row a record, of `tables.paper_scores`; its metric is the one that is compared.
+        scores: One row per record, from `paper_scores`; its metric is compared.
 
     Returns:
-        The groups and the gaps, both beginning with dataset, dataset_label, encoder_label, metric, run_id, kind and
-        going on as `compare_groups` has them; and a row a record that has no metadata: dataset, encoder, why, command.
+        The groups and the gaps, both with dataset, dataset_label, encoder_label, metric, run_id, kind and then the
+        columns of `compare_groups`; and one row per record without metadata: dataset, encoder, why, command.
     """
     keys = ["dataset", "dataset_label", "encoder_label", "metric", "run_id"]
     groups, gaps, without = [], [], []
@@ -87,20 +95,24 @@ def read_subgroups(scores: pd.DataFrame, replicates: int = 1000) -> tuple[pd.Dat
             groups.append(table.assign(**named))
             gaps.append({**named, **vars(gap)})
     columns = ["group", "images", "classes", "rarest", "value", "low", "high", "judged", "note"]
-    every = pd.concat(groups, ignore_index=True) if groups else pd.DataFrame(columns=columns)
-    every = every.astype({"judged": bool}).reindex(columns=[*keys, "kind", *columns])
+    group_table = pd.concat(groups, ignore_index=True) if groups else pd.DataFrame(columns=columns)
+    group_table = group_table.astype({"judged": bool}).reindex(columns=[*keys, "kind", *columns])
     gaps = pd.DataFrame(gaps, columns=[*keys, "kind", *vars(Gap())])
-    return every, gaps, pd.DataFrame(without, columns=["dataset", "encoder", "why", "command"])
+    return group_table, gaps, pd.DataFrame(without, columns=["dataset", "encoder", "why", "command"])
 
 
 def _metadata(run: dict, names: list[str]) -> tuple[pd.DataFrame, dict]:
-    """Returns a column a kind, a row an image of `names`; and why there is none, with the command that helps."""
+    """Returns one column per kind and one row per image of `names`; or the reason for having none, and the remedy."""
     path = Path(run["folder"]) / "metadata.csv"
     if not path.is_file():
-        chosen = f"--protocols {run['protocol']} --datasets {run['dataset']} --encoders {run['encoder']}"
-        command = f"python run_all.py --profile {run['profile']} {chosen} --seeds {run['seed']} --force"
+        selection = f"--protocols {run['protocol']} --datasets {run['dataset']} --encoders {run['encoder']}"
+        command = f"python run_all.py --profile {run['profile']} {selection} --seeds {run['seed']} --force"
         return pd.DataFrame(), {"why": "its record was written before records kept metadata", "command": command}
-    # An image that stands in two rows is one image.
+    # An image listed in two rows counts once.
     table = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("filename").set_index("filename")
-    why = {} if len(table.columns) else {"why": "no column that the manifest maps is in its CSV", "command": "none"}
+    why = (
+        {}
+        if len(table.columns)
+        else {"why": "its CSV has none of the columns that the manifest maps", "command": "none"}
+    )
     return table.loc[names], why

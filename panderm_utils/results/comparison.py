@@ -1,6 +1,6 @@
-"""Two records on the same test images, held against each other: fine-tuning and linear probing, or two encoders.
+"""Paired comparison of records on the same test images: two protocols or two encoders.
 
-The predictions of two records are joined by the names of their images and compared by `significance`.
+The predictions of two records are joined by image name and compared by `stats.significance`.
 """
 
 import warnings
@@ -25,22 +25,22 @@ class ComparisonError(ValueError):
 
 
 class ComparisonWarning(UserWarning):
-    """Two records that cannot be compared were left out."""
+    """Two records that cannot be compared are left out."""
 
 
 def read_pair(
     folder_a: str | Path, folder_b: str | Path, file_b: str = "predictions.csv"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns true labels [N] and the class probabilities [N, K] of two records, image by image in the first's order.
+    """Returns true labels [N] and the class probabilities [N, K] of two records, in the image order of the first.
 
     Raises:
-        ComparisonError: They are not of the same images, labels and classes; the message names the first that differ.
+        ComparisonError: Images, labels or classes differ; the message names the first differences.
     """
     y_a, proba_a, names_a = read_predictions(folder_a)
     y_b, proba_b, names_b = read_predictions(folder_b, file_b)
     which = f"{Path(folder_a).name} and {Path(folder_b).name} cannot be compared: "
     remedy = "run both on the same CSV and split, with run_all.py --force"
-    # Sorted by name, an image that stands in two rows (a warning, not an error) meets itself twice.
+    # Sorted by name, so that an image listed twice (a warning, not an error) is matched twice.
     order_a, order_b = (np.argsort(names, kind="stable") for names in (names_a, names_b))
     if [names_a[i] for i in order_a] != [names_b[i] for i in order_b]:
         raise ComparisonError(f"{which}{_what_differs(names_a, names_b)}; {remedy}")
@@ -50,28 +50,28 @@ def read_pair(
     if proba_a.shape[1] != proba_b.shape[1]:
         text = f"the first has {proba_a.shape[1]} classes, the second {proba_b.shape[1]}"
         raise ComparisonError(f"{which}{text}; {remedy}")
-    if len(other := np.flatnonzero(y_a != y_b)):
-        told = ", ".join(f"{names_a[i]} ({y_a[i]}, then {y_b[i]})" for i in other[:3])
-        raise ComparisonError(f"{which}{len(other)} images have two labels, first {told}; {remedy}")
+    if len(differing := np.flatnonzero(y_a != y_b)):
+        first = ", ".join(f"{names_a[i]} ({y_a[i]}, then {y_b[i]})" for i in differing[:3])
+        raise ComparisonError(f"{which}{len(differing)} images have two labels, first {first}; {remedy}")
     return y_a, proba_a, proba_b
 
 
 def compare_protocols(
     first: pd.DataFrame, second: pd.DataFrame, sides: tuple[Protocol, Protocol], replicates: int = 1000
 ) -> pd.DataFrame:
-    """Compares two protocols, such as fine-tuning with linear probing, wherever a dataset, encoder and seed have both.
+    """Compares two protocols wherever a dataset, encoder and seed have records of both.
 
     Args:
-        first: Rows of `paper_scores` of the first protocol: a row a run and metric.
-        second: The same of the second.
+        first: Rows of `paper_scores` of the first protocol: one row per run and metric.
+        second: The same for the second.
         replicates: Bootstrap replicates, and permutations.
 
     Returns:
-        A row a pair and metric: dataset, encoder, seed, their labels, metric, headline, images; the scores in columns
-        called as the two protocols are, and views (the second with test-time views, where there are any), with `_low`
-        and `_high` each; difference (second minus first, one view) with low and high, p_value, verdict (by that
-        interval); the ids of the two records. All computed anew from the predictions. Records that do not go together
-        are left out with a ComparisonWarning.
+        One row per pair and metric: dataset, encoder, seed, their labels, metric, headline, images; the scores in
+        columns named after the two protocols, and views (the second with test-time views, if any), each with `_low`
+        and `_high`; difference (second minus first, one view) with low and high, p_value, verdict (by that interval);
+        the ids of the two records. All are recomputed from the predictions. Records that do not match are left out
+        with a ComparisonWarning.
     """
     names = tuple(side.name for side in sides)
     columns = [*_columns((*names, "views")), *CHANCE, "verdict", *(f"{name}_run" for name in names)]
@@ -90,29 +90,30 @@ def compare_protocols(
 
 
 def compare_encoders(scores: pd.DataFrame, reference: str, replicates: int = 1000) -> pd.DataFrame:
-    """Holds one encoder against every other wherever a dataset and seed have both.
+    """Compares one encoder with every other wherever a dataset and seed have records of both.
 
-    The family of Holm's correction is the datasets, for each other encoder and metric. The headline metrics, each
-    dataset with its own, are such a family of themselves, since they are read together: p_holm of a headline row is
-    that of this family.
+    Holm's correction runs over the datasets, for each other encoder and metric. The headline metrics, which differ
+    between datasets but are read together, are a family of their own: p_holm of a headline row is corrected within it.
 
     Args:
-        scores: Rows of `tables.paper_scores` of one protocol: a row a run and metric.
-        reference: The encoder that the others are held against.
+        scores: Rows of `paper_scores` of one protocol: one row per run and metric.
+        reference: The encoder that the others are compared with.
         replicates: Bootstrap replicates, and permutations.
 
     Returns:
-        A row a dataset, other encoder and metric: dataset, encoder (the other), seed, their labels, reference_label,
-        metric, headline, images; reference and other, the two scores, with `_low` and `_high` each; difference
-        (reference minus other) with low and high; p_value (permutations), p_holm (corrected), p_t (the paper's
-        t-test), verdict (by p_holm); the ids of the two records. All computed anew from the predictions. Records that
-        do not go together are left out with a ComparisonWarning.
+        One row per dataset, other encoder and metric: dataset, encoder (the other), seed, their labels,
+        reference_label, metric, headline, images; the scores reference and other, each with `_low` and `_high`;
+        difference (reference minus other) with low and high; p_value (permutations), p_holm (corrected), p_t (the
+        paper's t-test), verdict (by p_holm); the ids of the two records. All are recomputed from the predictions.
+        Records that do not match are left out with a ComparisonWarning.
     """
     sides = ("other", "reference")
     columns = [*_columns(sides[::-1]), *CHANCE, "p_holm", "p_t", "verdict", "reference_run", "other_run"]
     columns.insert(columns.index("metric"), "reference_label")
-    mine = scores["encoder"] == reference
-    table = _compared(scores[~mine], scores[mine], ["dataset", "dataset_label", "seed"], sides, replicates)
+    is_reference = scores["encoder"] == reference
+    table = _compared(
+        scores[~is_reference], scores[is_reference], ["dataset", "dataset_label", "seed"], sides, replicates
+    )
     if table.empty:
         return table.reindex(columns=columns).astype({"headline": bool})
     table = table.rename(columns={"reference_encoder_label": "reference_label"})
@@ -124,10 +125,10 @@ def compare_encoders(scores: pd.DataFrame, reference: str, replicates: int = 100
 
 
 def _compared(first: pd.DataFrame, second: pd.DataFrame, on: list[str], sides: tuple, replicates: int) -> pd.DataFrame:
-    """Compares each run of `first` with that of `second` which agrees in `on`: a row a pair and metric.
+    """Compares each run of `first` with the run of `second` that agrees in `on`: one row per pair and metric.
 
-    The columns of `paired_difference`, where a and b are called by `sides`, p_value, images, headline and what is known
-    of the runs: of the first by its own name, such as encoder; of the second with the name of its side before it.
+    Columns: those of `paired_difference` with a and b renamed to `sides`, p_value, images, headline, and the facts of
+    the runs: of the first under their own names, such as encoder; of the second prefixed with the name of its side.
     """
     if first.empty or second.empty:
         return pd.DataFrame()
@@ -163,8 +164,8 @@ def _verdict(table: pd.DataFrame, clear, a, b) -> np.ndarray:
 
 
 def _what_differs(names_a: list[str], names_b: list[str]) -> str:
-    """Names the images that one record has and the other has not, or has more often."""
+    """Names the images that only one record has, or that it has more often."""
     only_a, only_b = sorted(set(names_a) - set(names_b)), sorted(set(names_b) - set(names_a))
     sides = (("first", only_a), ("second", only_b))
-    told = [f"only the {side} has {', '.join(names[:3])} ({len(names)} in all)" for side, names in sides if names]
-    return "; ".join(told) or f"the first has {len(names_a)} rows, the second {len(names_b)}: an image counts twice"
+    parts = [f"only the {side} has {', '.join(names[:3])} ({len(names)} in all)" for side, names in sides if names]
+    return "; ".join(parts) or f"the first has {len(names_a)} rows, the second {len(names_b)}: an image counts twice"

@@ -1,4 +1,4 @@
-"""What a run ran on: packages, machine, git commit, peak memory; imports neither torch nor pandas by itself."""
+"""The environment of a run: packages, machine, git commit, peak memory. Imports neither torch nor pandas itself."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ VERSIONS_OF += ("panderm_utils",)
 
 
 def describe_environment() -> dict:
-    """Returns Python, platform, package versions, git commit and, where there is one, the GPU."""
+    """Returns Python, platform, package versions, git commit and the GPU, if any."""
     torch = sys.modules.get("torch")
     return {
         "python": platform.python_version(),
@@ -28,7 +28,7 @@ def describe_environment() -> dict:
 
 
 def peak_memory_mb() -> dict:
-    """Returns the peak resident memory of this process and, where there is a GPU, of its allocations, in MB."""
+    """Returns, in MB, the peak resident memory of this process and of its allocations on the GPU, if any."""
     torch = sys.modules.get("torch")
     gpu = round(torch.cuda.max_memory_allocated() / 1e6) if torch and torch.cuda.is_available() else None
     if sys.platform == "win32":

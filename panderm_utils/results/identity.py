@@ -1,4 +1,4 @@
-"""What a run is called, and whether its record is there. Loads neither torch nor pandas, so that a plan can ask."""
+"""The id of a run, and whether its record exists. Loads neither torch nor pandas, so that planning is fast."""
 
 import hashlib
 import json
@@ -11,15 +11,15 @@ from panderm_utils.manifests import Protocol, load_profile
 from panderm_utils.workspace import settle_path
 
 SCHEMA = 2  # of record.json; 2: the settings of the profile are part of a run's identity
-LONGEST = 180  # characters of a run's id: the names of its files have a few more, and disks take 255
+LONGEST = 180  # characters of a run's id: its file names are a little longer, and file systems allow 255
 FILES = ("weights", "checkpoint")  # settings that are paths
 PROFILE_SETTINGS = "profile_settings"
 
 
 def settle_settings(protocol: Protocol, profile: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns every setting that decides a run's numbers, under the protocol's own names and PROFILE_SETTINGS.
+    """Returns every setting that affects a run's numbers: the protocol's settings and PROFILE_SETTINGS.
 
-    The latter is what the profile changes of the published settings and nobody overrode, as JSON; None: nothing.
+    PROFILE_SETTINGS is JSON of the profile's changes to the published settings that were not overridden, or None.
     """
     settled = {**protocol.settings, **settings}
     for name in FILES:
@@ -31,11 +31,11 @@ def settle_settings(protocol: Protocol, profile: str, settings: Mapping[str, Any
 
 
 def run_id(protocol: Protocol, profile: str, dataset: str, encoder: str, seed: int, **settings: Any) -> str:
-    """Names a run after what it is: `ham10000-linear_probe-panderm_large-seed0`.
+    """Returns the id of a run, such as `ham10000-linear_probe-panderm_large-seed0`.
 
     Settings that differ from the protocol's defaults are appended in alphabetical order, as in
-    `...-seed0-train_fraction_0.1`: a file by the end of its path and a digest of the whole path, what the profile
-    changed by a digest. What no disk would take as a name is cut, and ends in a digest of the whole.
+    `...-seed0-train_fraction_0.1`: a file as the end of its path and a digest of the whole path, the profile's changes
+    as a digest. An id too long for a file name is cut and ends in a digest of the whole.
     """
     settings = settle_settings(protocol, profile, settings)
     parts = [dataset, protocol.name, encoder, f"seed{seed}"]
@@ -51,14 +51,14 @@ def run_id(protocol: Protocol, profile: str, dataset: str, encoder: str, seed: i
 
 
 def is_done(record: Path) -> bool:
-    """Whether the folder holds a whole record, of this schema, of the run that it is named after."""
+    """Whether the folder holds a complete record, of this schema, of the run that it is named after."""
     try:
-        found = json.loads((record / "record.json").read_bytes())
+        content = json.loads((record / "record.json").read_bytes())
     except (OSError, ValueError):
         return False
     expected = {"run_id": record.name, "status": "done", "schema": SCHEMA}
-    whole = isinstance(found, dict) and all(found.get(key) == value for key, value in expected.items())
-    return whole and (record / "predictions.csv").is_file()
+    complete = isinstance(content, dict) and all(content.get(key) == value for key, value in expected.items())
+    return complete and (record / "predictions.csv").is_file()
 
 
 def _digest(text: str, digits: int = 8) -> str:

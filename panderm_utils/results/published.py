@@ -1,4 +1,4 @@
-"""Every published number on file beside ours, what is missing where there is none, and the paper item by item."""
+"""The scoreboard: every published number beside ours, or what its run still needs; and the items of the paper."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ SCOREBOARD_COLUMNS = [
     "differs",
 ]
 SCOREBOARD_COLUMNS += ["missing", "run_id", "source"]
-LABELS = ["run", "dataset_label", "encoder_label", "test_images"]  # for people, and for the figure
+LABELS = ["run", "dataset_label", "encoder_label", "test_images"]  # for readers, and for the figure
 
 
 def scoreboard(
@@ -38,16 +38,16 @@ def scoreboard(
     find: Callable[[str], Protocol],
     missing: Callable[[PublishedResult, Workspace], str],
 ) -> pd.DataFrame:
-    """Returns a row a published number: SCOREBOARD_COLUMNS, then LABELS.
+    """Returns one row per published number: SCOREBOARD_COLUMNS, then LABELS.
 
-    `verdict` is that of `tables.published_verdicts`. `by_how_much`, where the published number is outside our interval,
-    is how far: above 0 it lies above the interval (ours is too low), below 0 under it. `difference` is ours minus
-    published, `differs` what our run did otherwise. `missing` says what a run that is not there needs.
+    `verdict` is that of `published_verdicts`. `by_how_much` is the distance of the published number from our interval
+    if it is outside: positive above the interval (ours is too low), negative below. `difference` is ours minus
+    published, `differs` the settings in which our run differs. `missing` says what a run without a record needs.
 
     Args:
         runs: All rows of `read_records`.
         find: Returns a protocol by its name: `protocols.load_protocol`.
-        missing: Says what a published run lacks and what to type: `batch.what_is_missing`.
+        missing: Returns what a published run lacks and the command to type: `batch.what_is_missing`.
     """
     results = {(r.dataset, r.protocol, r.encoder): r for r in load_published_results()}
     parts = []
@@ -62,10 +62,10 @@ def scoreboard(
     board["by_how_much"] = above.where(above > 0, below.where(below < 0))
     board["difference"] = board["ours"] - board["published"]
     absent = set(board.loc[board["verdict"] == "not run", RUN].itertuples(index=False, name=None))
-    told = {key: missing(result, space) for key, result in results.items() if key in absent}
+    needs = {key: missing(result, space) for key, result in results.items() if key in absent}
     keys = list(board[RUN].itertuples(index=False, name=None))
     board["missing"] = [
-        told.get(key, "") if v == "not run" else "" for key, v in zip(keys, board["verdict"], strict=True)
+        needs.get(key, "") if v == "not run" else "" for key, v in zip(keys, board["verdict"], strict=True)
     ]
     board["dataset_label"] = [load_dataset_manifest(name).short_title for name in board["dataset"]]
     board["encoder_label"] = [load_encoder_manifest(name).title for name in board["encoder"]]
@@ -82,7 +82,7 @@ def scoreboard(
 
 
 def scoreboard_summary(board: pd.DataFrame) -> pd.DataFrame:
-    """Returns how many numbers of each published run, and of all, were reproduced, are outside, and were not run."""
+    """Returns, for each published run and in total, how many numbers are reproduced, outside, and not run."""
     verdicts = {"reproduced": "reproduced", "outside the interval": "outside", "not run": "not run"}
     counts = pd.crosstab(board["run"], board["verdict"]).reindex(columns=list(verdicts), fill_value=0)
     counts = counts.reindex(board["run"].unique()).rename(columns=verdicts).rename_axis(columns=None)
@@ -91,26 +91,26 @@ def scoreboard_summary(board: pd.DataFrame) -> pd.DataFrame:
     return counts.reset_index()
 
 
-def scoreboard_in_a_sentence(board: pd.DataFrame) -> str:
-    """Returns the last line of `scoreboard_summary` in words."""
+def scoreboard_sentence(board: pd.DataFrame) -> str:
+    """Returns the last line of `scoreboard_summary` as text."""
     words = "{reproduced} of {published} numbers reproduced, {outside} outside our interval, {not run} not run"
     return words.format(**scoreboard_summary(board).iloc[-1])
 
 
-def scoreboard_in_words(board: pd.DataFrame) -> str:
-    """Returns what the scoreboard's figure shows as text, for readers who cannot see it: a part a run."""
+def scoreboard_alt_text(board: pd.DataFrame) -> str:
+    """Returns the alternative text of the scoreboard's figure: one part per run."""
     parts = []
     for run, rows in board.groupby("run", sort=False):
-        told = []
+        numbers = []
         for row in rows.itertuples():
             ours = "not run" if pd.isna(row.ours) else f"ours {row.ours:.3f}, {row.verdict}"
-            told.append(f"{row.metric} {row.published:.3f} ({ours})")
-        parts.append(f"{run}: {', '.join(told)}")
-    return f"{scoreboard_in_a_sentence(board)}. {'; '.join(parts)}"
+            numbers.append(f"{row.metric} {row.published:.3f} ({ours})")
+        parts.append(f"{run}: {', '.join(numbers)}")
+    return f"{scoreboard_sentence(board)}. {'; '.join(parts)}"
 
 
 def paper_items() -> pd.DataFrame:
-    """Returns a row a figure or table of the paper: what it shows, of which data, and where it is here or why not."""
+    """Returns one row per figure or table of the paper: what it shows, its data, its notebooks or why it has none."""
     rows = [
         {
             "item": item.item,

@@ -1,8 +1,8 @@
-"""The features behind records of a dataset, read back from the cache and laid out in two dimensions.
+"""The features behind records of a dataset, read from the cache and embedded in two dimensions.
 
-Nothing is computed anew: neither torch nor an encoder is loaded, and an image is opened only to be shown. The cache
-knows its features by the encoder's digest and the images' names, a record by the digest of their numbers; what the
-cache holds is taken only if the two agree, so a figure is of the record that it names, and of nothing else.
+No feature is recomputed: neither torch nor an encoder is loaded, and images are opened only to be shown. The cache
+indexes features by encoder digest and image names; a record keeps a digest of their values. Cached features are used
+only if they match this digest, so a figure shows exactly the records that it names.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ THUMBNAIL = 160  # pixels
 
 
 class FeaturesGone(ValueError):
-    """The features behind a record are not in the cache any more; the message says why."""
+    """The features behind a record are no longer in the cache; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class RecordedFeatures:
     """The test images of a record: features x [N, D], labels y [N], names [N]."""
 
     run_id: str
@@ -39,50 +39,52 @@ class Recorded:
     images: np.ndarray = field(repr=False)
 
 
-def read_recorded(folder: str | Path, cache: str | Path, image_root: Path, suffix: str, label: str = "") -> Recorded:
-    """Returns the features of the test split that the record in `folder` was made from.
+def read_features(
+    record_folder: str | Path, cache: str | Path, image_root: Path, suffix: str, label: str = ""
+) -> RecordedFeatures:
+    """Returns the features of the test split that the record in `record_folder` was made from.
 
     Args:
-        cache: The workspace's.
-        image_root, suffix: Where the images are and what a name may lack. They need not be there.
+        cache: The cache folder of the workspace.
+        image_root, suffix: Folder of the images, which need not exist, and the suffix that their names may lack.
 
     Raises:
-        FeaturesGone: The cache does not hold them, or holds others.
+        FeaturesGone: The cache does not hold these features.
     """
-    record = read_record(folder)
-    kept = record.get("features", {}).get("test")
-    if kept is None:
+    record = read_record(record_folder)
+    recorded = record.get("features", {}).get("test")
+    if recorded is None:
         raise FeaturesGone("the record does not say which features it was made from")
-    y, _, images = read_predictions(folder)
-    spelled = [name.replace("\\", "/") for name in images]
-    there = ImageFolder(image_root)
-    files = [there.find(name, suffix)[0] for name in images]
-    for names in [files] if all(files) else [spelled, [f"{name}{suffix}" for name in spelled]]:
+    y, _, images = read_predictions(record_folder)
+    posix = [name.replace("\\", "/") for name in images]
+    folder = ImageFolder(image_root)
+    files = [folder.find(name, suffix)[0] for name in images]
+    for names in [files] if all(files) else [posix, [f"{name}{suffix}" for name in posix]]:
         x = read_cached(cache, record["encoder_facts"], names)
         if x is not None:
             break
     else:
         raise FeaturesGone("the cache has been deleted or moved")
-    if hashlib.sha256(np.ascontiguousarray(x)).hexdigest() != kept["features_sha256"]:
-        raise FeaturesGone("the cache holds features that were computed later, of other images or on another computer")
-    return Recorded(record["run_id"], label or record["encoder"], x, y, np.array(images, dtype=np.str_))
+    if hashlib.sha256(np.ascontiguousarray(x)).hexdigest() != recorded["features_sha256"]:
+        raise FeaturesGone("the cache holds features computed later, from other images or on another computer")
+    return RecordedFeatures(record["run_id"], label or record["encoder"], x, y, np.array(images, dtype=np.str_))
 
 
-def read_all(
+def features_of_records(
     scores: pd.DataFrame, space: Workspace, card: DatasetManifest, most: int | None = None
-) -> tuple[list[Recorded], pd.DataFrame]:
-    """Returns the features behind the runs of one dataset, and which are gone: run_id, why, command.
+) -> tuple[list[RecordedFeatures], pd.DataFrame]:
+    """Returns the features behind the runs of one dataset, and the runs whose features are gone: run_id, why, command.
 
     Args:
-        scores: Rows of `tables.paper_scores`, of the dataset `card`.
-        most: Of more test images than that, so many are drawn, the same in every run.
+        scores: Rows of `paper_scores`, of the dataset `card`.
+        most: Maximum number of test images; from more, a random subset is drawn, the same for every run.
     """
     found, gone = [], []
     for run in scores.drop_duplicates("run_id").itertuples():
         try:
             image_root = space.data_root / card.image_root
-            of_run = read_recorded(run.folder, space.cache, image_root, card.image_suffix, run.encoder_label)
-            found.append(_draw(of_run, most))
+            features = read_features(run.folder, space.cache, image_root, card.image_suffix, run.encoder_label)
+            found.append(_draw(features, most))
         except FeaturesGone as error:
             command = f"python run_all.py --profile {space.profile} --protocols {run.protocol} --datasets {run.dataset}"
             command += f" --encoders {run.encoder} --seeds {run.seed} --force"
@@ -90,11 +92,11 @@ def read_all(
     return found, pd.DataFrame(gone, columns=["run_id", "why", "command"])
 
 
-def lay_out(found: list[Recorded], method: str = "umap") -> tuple[pd.DataFrame, str]:
-    """Returns a row an encoder and image, and the name of the method used ("" of nothing).
+def embed_features(found: list[RecordedFeatures], method: str = "umap") -> tuple[pd.DataFrame, str]:
+    """Returns one row per encoder and image, and the name of the method used ("" without features).
 
-    Columns: run_id, encoder_label, image, label, x, y, and example: the number of an image to look at. These are chosen
-    in the first encoder's plane and are the same in all.
+    Columns: run_id, encoder_label, image, label, x, y, and example: the number of an example image. Examples are chosen
+    in the first encoder's plane and are the same for all encoders.
     """
     parts, numbers, used = [], {}, ""
     for run in found:
@@ -102,19 +104,19 @@ def lay_out(found: list[Recorded], method: str = "umap") -> tuple[pd.DataFrame, 
         numbers = numbers or {run.images[at]: i for i, at in enumerate(choose_examples(plane, run.y), 1)}
         part = pd.DataFrame({"run_id": run.run_id, "encoder_label": run.encoder_label, "image": run.images})
         part["label"], part["x"], part["y"] = run.y, plane[:, 0], plane[:, 1]
-        first = ~part["image"].duplicated()  # an image that stands in two rows is shown once
+        first = ~part["image"].duplicated()  # an image listed in two rows is shown once
         parts.append(part.assign(example=part["image"].map(numbers).where(first).astype("Int64")))
     return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=POINTS)), used
 
 
-def agreement_table(found: list[Recorded]) -> pd.DataFrame:
-    """Returns a row an encoder: test images, and which share of their nearest neighbours is of the same class."""
+def agreement_table(found: list[RecordedFeatures]) -> pd.DataFrame:
+    """Returns one row per encoder: test images, and the fraction of their nearest neighbours in the same class."""
     rows = [(run.encoder_label, len(run.y), *neighbour_agreement(run.x, run.y)) for run in found]
     return pd.DataFrame(rows, columns=["encoder_label", "images", "same_class", "by_chance"])
 
 
 def open_examples(points: pd.DataFrame, card: DatasetManifest, data_root: Path) -> dict[int, Image.Image]:
-    """Returns small square pictures of the examples, by their number; of those whose image is not there, none."""
+    """Returns example number -> small square picture, for the examples whose image is found."""
     folder, pictures = ImageFolder(data_root / card.image_root), {}
     for row in points.dropna(subset=["example"]).drop_duplicates("example").itertuples():
         file = folder.find(row.image, card.image_suffix)[0]
@@ -123,8 +125,8 @@ def open_examples(points: pd.DataFrame, card: DatasetManifest, data_root: Path) 
     return pictures
 
 
-def _draw(run: Recorded, most: int | None) -> Recorded:
+def _draw(run: RecordedFeatures, most: int | None) -> RecordedFeatures:
     if most is None or len(run.y) <= most:
         return run
     at = np.sort(np.random.default_rng(0).choice(len(run.y), most, replace=False))
-    return Recorded(run.run_id, run.encoder_label, run.x[at], run.y[at], run.images[at])
+    return RecordedFeatures(run.run_id, run.encoder_label, run.x[at], run.y[at], run.images[at])

@@ -1,10 +1,10 @@
-"""One run leaves one record: a folder that says what was done, with which settings, and what came out.
+"""Records: each run writes one, a folder with its settings and results.
 
     records/<run id>/record.json      identity, settings, metrics with intervals, timings, environment, warnings
-    records/<run id>/predictions.csv  one row a test image, in upstream's layout
-    records/<run id>/metadata.csv     age, sex, site, ... of the test images, where the CSV has them
+    records/<run id>/predictions.csv  one row per test image, in upstream's layout
+    records/<run id>/metadata.csv     age, sex, site, ... of the test images, if the CSV has them
 
-Tables and figures are drawn from records alone; every metric can be computed anew from the predictions.
+Tables and figures are drawn from records alone; every metric can be recomputed from the predictions.
 """
 
 import gzip
@@ -25,16 +25,16 @@ from panderm_utils.results.environment import describe_environment, peak_memory_
 from panderm_utils.results.identity import SCHEMA, run_id, settle_settings
 from panderm_utils.workspace import Workspace
 
-UNDEFINED = "undefined"  # a metric that the test split does not allow, such as AUROC of one class
+UNDEFINED = "undefined"  # a metric that the test split cannot give, such as AUROC of one class
 
 
 class RecordWarning(UserWarning):
-    """A record that cannot be read was left out."""
+    """A record that cannot be read is left out."""
 
 
 @dataclass
 class Run:
-    """What a notebook is doing: its identity, its folders, and what was noted on the way (see `note`)."""
+    """A run in progress: its identity, its folders, and the facts noted so far (see `note`)."""
 
     run_id: str
     dataset: str
@@ -52,23 +52,25 @@ class Run:
         return self.workspace.records / self.run_id
 
     def note(self, **facts) -> None:
-        """Adds JSON-able facts to the record: `run.note(data={...}, timings={...})`; dicts of one name are merged."""
+        """Adds JSON-serializable facts to the record: `run.note(data={...})`; dicts under the same name are merged."""
         for key, value in facts.items():
             both_dicts = isinstance(value, dict) and isinstance(self.notes.get(key), dict)
             self.notes[key] = {**self.notes[key], **value} if both_dicts else value
 
 
 def begin_run(protocol: Protocol, dataset: str, encoder: str, seed: int, workspace: Workspace, **settings) -> Run:
-    """Starts the clock of a run and listens for warnings, which are shown as ever and also kept for the record.
+    """Returns a run whose clock has started; from now on warnings are shown as usual and kept for the record.
 
     Args:
-        settings: Everything else that decides the result, such as `solver="published"`; what differs from the
-            protocol's defaults, or by the profile's own choice, becomes part of the run's id.
+        settings: All other settings that affect the result, such as `solver="published"`; those that differ from the
+            protocol's defaults, and the profile's changes, become part of the run's id.
     """
     settings = settle_settings(protocol, workspace.profile, settings)
     name = run_id(protocol, workspace.profile, dataset, encoder, seed, **settings)
     run = Run(name, dataset, protocol.name, encoder, seed, settings, workspace)
-    show = getattr(warnings.showwarning, "shows", warnings.showwarning)  # a cell run twice must not listen twice
+    show = getattr(
+        warnings.showwarning, "shows", warnings.showwarning
+    )  # a cell that is run twice must not install two hooks
 
     def listen(message, category, filename, lineno, file=None, line=None):
         text = f"{category.__name__}: {message}"
@@ -78,12 +80,12 @@ def begin_run(protocol: Protocol, dataset: str, encoder: str, seed: int, workspa
 
     listen.shows = show
     warnings.showwarning = listen
-    warnings.simplefilter("default", append=True)  # Python forgets what it has shown, so a second run hears it again
+    warnings.simplefilter("default", append=True)  # so that a second run sees warnings that Python has already shown
     return run
 
 
 def prediction_table(image_ids, y, proba) -> pd.DataFrame:
-    """Lays predictions out as upstream does: two classes have one `probability` (of class 1), more have one a class.
+    """Returns predictions in upstream's layout: two classes have one `probability` (of class 1), more one per class.
 
     Args:
         image_ids: N names, as in the dataset's `image` column.
@@ -106,9 +108,9 @@ def read_predictions(folder: str | Path, file: str = "predictions.csv") -> tuple
 
 
 def parse_predictions(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """As `read_predictions`, of a table [N] of texts."""
+    """Returns the same as `read_predictions`, from a table of strings with N rows."""
     columns = table.filter(regex=r"^probability_class_\d+$")
-    # Parsed from text by Python's own rule, which gives back the very number that was written.
+    # Parsed by Python, which restores the exact number that was written.
     if columns.empty:
         positive = table["probability"].astype(float)
         proba = np.stack([1 - positive, positive], axis=1)
@@ -119,21 +121,21 @@ def parse_predictions(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list
 
 
 def worst_mistakes(predictions: pd.DataFrame, names, count: int = 12) -> pd.DataFrame:
-    """Returns the `count` wrong rows of a prediction table that were the surest, with `probability` and a `caption`."""
+    """Returns the `count` most confident wrong predictions: `filename`, `caption`, `probability`."""
     table = predictions[predictions["true_label"] != predictions["predicted_label"]].copy()
     columns = predictions.filter(regex=r"^probability_class_\d+$")
     if columns.empty:
         columns = pd.concat([1 - predictions["probability"], predictions["probability"]], axis=1)
     table["probability"] = columns.to_numpy().max(axis=1)[table.index]
     rows = zip(table["true_label"], table["predicted_label"], table["probability"], strict=True)
-    table["caption"] = [f"true {names[true]}\nsaid {names[said]} ({p:.0%})" for true, said, p in rows]
+    table["caption"] = [f"true {names[true]}\npredicted {names[guess]} ({p:.0%})" for true, guess, p in rows]
     return table.nlargest(count, "probability")[["filename", "caption", "probability"]].reset_index(drop=True)
 
 
-def beside_published(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """Returns the scores with the published value, the difference, and whether it lies inside our interval.
+def compare_with_published(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
+    """Returns the scores with the published value, the difference and a verdict, whether it lies in our interval.
 
-    Drawn images are compared with nothing: in the demo profile the three columns are left out.
+    The three columns are left out in the demo profile and for label fractions, which have no published value.
     """
     table = scores[["value", "low", "high"]].copy()
     if run.workspace.synthetic or run.settings.get("train_fraction", 1.0) != 1.0:
@@ -153,17 +155,17 @@ def save_record(
     metrics: pd.DataFrame,
     predictions: pd.DataFrame,
     headline_metric: str,
-    more: dict[str, pd.DataFrame] | None = None,
+    extra_tables: dict[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Writes the record of a finished run and returns its folder; an older record of the same id is replaced.
 
-    The folder is written under a temporary name and renamed, so whatever is killed, no half record is ever seen.
+    The folder is written under a temporary name and renamed, so a kill never leaves a partial record.
 
     Args:
-        metrics: Index: metric; columns: at least value, low, high (`metrics.evaluate`).
+        metrics: Index: metric; columns: at least value, low, high (`stats.evaluate`).
         predictions: `prediction_table(...)` of the test split.
         headline_metric: The metric that the paper reports for this kind of task.
-        more: Further tables of the record, by file name, such as "history.csv".
+        extra_tables: Further tables of the record by file name, such as "history.csv".
     """
     record = {
         "schema": SCHEMA,
@@ -185,7 +187,9 @@ def save_record(
         "warnings": run.warnings,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    files = {name: _csv(table, name) for name, table in {**(more or {}), "predictions.csv": predictions}.items()}
+    files = {
+        name: _csv(table, name) for name, table in {**(extra_tables or {}), "predictions.csv": predictions}.items()
+    }
     text = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
     files["record.json"] = text.encode()
     new, old = temporary(run.folder), temporary(run.folder, ".old")
@@ -195,7 +199,7 @@ def save_record(
             for name, content in files.items():
                 (new / name).write_bytes(content)
             if run.folder.exists():
-                run.folder.rename(old)  # `leftovers` puts it back, should this process die before the next line
+                run.folder.rename(old)  # `leftovers` restores it if this process dies before the next line
             new.rename(run.folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
@@ -216,12 +220,12 @@ def read_record(folder: str | Path) -> dict:
     except (OSError, ValueError) as error:
         problem = str(error)
     if problem:
-        raise ValueError(f"{folder}: not a whole record ({problem}); delete the folder and run it again")
+        raise ValueError(f"{folder}: not a complete record ({problem}); delete the folder and repeat the run")
     return record
 
 
 def summarise(run: Run, metrics: pd.DataFrame, headline_metric: str) -> pd.DataFrame:
-    """Returns what a reader wants to know of a run that is about to be saved: one column, a row a fact."""
+    """Returns the main facts of a run that is about to be saved: one column, one row per fact."""
     value, *ends = (_number(metrics.loc[headline_metric, column]) for column in ("value", "low", "high"))
     encoder = {**run.notes.get("training", {}), **run.notes.get("encoder_facts", {})}
     facts = {
@@ -240,11 +244,11 @@ def summarise(run: Run, metrics: pd.DataFrame, headline_metric: str) -> pd.DataF
 
 
 def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
-    """Reads all records below `root` (a workspace's `records` folder) into one tidy table: a row a run and metric.
+    """Reads all records below `root` (a workspace's `records` folder) into one tidy table: one row per run and metric.
 
     Columns: run_id, dataset, protocol, encoder, seed, profile, synthetic, the settings, headline (whether the metric
-    is the run's headline metric), metric, value, low, high and whatever else the metrics hold, test_images (how many,
-    where the record says so), folder. A damaged record is left out with a RecordWarning.
+    is the run's headline metric), metric, value, low, high and any other columns of the metrics, test_images (number,
+    if recorded), folder. A damaged record is left out with a RecordWarning.
     """
     rows = []
     for path in sorted(Path(root).glob("[!.]*/record.json")):
@@ -266,8 +270,8 @@ def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
 def _problem_of(record, folder: Path) -> str | None:
     if not isinstance(record, dict):
         return "record.json holds no object"
-    if record.get("schema", SCHEMA) != SCHEMA:  # first: another schema may have other keys
-        return f"it is of schema {record['schema']!r}, this version of panderm_utils reads {SCHEMA}"
+    if record.get("schema", SCHEMA) != SCHEMA:  # checked first: another schema may have other keys
+        return f"it has schema {record['schema']!r}, this version of panderm_utils reads {SCHEMA}"
     needed = ("schema", "run_id", "status", "dataset", "protocol", "encoder", "seed", "profile", "settings", "metrics")
     if missing := [key for key in needed if key not in record]:
         return f"record.json lacks {', '.join(missing)}"
@@ -275,7 +279,7 @@ def _problem_of(record, folder: Path) -> str | None:
         return f"record.json is of run {record['run_id']!r}, status {record['status']!r}"
     metrics = record["metrics"].values() if isinstance(record["metrics"], dict) else [None]
     if not all(isinstance(part, dict) for part in (record["settings"], *metrics)):
-        return "its settings or metrics are not laid out as a record's"
+        return "its settings or metrics do not have the layout of a record"
     return None if (folder / "predictions.csv").is_file() else "predictions.csv is missing"
 
 
@@ -289,7 +293,7 @@ def _csv(table: pd.DataFrame, name: str) -> bytes:
 
 
 def _plain(value):
-    """JSON for NumPy scalars, arrays and paths."""
+    """Converts NumPy scalars, arrays and paths for JSON."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Path):

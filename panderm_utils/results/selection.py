@@ -1,6 +1,6 @@
-"""Which records a table or figure of the paper shows, which are missing, and how each compares with what was published.
+"""Selects the records that a table or figure of the paper shows, lists missing ones, compares with published numbers.
 
-A verdict on a published number is given here and nowhere else.
+Verdicts on published numbers are given here and nowhere else.
 """
 
 import json
@@ -19,23 +19,22 @@ from panderm_utils.manifests import (
 )
 from panderm_utils.results.identity import PROFILE_SETTINGS, settle_settings
 
-ANY = object()  # of a setting: whatever it is
+ANY = object()  # matches any value of a setting
 
 
 def paper_scores(
     runs: pd.DataFrame, profile: str, protocol: Protocol, seed: int | None = 0, own: bool = False, **settings
 ) -> pd.DataFrame:
-    """Picks the rows of `read_records` that a table or figure of the paper shows, in the profile's order.
+    """Returns the rows of `read_records` that a table or figure of the paper shows, in the profile's order.
 
     Args:
-        runs: A row a run and metric.
-        seed: None: runs of every seed.
-        own: Whether the user's own datasets come too, after the paper's.
-        settings: Which runs are meant where they differ in settings; by default those of the profile; ANY where it
-            does not matter.
+        runs: One row per run and metric.
+        seed: None selects runs of every seed.
+        own: Whether to add the user's own datasets, after the paper's.
+        settings: Settings of the runs to select; by default the profile's; ANY matches every value.
 
     Returns:
-        The rows of the profile's datasets, with `dataset_label` and `encoder_label` for people.
+        The rows of the profile's datasets, with readable `dataset_label` and `encoder_label`.
     """
     expected = {**settle_settings(protocol, profile, settings), "seed": ANY if seed is None else seed}
     runs = runs[runs["protocol"] == protocol.name]
@@ -61,28 +60,28 @@ def paper_scores(
 
 
 def order_encoders(names) -> list[str]:
-    """Returns the names, known encoders in the order of encoders.yaml, then any others by name."""
-    present, known = set(names), list_encoders()
-    return [name for name in known if name in present] + sorted(present - set(known))
+    """Returns the names in the order of encoders.yaml, then any others by name."""
+    present, listed = set(names), list_encoders()
+    return [name for name in listed if name in present] + sorted(present - set(listed))
 
 
 def missing_runs(
     scores: pd.DataFrame, profile: str, protocol: Protocol, seed: int | None = None, **settings
 ) -> pd.DataFrame:
-    """Lists the protocol's runs of the profile that have no record, each with the command that makes it.
+    """Returns the protocol's runs in the profile that have no record, each with the command that makes it.
 
     Args:
-        scores: The rows of `paper_scores`, which was given the same seed and settings.
+        scores: The rows of `paper_scores` with the same seed and settings.
     """
-    known, there = load_profile(profile), set(zip(scores["dataset"], scores["encoder"], strict=True))
+    plan, recorded = load_profile(profile), set(zip(scores["dataset"], scores["encoder"], strict=True))
     command = f"python run_all.py --profile {profile} --protocols {protocol.name}"
-    more = "" if seed in (None, known.seeds[0]) else f" --seeds {seed}"
-    more += "".join(f" -p {n}={v}" for n, v in settings.items() if v != protocol.settings.get(n))
+    options = "" if seed in (None, plan.seeds[0]) else f" --seeds {seed}"
+    options += "".join(f" -p {n}={v}" for n, v in settings.items() if v != protocol.settings.get(n))
     rows = [
-        {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}{more}"}
-        for d in protocol.supported(known.datasets)
-        for e in known.choice(protocol.name).encoders
-        if (d, e) not in there
+        {"dataset": d, "encoder": e, "command": f"{command} --datasets {d} --encoders {e}{options}"}
+        for d in protocol.supported(plan.datasets)
+        for e in plan.choice(protocol.name).encoders
+        if (d, e) not in recorded
     ]
     return pd.DataFrame(rows, columns=["dataset", "encoder", "command"])
 
@@ -91,14 +90,14 @@ def published_verdicts(scores: pd.DataFrame, protocol: Protocol, synthetic: bool
     """Compares every published number of a protocol with ours.
 
     Args:
-        scores: A row a run and metric. Of several runs of a dataset and encoder, the one whose settings are nearest to
-            the published ones is taken.
+        scores: One row per run and metric. Of several runs of a dataset and encoder, the one with the fewest
+            differences from the published settings is used.
+        synthetic: Whether the records are of synthetic images, which are never compared.
 
     Returns:
-        A row a published number: dataset, encoder, metric, published, ours, low, high, verdict, settings (of the
-        published run), differs (what was otherwise in ours), run_id, source. The verdict is "reproduced" (the
-        published value lies inside our interval), "outside the interval" or "not run". Records of drawn images are
-        never compared.
+        One row per published number: dataset, encoder, metric, published, ours, low, high, verdict, settings (of the
+        published run), differs (the settings that differ in ours), run_id, source. The verdict is "reproduced" (the
+        published value lies inside our interval), "outside the interval" or "not run".
     """
     ours = scores.iloc[0:0] if synthetic else scores
     rows = []
@@ -131,15 +130,14 @@ def published_verdicts(scores: pd.DataFrame, protocol: Protocol, synthetic: bool
 def differing_settings(run: dict, protocol: Protocol, result: PublishedResult) -> dict[str, tuple]:
     """Returns the settings in which a run differs from the published one: name -> (the run's, the published).
 
-    What a published result does not name was as the protocol has it, and so was what neither the run nor its profile
-    set.
+    Settings that a published result does not name, or that neither the run nor its profile set, are the protocol's.
     """
     defaults = {**protocol.settings, **protocol.published()}
     expected = {**defaults, **result.settings}
-    # Scores with views are other metrics, the interval is ours alone, and a path says nothing about the file.
+    # Views have metrics of their own, only we compute intervals, and a path does not identify a file.
     for name in ("tta", "replicates", "weights"):
         expected.pop(name, None)
     profile = run.get(PROFILE_SETTINGS)
     defaults |= json.loads(profile) if isinstance(profile, str) and profile else {}
-    mine = {name: defaults.get(name) if pd.isna(run.get(name)) else run[name] for name in expected}
-    return {name: (mine[name], expected[name]) for name in expected if mine[name] != expected[name]}
+    ours = {name: defaults.get(name) if pd.isna(run.get(name)) else run[name] for name in expected}
+    return {name: (ours[name], expected[name]) for name in expected if ours[name] != expected[name]}

@@ -1,7 +1,7 @@
-"""Recomputes every metric of every record from its stored predictions and tells which differ.
+"""Recomputes every metric of every record from its stored predictions and reports which differ.
 
-A number of a record is right if the same predictions, seed and number of replicates give it again, interval included.
-Each protocol says how, in `Protocol.recompute`. A record of any other protocol is not passed over: it counts as
+A number of a record is confirmed if the same predictions, seed and number of replicates give it again, interval
+included. Each protocol recomputes its own, in `Protocol.recompute`. A record of an unknown protocol counts as
 unverified.
 """
 
@@ -21,22 +21,22 @@ from panderm_utils.stats import MetricWarning
 
 TOLERANCE = 1e-9
 DIFFERS = "differs"
-SHOWN = 10  # numbers of a record that a message names
+SHOWN = 10  # maximum numbers per record in a message
 COLUMNS = ["run_id", "metric", "column", "stored", "recomputed", "difference", "problem"]
-# What reading a damaged file raises: lost, cut off, not gzip, not a table, not numbers, columns missing.
+# Raised on reading a damaged file: missing, truncated, not gzip, not a table, not numbers, columns missing.
 DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError)
 
 
 def verify_records(root: Path, find: Callable[[str], Protocol], jobs: int = 2) -> pd.DataFrame:
-    """Recomputes the metrics of all records below `root`, in several processes.
+    """Returns the stored and recomputed metrics of all records below `root`; runs several processes.
 
     Args:
         find: Returns a protocol by its name, or raises a ManifestError: `protocols.load_protocol`.
 
     Returns:
-        A row a number: run_id, metric, column ("value", "low", ...), stored, recomputed, difference, problem. The
-        problem is "" where the two agree to TOLERANCE, DIFFERS where they do not; where there was nothing to compare,
-        one row names the record and says why.
+        One row per number: run_id, metric, column ("value", "low", ...), stored, recomputed, difference, problem. The
+        problem is "" if the two agree to TOLERANCE, else DIFFERS; a record that cannot be compared has one row with
+        the reason.
     """
     folders = sorted(path for path in Path(root).glob("[!.]*") if path.is_dir())
     tables = in_processes(partial(_verify_record, find), folders, jobs, "verify")
@@ -44,7 +44,7 @@ def verify_records(root: Path, find: Callable[[str], Protocol], jobs: int = 2) -
 
 
 def describe_verification(table: pd.DataFrame) -> str:
-    """Says in a line that all is equal, or in a table what is not."""
+    """Returns one line if all records are confirmed, else also the numbers that are not."""
     wrong = table[table["problem"] != ""]
     records, compared = table["run_id"].nunique(), int((table["column"] == "value").sum())
     counted = f"{records:,} records, {compared:,} metrics recomputed with their intervals"
@@ -55,8 +55,7 @@ def describe_verification(table: pd.DataFrame) -> str:
         lines.append(run)
         for row in rows.head(SHOWN).itertuples(index=False):
             numbers = f"stored {row.stored:.10g}, recomputed {row.recomputed:.10g}"
-            what = f"{row.metric} {row.column}: {numbers}" if row.problem == DIFFERS else row.problem
-            lines.append(f"  {what}")
+            lines.append(f"  {row.metric} {row.column}: {numbers}" if row.problem == DIFFERS else f"  {row.problem}")
         if len(rows) > SHOWN:
             lines.append(f"  ... and {len(rows) - SHOWN:,} more")
     return "\n".join(lines)
@@ -80,7 +79,7 @@ def _verify_record(find: Callable[[str], Protocol], folder: Path) -> pd.DataFram
 
 def _compared(pairs: Iterator[Pair]) -> Iterator[tuple]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MetricWarning)  # the run that left the record was told
+        warnings.simplefilter("ignore", MetricWarning)  # shown when the record was made
         for metric, column, stored, again in pairs:
             stored = np.nan if stored is None else float(stored)
             same = np.isclose(stored, again, rtol=0, atol=TOLERANCE, equal_nan=True)
@@ -88,21 +87,21 @@ def _compared(pairs: Iterator[Pair]) -> Iterator[tuple]:
 
 
 def resampling(record: dict) -> dict:
-    """Returns the replicates and the seed of the resamples behind a record's intervals."""
+    """Returns the number of replicates and the seed of a record's bootstrap."""
     return {"replicates": record["settings"]["replicates"], "seed": record["seed"]}
 
 
 def compare_metrics(stored: dict, again: pd.DataFrame, suffix: str = "") -> Iterator[Pair]:
-    """Yields the metrics of a record, each with its value in a table of recomputed ones (index: metric)."""
+    """Yields the stored metrics of a record, each with its value in a recomputed table (index: metric)."""
     for metric, numbers in stored.items():
         name = metric.removesuffix(suffix)
         for column, value in numbers.items():
-            known = name in again.index and column in again.columns
-            yield metric, column, value, float(again.loc[name, column]) if known else np.nan
+            computed = name in again.index and column in again.columns
+            yield metric, column, value, float(again.loc[name, column]) if computed else np.nan
 
 
 def recompute_predictions(score: Callable, record: dict, folder: Path) -> Iterator[Pair]:
-    """Yields the metrics of predictions.csv and, with the suffix _tta, of predictions_tta.csv where there are any.
+    """Yields the metrics of predictions.csv and, with the suffix _tta, of predictions_tta.csv if the record has any.
 
     Args:
         score: As `stats.evaluate`.

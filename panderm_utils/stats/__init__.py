@@ -4,7 +4,7 @@ import lazy_loader
 
 OFFERS = {
     "calibration": "BINS evaluate_calibration reliability",
-    "embedding": "choose_examples embed neighbour_agreement principal_plane spread",
+    "embedding": "choose_examples embed neighbour_agreement place_labels principal_plane",
     "metrics": "METRICS MetricWarning Scorer accuracy auroc balanced_accuracy check_predictions classes_present "
     "confusion evaluate on_test_set per_class_report pr_curves roc_curves score_table weighted_f1",
     "resampling": "Confusions MetricError Ranking bootstrap intervals resampled_rows",

@@ -1,18 +1,17 @@
-"""Whether a probability means what it says: reliability tables, expected calibration error, Brier score.
+"""Calibration of predicted probabilities: reliability tables, expected calibration error, Brier score.
 
-Two classes: the probability of class 1 is held against the share of images that are of class 1. More classes: the
-largest probability of each image (its confidence) is held against the share that is right (accuracy).
+Two classes: the probability of class 1 is compared with the fraction of images in class 1. More classes: the largest
+probability of each image (its confidence) is compared with the fraction predicted correctly (accuracy).
 
 | metric | what it is |
 |---|---|
-| ece | expected calibration error: mean over the bins of abs(mean probability - share), weighted by their images |
-| brier | mean squared distance of probabilities and truth (1 for the class of the image, 0 for the others) |
+| ece | expected calibration error: mean over bins of abs(mean probability - observed fraction), weighted by images |
+| brier | mean squared error of the probabilities against the one-hot true class |
 
-The squares of the Brier score are summed over the classes, from 0 to 2; of two classes only class 1 counts, as usual,
-from 0 to 1.
+The Brier score sums over all classes (0 to 2), except with two classes, where only class 1 counts (0 to 1).
 
-Bins are half open, (low, high], the first closed. 15 of equal width from 0 to 1 unless said otherwise; of equal mass:
-their edges are quantiles of the probabilities, so that each holds about as many images, and ties stay together.
+Bins are half open, (low, high], the first closed. By default there are 15 of equal width from 0 to 1. Edges of
+equal-mass bins are quantiles of the probabilities: each bin holds about as many images, and ties stay together.
 
 Symbols: N images, K classes, B bins, R resamples (`bootstrap`).
 """
@@ -34,20 +33,20 @@ def evaluate_calibration(
 ) -> pd.DataFrame:
     """Returns value, low, high and by_chance of `ece` and `brier`, from the stratified resamples of `bootstrap`.
 
-    The interval of the Brier score is of percentiles. Resampling adds noise to every bin, which only ever raises the
-    expected calibration error: percentiles of it lie above the truth, and of a hundred images miss it nearly always.
-    So its percentiles are mirrored at the value (the basic bootstrap), cut at 0, and reach at least to the value.
+    The Brier score has a percentile interval. The ECE has a basic bootstrap interval (percentiles mirrored at the
+    value, clipped at 0, always including the value): resampling adds noise to every bin, which only ever raises the
+    ECE, so its percentiles lie above the true value and, with a hundred images, nearly always miss it.
 
-    by_chance: what this error stays below in 95 of 100 test sets of a model with the same probabilities that are all
-    true. An error below it is no evidence of bad calibration; NaN for the Brier score.
+    by_chance: the 95th percentile of the ECE of a perfectly calibrated model with the same probabilities. An ECE below
+    it is no evidence of miscalibration; NaN for the Brier score.
 
     Args:
         y: True labels [N], integers in 0..K-1.
         proba: Class probabilities [N, K].
-        bins: How many; equal_mass: whether each holds as many images, rather than being as wide.
+        bins: Number of bins; equal_mass: bins hold equally many images instead of being equally wide.
 
     Raises:
-        MetricError: As `metrics.evaluate`, or proba holds scores that are no probabilities.
+        MetricError: As `metrics.evaluate`, or proba holds scores that are not probabilities.
     """
     scorer = CalibrationScorer(y, proba, bins, equal_mass)
     value = on_test_set(scorer)
@@ -60,38 +59,38 @@ def evaluate_calibration(
 
 
 def reliability(y, proba, bins: int = BINS, equal_mass: bool = False) -> pd.DataFrame:
-    """Returns a row a bin: from, to, images, predicted (mean probability), observed (share), low and high of the share.
+    """Returns one row per bin: from, to, images, predicted (mean probability), observed (fraction), low, high.
 
-    low and high are Wilson's 95% interval, which needs no resampling and holds for few images too. A bin without an
-    image is NaN. Arguments as in `evaluate_calibration`.
+    low and high are Wilson's 95% interval of the observed fraction, which is valid for few images too. An empty bin is
+    NaN. Arguments as in `evaluate_calibration`.
     """
-    probability, true = _held_against(*_check(y, proba))
+    probability, true = _predicted_and_true(*_check(y, proba))
     edges = _edges(probability, bins, equal_mass)
-    place = _places(probability, edges)
-    images, predicted, observed = (np.bincount(place, weights, bins) for weights in (None, probability, true))
-    z, full = ndtri((1 + LEVEL) / 2), np.where(images > 0, images, np.nan)
-    middle = (observed + z**2 / 2) / (full + z**2)
-    reach = z / (full + z**2) * np.sqrt(observed * (full - observed) / full + z**2 / 4)
-    columns = {"from": edges[:-1], "to": edges[1:], "images": images, "predicted": predicted / full}
-    return pd.DataFrame(columns | {"observed": observed / full, "low": middle - reach, "high": middle + reach})
+    bin_index = _bin_indices(probability, edges)
+    images, predicted, observed = (np.bincount(bin_index, weights, bins) for weights in (None, probability, true))
+    z, count = ndtri((1 + LEVEL) / 2), np.where(images > 0, images, np.nan)
+    middle = (observed + z**2 / 2) / (count + z**2)
+    reach = z / (count + z**2) * np.sqrt(observed * (count - observed) / count + z**2 / 4)
+    columns = {"from": edges[:-1], "to": edges[1:], "images": images, "predicted": predicted / count}
+    return pd.DataFrame(columns | {"observed": observed / count, "low": middle - reach, "high": middle + reach})
 
 
 class CalibrationScorer:
-    """Both metrics of one set of predictions on any resamples of its images; used as `metrics.Scorer`.
+    """Computes both metrics of one set of predictions on any resamples of its images; used like `metrics.Scorer`.
 
     scorer(counts)  [R, 2] in the order of CALIBRATION_METRICS; counts [N, R]: how often each image is in each resample
 
-    Bins of equal mass keep the edges that they have on the test set.
+    Equal-mass bins keep their test-set edges.
     """
 
     def __init__(self, y, proba, bins: int = BINS, equal_mass: bool = False):
         self.y, proba = _check(y, proba)
-        self._probability, true = _held_against(self.y, proba)
-        place = _places(self._probability, _edges(self._probability, bins, equal_mass))
-        self._sums = summing(place, bins)
-        # Mean probability less share, times the bin's images, is a sum over its images.
-        excess = (self._probability - true, (place, np.arange(len(place))))
-        self._excess = csr_array(excess, shape=(bins, len(place)))
+        self._probability, true = _predicted_and_true(self.y, proba)
+        bin_index = _bin_indices(self._probability, _edges(self._probability, bins, equal_mass))
+        self._sums = summing(bin_index, bins)
+        # (mean probability - observed fraction) * images of a bin is a sum over its images.
+        excess = (self._probability - true, (bin_index, np.arange(len(bin_index))))
+        self._excess = csr_array(excess, shape=(bins, len(bin_index)))
         squares = (proba - np.eye(proba.shape[1])[self.y]) ** 2
         self._squares = squares[:, 1] if proba.shape[1] == 2 else squares.sum(axis=1)
 
@@ -100,29 +99,29 @@ class CalibrationScorer:
         return (sums / counts.sum(axis=0)).T
 
     def errors_if_calibrated(self, replicates: int, seed: int) -> np.ndarray:
-        """Returns the expected calibration error [R] of labels drawn anew, each with the very probability given."""
-        generator, found = np.random.default_rng(seed), []
+        """Returns the ECE [R] with labels redrawn from the predicted probabilities."""
+        generator, errors = np.random.default_rng(seed), []
         images, block = len(self.y), max(1, BLOCK_CELLS // len(self.y))
         for start in range(0, replicates, block):
             uniform = generator.random((min(block, replicates - start), images)).T
             excess = self._probability[:, None] - (uniform < self._probability[:, None])
-            found.append(np.abs(self._sums @ excess).sum(axis=0) / images)
-        return np.concatenate(found)
+            errors.append(np.abs(self._sums @ excess).sum(axis=0) / images)
+        return np.concatenate(errors)
 
 
 def _check(y, proba) -> tuple[np.ndarray, np.ndarray]:
     y, proba = check_predictions(y, proba)
-    odd = (proba < 0).any(axis=1) | (np.abs(proba.sum(axis=1) - 1) > 0.01)  # rounded ones will do
-    if odd.any():
+    invalid = (proba < 0).any(axis=1) | (np.abs(proba.sum(axis=1) - 1) > 0.01)
+    if invalid.any():
         raise MetricError(
-            f"proba must be probabilities: {odd.sum():,} of {len(y):,} rows are negative or do not sum to 1, first row "
-            f"{odd.argmax()}; turn scores into probabilities, such as by a softmax"
+            f"proba must be probabilities: {invalid.sum():,} of {len(y):,} rows are negative or do not sum to 1, first "
+            f"row {invalid.argmax()}; convert scores to probabilities, for example with a softmax"
         )
     return y, proba
 
 
-def _held_against(y, proba) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the probability [N] that is judged, and whether [N] what it stands for is true, as 0 or 1."""
+def _predicted_and_true(y, proba) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the assessed probability [N] and whether the predicted event is true [N], 0 or 1."""
     if proba.shape[1] == 2:
         return proba[:, 1], (y == 1).astype(np.float64)
     return proba.max(axis=1), (proba.argmax(axis=1) == y).astype(np.float64)
@@ -130,10 +129,10 @@ def _held_against(y, proba) -> tuple[np.ndarray, np.ndarray]:
 
 def _edges(probability: np.ndarray, bins: int, equal_mass: bool) -> np.ndarray:
     if not isinstance(bins, int | np.integer) or bins < 1:
-        raise MetricError(f"bins must be a whole number of at least 1, got {bins!r}: {BINS} is usual")
+        raise MetricError(f"bins must be a whole number of at least 1, got {bins!r}; the default is {BINS}")
     parts = np.linspace(0, 1, bins + 1)
     return np.quantile(probability, parts) if equal_mass else parts
 
 
-def _places(probability: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def _bin_indices(probability: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.searchsorted(edges[1:-1], probability)

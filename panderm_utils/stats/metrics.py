@@ -1,21 +1,21 @@
-"""Every metric of the paper from true labels and class probabilities: NumPy in, NumPy or a table out.
+"""The metrics of the paper, from true labels and class probabilities: NumPy in, NumPy or a table out.
 
 | metric | what it is |
 |---|---|
-| accuracy | share of right images |
+| accuracy | fraction of images predicted correctly |
 | balanced_accuracy | mean recall of the classes |
 | quadratic_kappa | Cohen's kappa, disagreement weighted by the squared distance of the classes |
 | weighted_f1 | F1 of each class, weighted by its images |
-| auroc | two classes: of class 1; more: one-versus-one, mean over all pairs of classes and both directions |
+| auroc | two classes: of class 1; more: one-versus-one, mean over all ordered pairs of classes |
 | aupr | average precision; two classes: of class 1; more: one-versus-rest, mean over the classes |
 
-The predicted class is the largest probability, the first of equals. Each number is scikit-learn's, ties in the scores
-included, with what scikit-learn leaves open, refuses or calls zero settled so:
+The predicted class has the largest probability; of equal ones, the first. All values equal scikit-learn's, also with
+tied scores, except where scikit-learn is undefined, raises or returns zero:
 
-- A class without a test image: balanced accuracy, AUROC and AUPR are means over the classes that have one, weighted F1
-  gives it no weight. A MetricWarning names it. (Kappa numbers the classes that are true or predicted, as scikit-learn.)
-- Test images of one class only: nothing to tell apart, so kappa, AUROC and AUPR are NaN, with a MetricWarning.
-- Rows of proba need not sum to 1; NaN and infinity are a MetricError.
+- A class without test images: balanced accuracy, AUROC and AUPR average over the other classes, weighted F1 gives it no
+  weight. A MetricWarning names it. (Kappa numbers the classes that are true or predicted, like scikit-learn.)
+- Test images of one class only: kappa, AUROC and AUPR are NaN, with a MetricWarning.
+- Rows of proba need not sum to 1; NaN or infinity raises a MetricError.
 
 Symbols: N images, K classes, R resamples (`bootstrap`).
 """
@@ -32,13 +32,13 @@ METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "a
 
 
 class MetricWarning(UserWarning):
-    """A metric that is undefined, or that leaves a class out."""
+    """A metric is undefined, or leaves a class out."""
 
 
 def evaluate(y, proba, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Returns value, low, high (percentiles), normal_low, normal_high (the paper's interval) of the six metrics.
 
-    value is that of the whole test set, not the mean of the replicates. See `bootstrap` for the resamples.
+    value is computed on the whole test set; it is not the mean of the replicates. See `bootstrap` for the resamples.
 
     Args:
         y: True labels [N], integers in 0..K-1.
@@ -48,28 +48,28 @@ def evaluate(y, proba, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
 
 
 def score_table(scorer, names: Sequence[str], replicates: int, seed: int) -> pd.DataFrame:
-    """Returns what `evaluate` returns, of any scorer's metrics."""
+    """Returns the columns of `evaluate` for the metrics of any scorer."""
     columns = {"value": on_test_set(scorer), **intervals(bootstrap(scorer, scorer.y, replicates, seed))}
     return pd.DataFrame(columns, index=pd.Index(names, name="metric"))
 
 
 def on_test_set(scorer) -> np.ndarray:
-    """Returns a scorer's metrics [M] of the test set itself."""
+    """Returns a scorer's metrics [M] on the test set itself."""
     return scorer(np.ones((len(scorer.y), 1)))[0]
 
 
 def auroc(y, proba) -> float:
-    """AUROC of class 1 where K = 2, else one-versus-one, macro."""
+    """Returns AUROC: of class 1 if K = 2, else one-versus-one, macro."""
     return float(on_test_set(Scorer(y, proba))[METRICS.index("auroc")])
 
 
 def aupr(y, proba) -> float:
-    """Average precision of class 1 where K = 2, else one-versus-rest, macro."""
+    """Returns average precision: of class 1 if K = 2, else one-versus-rest, macro."""
     return float(on_test_set(Scorer(y, proba))[METRICS.index("aupr")])
 
 
 def confusion(y, proba) -> np.ndarray:
-    """Counts of images [K, K]: true classes in rows, predicted classes in columns."""
+    """Returns the confusion matrix [K, K]: true classes in rows, predicted classes in columns."""
     y, proba = check_predictions(y, proba)
     num_classes = proba.shape[1]
     cells = y * num_classes + proba.argmax(axis=1)
@@ -79,9 +79,9 @@ def confusion(y, proba) -> np.ndarray:
 def per_class_report(y, proba, class_names) -> pd.DataFrame:
     """Returns precision, recall (sensitivity), specificity, f1, auroc and average_precision (one-versus-rest), support.
 
-    One row a class; support is its number of test images. A class that is never predicted has precision 0, as in
-    scikit-learn; what needs an image of the class, or of another one, is NaN where there is none. A MetricWarning
-    names the classes of either kind.
+    One row per class; support is its number of test images. A class that is never predicted has precision 0, as in
+    scikit-learn; a measure that needs images of the class, or of other classes, is NaN without them. A MetricWarning
+    names the classes in both cases.
     """
     y, proba = check_predictions(y, proba)
     names = _check_names(class_names, proba.shape[1])
@@ -110,8 +110,8 @@ def per_class_report(y, proba, class_names) -> pd.DataFrame:
 def roc_curves(y, proba, class_names) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
     """Returns class name -> (false positive rates, true positive rates, area), one-versus-rest, from (0, 0) to (1, 1).
 
-    Of two classes only class 1 has a curve; a class without a test image has none, nor has one that has them all.
-    Points inside a straight run are left out.
+    With two classes only class 1 has a curve; a class with no test image, or with all of them, has none. Points inside
+    a straight segment are left out.
     """
     curves = {}
     for name, tp, fp, area, _ in _one_versus_rest_curves(y, proba, class_names):
@@ -122,7 +122,7 @@ def roc_curves(y, proba, class_names) -> dict[str, tuple[np.ndarray, np.ndarray,
 
 
 def pr_curves(y, proba, class_names) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
-    """Returns class name -> (recalls, precisions, average precision) of the classes that `roc_curves` has.
+    """Returns class name -> (recalls, precisions, average precision), for the same classes as `roc_curves`.
 
     From recall 0, where precision is set to 1, to recall 1.
     """
@@ -135,7 +135,7 @@ def pr_curves(y, proba, class_names) -> dict[str, tuple[np.ndarray, np.ndarray, 
     return curves
 
 
-# The next four take confusions [..., K, K] and return [...]: one, or one a resample.
+# The next four map confusion matrices [..., K, K] to [...].
 
 
 def accuracy(confusions: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def accuracy(confusions: np.ndarray) -> np.ndarray:
 
 
 def balanced_accuracy(confusions: np.ndarray) -> np.ndarray:
-    """Mean recall of the classes that have an image."""
+    """Returns the mean recall of the classes that have images."""
     images = confusions.sum(axis=-1)
     recall = _diagonal(confusions) / np.maximum(images, 1)
     return recall.sum(axis=-1) / (images > 0).sum(axis=-1)
@@ -156,9 +156,9 @@ def weighted_f1(confusions: np.ndarray) -> np.ndarray:
 
 
 def quadratic_kappa(confusions: np.ndarray) -> np.ndarray:
-    """Kappa; NaN where all images are of one class.
+    """Returns quadratic-weighted kappa; NaN if all images are of one class.
 
-    Quirk, as scikit-learn: a class that is neither true nor predicted is skipped in counting the distance of others.
+    Quirk, like scikit-learn: a class that is neither true nor predicted is skipped when distances are counted.
     """
     images, predicted = confusions.sum(axis=-1), confusions.sum(axis=-2)
     number = np.cumsum(images + predicted > 0, axis=-1)
@@ -170,19 +170,19 @@ def quadratic_kappa(confusions: np.ndarray) -> np.ndarray:
 
 
 class Scorer:
-    """The six metrics of one set of predictions on any resamples of its images, many at once.
+    """Computes the six metrics of one set of predictions on any resamples of its images, many at once.
 
-    Everything that needs sorting is sorted here, once; a resample is then a matter of counts.
+    Sorts everything once, when it is made; a resample then needs counts alone.
 
         scorer(counts)  [R, 6] in the order of METRICS; counts [N, R]: how often each image is in each resample
 
-    Every class of y must be in every resample, as `bootstrap.resampled_counts` has it. For a subgroup, make a scorer
-    of its rows.
+    Every class of y must be in every resample, as in `bootstrap.resampled_counts`. For a subgroup, make a scorer of its
+    rows.
     """
 
     def __init__(self, y, proba):
         self.y, proba = check_predictions(y, proba)
-        means = "balanced accuracy, AUROC and AUPR are means over the others"
+        means = "balanced accuracy, AUROC and AUPR are means over the other classes"
         present = classes_present(self.y, proba, "kappa, AUROC and AUPR", means)
         self._confusions = Confusions(self.y, proba)
         ranked = [1] if proba.shape[1] == 2 else present
@@ -194,7 +194,7 @@ class Scorer:
         if not self._rankings:
             return np.stack([*from_labels, *np.full((2, counts.shape[1]), np.nan)], axis=1)
         areas, precisions = zip(*(ranking(counts) for ranking in self._rankings), strict=True)
-        # One resample a row, so that the order of a sum, and its last digit, is the same in every block.
+        # One resample a row, so that sums have the same order, and the same last digit, in every block.
         means = [np.concatenate(areas, axis=1).mean(axis=1), np.stack(precisions, axis=1).mean(axis=1)]
         return np.stack([*from_labels, *means], axis=1)
 
@@ -203,15 +203,15 @@ def classes_present(y, proba, comparing: str, means: str) -> np.ndarray:
     """Returns the classes that have a test image; a MetricWarning names the others.
 
     Args:
-        comparing: The metrics that are NaN where there is but one class.
-        means: What to say of the metrics that leave a class out.
+        comparing: The metrics that are NaN if there is only one class, for the warning.
+        means: How metrics treat a missing class, for the warning.
     """
     present = np.unique(y)
     missing = np.setdiff1d(np.arange(proba.shape[1]), present)
     text = f"no test image of class {_listed(missing)}: {means}"
     if len(present) == 1:
         text = f"all test images are of class {present[0]}: {comparing} compare classes and are NaN; "
-        text += "take a test split with two classes or more"
+        text += "use a test split with two classes or more"
     if len(missing):
         warnings.warn(text, MetricWarning, stacklevel=4)  # at the call of `evaluate`
     return present
@@ -221,8 +221,8 @@ def _diagonal(confusions):
     return np.diagonal(confusions, axis1=-2, axis2=-1)
 
 
-def _listed(things) -> str:
-    return ", ".join(map(str, things))
+def _listed(names) -> str:
+    return ", ".join(map(str, names))
 
 
 def _ratio(part, whole, otherwise=np.nan):
@@ -230,7 +230,7 @@ def _ratio(part, whole, otherwise=np.nan):
 
 
 def _one_versus_rest(y, proba, k) -> tuple[float, float]:
-    """AUROC and average precision of class k against all others; NaN where either side has no image."""
+    """Returns AUROC and average precision of class k against all others; NaN if either side has no image."""
     positive = (y == k).astype(np.int64)
     if positive.min() == positive.max():
         return np.nan, np.nan
@@ -256,7 +256,7 @@ def _check_names(class_names, num_classes) -> list[str]:
     names = [str(name) for name in class_names]
     if len(names) != num_classes or len(set(names)) != num_classes:
         raise MetricError(
-            f"class_names must be {num_classes} different names, one a column of proba, got {len(names)} "
+            f"class_names must be {num_classes} different names, one per column of proba, got {len(names)} "
             f"({len(set(names))} different): pass the manifest's class_names, in label order"
         )
     return names
@@ -266,7 +266,7 @@ def check_predictions(y, proba) -> tuple[np.ndarray, np.ndarray]:
     """Returns y [N] as int64 and proba [N, K] as float64.
 
     Raises:
-        MetricError: They cannot be scored; the message says what was given, what is valid and what to do.
+        MetricError: They cannot be scored; the message says why and what to do.
     """
     y, proba = np.asarray(y), np.asarray(proba)
     if proba.dtype.kind not in "fiu":
@@ -274,7 +274,7 @@ def check_predictions(y, proba) -> tuple[np.ndarray, np.ndarray]:
     if proba.ndim != 2 or proba.shape[1] < 2:
         raise MetricError(
             f"proba must be [N, K] with a column for each of at least two classes, got {list(proba.shape)}: "
-            "from the probability p [N] of class 1 make np.stack([1 - p, p], axis=1)"
+            "from the probability p [N] of class 1, pass np.stack([1 - p, p], axis=1)"
         )
     if y.shape != proba.shape[:1]:
         raise MetricError(f"y must have one label a row of proba, [{len(proba)}], got {list(y.shape)}")
@@ -286,7 +286,7 @@ def check_predictions(y, proba) -> tuple[np.ndarray, np.ndarray]:
     if outside := np.unique(y[(y < 0) | (y >= num_classes)]).tolist():
         raise MetricError(
             f"labels {outside[:5]} are outside 0..{num_classes - 1}, the columns of proba: check the CSV's labels, "
-            "or give the model one output a class"
+            "or give the model one output per class"
         )
     if len(broken := np.flatnonzero(~np.isfinite(proba).all(axis=1))):
         raise MetricError(

@@ -1,10 +1,10 @@
-"""Stratified bootstrap: resamples of the test images, many at once, and the intervals that they give.
+"""Stratified bootstrap: resamples of the test images, many at once, and their confidence intervals.
 
-A replicate replaces every image by one drawn, with replacement, from the images of its own class. So the labels of
-every replicate are y itself: each class keeps its number of images, and no replicate lacks a class (as upstream does).
+A replicate replaces every image by one drawn with replacement from its class, as upstream does. So every replicate has
+the labels y: each class keeps its number of images, and no class is missing.
 
-The draws depend on y, the seed and the replicate alone: not on the scores, the number of replicates, the block size or
-the machine's threads. Two models scored on the same images in the same order with the same seed see the same
+The draws depend only on y, the seed and the replicate, not on the scores, the number of replicates, the block size or
+the number of threads. Two models scored on the same images in the same order with the same seed see the same
 resamples, so their replicates can be subtracted row by row:
 
     bootstrap(Scorer(y, proba_a), y, seed=0) - bootstrap(Scorer(y, proba_b), y, seed=0)
@@ -21,7 +21,7 @@ from scipy.special import stdtrit
 from tqdm.auto import tqdm
 
 LEVEL = 0.95
-BLOCK_CELLS = 1 << 19  # images x replicates at once: the counts of a block (4 MB) stay in the processor's cache
+BLOCK_CELLS = 1 << 19  # images x replicates at once: the counts of a block (4 MB) fit in the CPU cache
 
 
 class MetricError(ValueError):
@@ -29,19 +29,19 @@ class MetricError(ValueError):
 
 
 def resampled_rows(y, replicates: int = 1000, seed: int = 0, block: int | None = None) -> Iterator[np.ndarray]:
-    """Yields the rows of the images that each replicate holds, `[R, N]` a block; `y[rows]` is y in every replicate.
+    """Yields blocks `[R, N]` of row numbers, one replicate per row; `y[rows]` equals y in every replicate.
 
     Args:
-        y: Labels [N], of any kind that can be sorted.
-        block: Replicates a block; None: as many as keep memory small. Changes the speed only.
+        y: Labels [N], of any sortable type.
+        block: Replicates per block; None keeps memory small. Affects speed only.
     """
     y = np.asarray(y)
     if y.ndim != 1 or not len(y):
         raise MetricError(f"y must hold the labels of the test images, [N], got {list(y.shape)}")
     if not isinstance(replicates, int | np.integer) or replicates < 2:
-        raise MetricError(f"replicates must be a whole number of at least 2, got {replicates!r}: the paper has 1000")
+        raise MetricError(f"replicates must be a whole number of at least 2, got {replicates!r}; the paper uses 1000")
     if block is not None and block < 1:
-        raise MetricError(f"block must be at least 1 replicate, got {block!r}: leave it out for a good one")
+        raise MetricError(f"block must be at least 1 replicate, got {block!r}; leave it out for a good default")
     _, label, sizes = np.unique(y, return_inverse=True, return_counts=True)
     members = np.argsort(label, kind="stable")  # all rows, class by class
     first, size = (np.cumsum(sizes) - sizes)[label], sizes[label]
@@ -53,10 +53,7 @@ def resampled_rows(y, replicates: int = 1000, seed: int = 0, block: int | None =
 
 
 def resampled_counts(y, replicates: int = 1000, seed: int = 0, block: int | None = None) -> Iterator[np.ndarray]:
-    """Yields how often each replicate holds each image, `[N, R]` float64 a block: a column a replicate.
-
-    The same draws as `resampled_rows`.
-    """
+    """Yields blocks `[N, R]` float64 of how often each replicate contains each image, with `resampled_rows`' draws."""
     for rows in resampled_rows(y, replicates, seed, block):
         count, images = rows.shape
         cells = rows * count + np.arange(count)[:, None]
@@ -66,10 +63,10 @@ def resampled_counts(y, replicates: int = 1000, seed: int = 0, block: int | None
 def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray], y, replicates: int = 1000, seed: int = 0, block: int | None = None
 ) -> np.ndarray:
-    """Returns a statistic of every replicate, `[R, M]`, at the memory of one block; long runs show their progress.
+    """Returns a statistic of every replicate, `[R, M]`, in the memory of one block; long runs show a progress bar.
 
     Args:
-        statistic: Takes counts `[N, R]` of a block and returns `[R, M]`, such as `metrics.Scorer(y, proba)`.
+        statistic: Maps the counts `[N, R]` of a block to `[R, M]`, such as `metrics.Scorer(y, proba)`.
     """
     results = []
     with tqdm(total=replicates, desc="bootstrap", unit="replicate", delay=3, leave=False) as bar:
@@ -83,9 +80,9 @@ def intervals(values: np.ndarray, level: float = LEVEL) -> dict[str, np.ndarray]
     """Returns `low`, `high`, `normal_low` and `normal_high`, `[M]` each, of replicates `[R, M]`.
 
     low and high are percentiles. The normal interval is the paper's: mean of the replicates -/+ t * their standard
-    deviation, t the quantile of Student's distribution with R - 1 degrees of freedom (1.962 for 1,000). It is
-    symmetric about the mean of the replicates, not about the value on the test set, and may leave [0, 1].
-    A metric that is NaN has intervals of NaN.
+    deviation, with t the quantile of Student's distribution with R - 1 degrees of freedom (1.962 for 1,000). It is
+    symmetric about the mean of the replicates, not the value on the test set, and may leave [0, 1].
+    A NaN metric has NaN intervals.
     """
     count, tail = len(values), (1 - level) / 2
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)
@@ -94,7 +91,7 @@ def intervals(values: np.ndarray, level: float = LEVEL) -> dict[str, np.ndarray]
 
 
 class Confusions:
-    """The confusions of labels [N] and class probabilities [N, K], in any resample.
+    """Computes confusion matrices of labels [N] and class probabilities [N, K] for any resamples.
 
     Called with counts [N, R] it returns [R, K, K]: true classes in rows, predicted classes in columns.
     """
@@ -108,13 +105,14 @@ class Confusions:
 
 
 class Ranking:
-    """The images of class k ranked by one score [N] among the others, in any resample.
+    """Computes AUROC and average precision of class k, ranked by one score [N], for any resamples.
 
     Called with counts [N, R] it returns the area under the ROC curve of class k against each other class, `[R, classes
-    - 1]`, and the average precision of class k against all, `[R]`.
+    - 1]`, and the average precision of class k against all others, `[R]`.
 
-    The G distinct scores of class k cut the scale into 2 G + 1 places: at the g-th one (2 g + 1), just below it (2 g),
-    above the last (2 G). Images of one class at one place count alike, so a resample is first summed over them.
+    The G distinct scores of class k divide the scale into 2 G + 1 places: at the g-th score (2 g + 1), just below it
+    (2 g), above the last (2 G). Images of one class at one place are equivalent, so a resample is first summed over
+    them.
     """
 
     def __init__(self, y, score, k):
@@ -141,7 +139,7 @@ class Ranking:
         for part in self._others:
             other = cells[part]
             twice_won = above[self._below[part]]
-            twice_won += above[self._reached[part]]  # a tie is half won
+            twice_won += above[self._reached[part]]  # a tie counts half
             areas.append(np.einsum("gr,gr->r", other, twice_won) / (2 * total * other.sum(axis=0)))
         called = np.cumsum((self._at_threshold @ cells)[:0:-1], axis=0)[::-1]
         terms = own * above[:-1] / np.maximum(called, 1)
@@ -149,5 +147,5 @@ class Ranking:
 
 
 def summing(group: np.ndarray, groups: int) -> csr_array:
-    """The matrix [groups, N] that sums rows of one group: far faster on many columns than indexing."""
+    """Returns the matrix [groups, N] that sums the rows of each group: far faster on many columns than indexing."""
     return csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(groups, len(group)))

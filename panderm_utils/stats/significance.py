@@ -1,8 +1,8 @@
-"""Is one set of predictions better than another on the same test images, and how sure is that: arrays in, arrays out.
+"""Paired comparison of two sets of predictions on the same test images: arrays in, arrays out.
 
-Two intervals that overlap say little: most of what moves either is the choice of test images, which both share. So the
-difference is taken within each resample of the images, where what is shared cancels out. The metrics are those of
-`metrics` for both sides, whatever the protocols report: AUROC is one-versus-one in both.
+Overlapping intervals say little: most of the width of each is the choice of test images, which both share. So the
+difference is taken within each resample, where the shared part cancels. Both sides use the metrics of `metrics`,
+whatever their protocols report: AUROC is one-versus-one for both.
 
 Symbols: N images, K classes, R replicates, M metrics, a and b the two sets of predictions; a difference is b - a.
 """
@@ -16,19 +16,19 @@ from scipy import stats
 from panderm_utils.stats.metrics import METRICS, MetricWarning, Scorer, check_predictions, on_test_set
 from panderm_utils.stats.resampling import BLOCK_CELLS, MetricError, bootstrap, intervals
 
-ALPHA = 0.05  # a p-value below it is called significant
+ALPHA = 0.05  # significance level
 
 
 def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Returns a row a metric: a, a_low, a_high, b, b_low, b_high, difference (b - a), low and high of it, p_t.
+    """Returns one row per metric: a, a_low, a_high, b, b_low, b_high, difference (b - a), low and high of it, p_t.
 
-    Intervals are percentiles of the same stratified resamples for a, b and the difference; p_t is the p-value of
-    `t_test_on_replicates` of the same resamples.
+    Intervals are percentiles over the same stratified resamples for a, b and the difference; p_t is the p-value of
+    `t_test_on_replicates` on these resamples.
 
     Args:
         y: True labels [N], integers in 0..K-1.
         proba_a: Class probabilities or scores [N, K].
-        proba_b: The same of the same images in the same order.
+        proba_b: The same for the other model, with the images in the same order.
 
     Raises:
         MetricError: As `metrics.evaluate`, or the two differ in shape.
@@ -44,20 +44,20 @@ def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0
 
 
 def permutation_test(y, proba_a, proba_b, permutations: int = 1000, seed: int = 0) -> pd.Series:
-    """Returns the two-sided p-value of each metric: how often chance alone makes so large a difference (the paper's).
+    """Returns the two-sided p-value of each metric by the paper's permutation test.
 
-    A permutation swaps the two predictions of each image or not, by the toss of a coin: were the models
-    interchangeable, it would not matter which of them said what. The observed difference counts as one of the
-    permutations, so that no p-value is 0.
+    Each permutation swaps the two predictions of each image with probability 1/2: if the models were interchangeable,
+    it would not matter which one made which prediction. The observed difference counts as one of the permutations, so
+    no p-value is 0.
     """
     a, b = (on_test_set(scorer) for scorer in _scorers(y, proba_a, proba_b))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MetricWarning)  # said already
+        warnings.simplefilter("ignore", MetricWarning)  # already shown
         both = Scorer(np.tile(y, 2), np.concatenate([proba_a, proba_b]))
     generator, as_large, block = np.random.default_rng(seed), np.zeros(len(METRICS)), max(1, BLOCK_CELLS // len(y))
     for start in range(0, permutations, block):
         swapped = generator.random((min(block, permutations - start), len(y))).T < 0.5
-        # Each image once: from a (the first N rows) unless swapped, and for the other side the other way round.
+        # One side takes each image from a (the first N rows) unless swapped; the other side takes the rest.
         counts = np.concatenate([~swapped, swapped]).astype(np.float64)
         differences = both(1 - counts) - both(counts)
         as_large += (np.abs(differences) >= np.abs(b - a) - 1e-12).sum(axis=0)
@@ -66,44 +66,44 @@ def permutation_test(y, proba_a, proba_b, permutations: int = 1000, seed: int = 
 
 
 def t_test_on_replicates(in_a, in_b) -> np.ndarray:
-    """Returns the p-value [M] of the paper's two-sided t-test, which takes bootstrap replicates for observations.
+    """Returns the p-value [M] of the paper's two-sided t-test, which treats bootstrap replicates as observations.
 
-    It overstates: how many replicates are drawn is the analyst's choice, and p shrinks with their number at will,
-    though no test image is added. It is here to stand beside the published one; judge by `permutation_test`.
+    It overstates significance: p shrinks with the number of replicates, which is arbitrary, though no test image is
+    added. Use it only to compare with the published value; otherwise use `permutation_test`.
 
     Args:
         in_a: A metric in each replicate [R], or several [R, M], as `bootstrap.bootstrap` returns them.
-        in_b: The same of the other model.
+        in_b: The same for the other model.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of scores that are the same in every replicate
+        warnings.simplefilter("ignore", RuntimeWarning)  # scores that are the same in every replicate
         p_values = stats.ttest_ind(in_a, in_b).pvalue
-    one_value = np.ptp(np.concatenate([in_a, in_b]), axis=0) == 0  # two models without a mistake: 0 / 0
+    one_value = np.ptp(np.concatenate([in_a, in_b]), axis=0) == 0  # two models without errors: 0 / 0
     return np.where(one_value, 1.0, p_values)
 
 
 def holm(p_values) -> np.ndarray:
-    """Returns Holm's corrected p-values: the chance that any of those below 0.05 is a false alarm is 0.05 at most.
+    """Returns p-values with Holm's correction: below 0.05, the family-wise error rate is at most 0.05.
 
     Args:
-        p_values: One p-value a question of the family; NaN is no question and stays NaN.
+        p_values: One p-value per hypothesis of the family; NaN is left out and stays NaN.
     """
     p_values = np.asarray(p_values, dtype=np.float64)
-    asked = np.flatnonzero(~np.isnan(p_values))
-    asked = asked[np.argsort(p_values[asked], kind="stable")]
+    tested = np.flatnonzero(~np.isnan(p_values))
+    tested = tested[np.argsort(p_values[tested], kind="stable")]
     corrected = np.full(len(p_values), np.nan)
-    steps = p_values[asked] * np.arange(len(asked), 0, -1)
-    corrected[asked] = np.minimum(1, np.maximum.accumulate(steps))
+    steps = p_values[tested] * np.arange(len(tested), 0, -1)
+    corrected[tested] = np.minimum(1, np.maximum.accumulate(steps))
     return corrected
 
 
 def fold_summary(values) -> dict[str, np.ndarray]:
-    """Returns `mean`, `reach` (1.96 standard errors of it), `low` and `high` over the folds of a k-fold study.
+    """Returns `mean`, `reach` (1.96 standard errors), `low` and `high` over the folds of a k-fold study.
 
-    As the paper reports such studies. Folds share training images, so the interval tends to be too narrow.
+    This is how the paper reports such studies. Folds share training images, so the interval tends to be too narrow.
 
     Args:
-        values: A score a fold [folds], or several [folds, M].
+        values: One score per fold [folds], or several [folds, M].
 
     Raises:
         MetricError: Fewer than two folds.
@@ -118,8 +118,10 @@ def fold_summary(values) -> dict[str, np.ndarray]:
 def _scorers(y, proba_a, proba_b) -> tuple[Scorer, Scorer]:
     shapes = [list(check_predictions(y, proba)[1].shape) for proba in (proba_a, proba_b)]
     if shapes[0] != shapes[1]:
-        raise MetricError(f"the two sets of predictions are {shapes[0]} and {shapes[1]}: give both of the same images")
+        raise MetricError(
+            f"the two sets of predictions are {shapes[0]} and {shapes[1]}: pass predictions of the same images"
+        )
     scorer_a = Scorer(y, proba_a)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MetricWarning)  # the first has said it
+        warnings.simplefilter("ignore", MetricWarning)  # the first scorer has warned
         return scorer_a, Scorer(y, proba_b)

@@ -1,11 +1,11 @@
 """One metric in groups of the test images (age, sex, site, skin tone, institution), and the largest gap between them.
 
-A group is judged if it has 30 images and two classes at least. The others are shown, and say why they are not judged.
-Images without an entry are a group of their own, "unknown", which is left out of the gap: it is no kind of people.
+A group is assessed ("judged") if it has at least 30 images and two classes. The others are shown with the reason.
+Images without an entry form the group "unknown", which is left out of the gap.
 
 Groups share no image, so each is resampled on its own, within its classes. The largest of many gaps is large by chance
-alone, and the interval of a gap that was picked for being the largest does not know it. Therefore `p_value`: how often
-a gap as large arises when the groups are dealt out anew among the images of each class.
+alone, and its interval does not account for the selection. Hence `p_value`: how often a gap as large arises when group
+labels are permuted among the images of each class.
 
 Symbols: N images, K classes, R resamples or permutations.
 """
@@ -20,17 +20,17 @@ from panderm_utils.data import is_missing
 from panderm_utils.stats.metrics import METRICS, MetricWarning, Scorer, check_predictions, on_test_set
 from panderm_utils.stats.resampling import BLOCK_CELLS, MetricError, bootstrap, intervals
 
-FEWEST_IMAGES = 30  # images of a group that is judged
+FEWEST_IMAGES = 30  # a smaller group is not judged
 UNKNOWN = "unknown"
-AGES = {"0-39": 0, "40-59": 40, "60+": 60}  # group -> the age from which it counts
-TONES = {"12": "1-2", "34": "3-4", "56": "5-6"}  # two of Fitzpatrick's types in one, as DDI writes them
+AGES = {"0-39": 0, "40-59": 40, "60+": 60}  # group -> lowest age
+TONES = {"12": "1-2", "34": "3-4", "56": "5-6"}  # pairs of Fitzpatrick types, as DDI writes them
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The highest and the lowest of the judged groups: the names, their difference, its interval and p-value.
+    """The largest gap between judged groups: names of the highest and lowest, difference, interval and p-value.
 
-    Fewer than two judged groups have no gap: names are empty, numbers NaN.
+    With fewer than two judged groups, names are empty and numbers NaN.
     """
 
     highest: str = ""
@@ -42,10 +42,10 @@ class Gap:
 
 
 def group_labels(kind: str, values) -> np.ndarray:
-    """Returns the group [N] of each entry [N] of the metadata, as text.
+    """Returns the group [N] of each metadata entry [N], as text.
 
-    Ages, also such as "85+", fall into the groups of AGES; a text that is no number stays a group of its own. Whole
-    numbers lose their ".0"; DDI's skin tones 12, 34 and 56 become 1-2, 3-4 and 5-6. What is missing is "unknown".
+    Ages, including "85+", fall into the groups of AGES; other text stays a group of its own. Whole numbers lose their
+    ".0"; DDI's skin tones 12, 34 and 56 become 1-2, 3-4 and 5-6. Missing entries become "unknown".
     """
     texts = pd.Series(values, dtype=object).map(lambda value: "" if pd.isna(value) else str(value).strip())
     numbers = pd.to_numeric(texts.str.removesuffix("+") if kind == "age" else texts, errors="coerce")
@@ -60,7 +60,7 @@ def group_labels(kind: str, values) -> np.ndarray:
 
 
 def compare_groups(y, proba, groups, metric: str, replicates: int = 1000, seed: int = 0) -> tuple[pd.DataFrame, Gap]:
-    """Returns a row a group and the largest gap between judged groups.
+    """Returns a table of one row per group, and the largest gap between judged groups.
 
     Args:
         y: True labels [N], integers in 0..K-1.
@@ -69,65 +69,65 @@ def compare_groups(y, proba, groups, metric: str, replicates: int = 1000, seed: 
         metric: One of `metrics.METRICS`.
 
     Returns:
-        Table with group (numbers in order, "unknown" last), images, classes (that have an image), rarest (images of the
+        Table with group (numbers in order, "unknown" last), images, classes (with an image), rarest (images of the
         rarest of them), value, low, high (percentiles), judged, note (why not). And the gap.
     """
     y, proba = check_predictions(y, proba)
     groups = np.asarray(groups).astype(str)
     if groups.shape != y.shape:
-        raise MetricError(f"groups must be one a label, [{len(y)}], got {list(groups.shape)}")
+        raise MetricError(f"groups must be one per label, [{len(y)}], got {list(groups.shape)}")
     if metric not in METRICS:
         raise MetricError(f"metric {metric!r} is unknown; write one of {', '.join(METRICS)}")
     column, rows, resamples = METRICS.index(metric), [], {}
-    for place, name in enumerate(sorted(np.unique(groups), key=_position)):
+    for i, name in enumerate(sorted(np.unique(groups), key=_position)):
         members = groups == name
         scorer, sizes = _quietly(y[members], proba[members]), np.unique(y[members], return_counts=True)[1]
-        # A seed a group: groups of one size must not be resampled alike.
-        values = bootstrap(scorer, scorer.y, replicates, [seed, place])[:, [column]]
+        # One seed per group: groups of equal size must not get equal resamples.
+        values = bootstrap(scorer, scorer.y, replicates, [seed, i])[:, [column]]
         failed = {f"under {FEWEST_IMAGES} images": members.sum() < FEWEST_IMAGES, "one class only": len(sizes) == 1}
-        reasons = [reason for reason, so in failed.items() if so]
+        reasons = [reason for reason, applies in failed.items() if applies]
         row = {"group": str(name), "images": int(members.sum()), "classes": len(sizes), "rarest": sizes.min()}
         row |= {"value": on_test_set(scorer)[column], **{end: intervals(values)[end][0] for end in ("low", "high")}}
         rows.append(row | {"judged": not reasons, "note": ", ".join(reasons)})
         resamples[str(name)] = values[:, 0]
     table = pd.DataFrame(rows)
-    known = table[table["judged"] & table["group"].ne(UNKNOWN)].set_index("group")["value"]
-    if len(known) < 2:
+    values = table[table["judged"] & table["group"].ne(UNKNOWN)].set_index("group")["value"]
+    if len(values) < 2:
         return table, Gap()
-    highest, lowest, gap = known.idxmax(), known.idxmin(), known.max() - known.min()
+    highest, lowest, gap = values.idxmax(), values.idxmin(), values.max() - values.min()
     ends = intervals((resamples[highest] - resamples[lowest])[:, None])
-    among = np.isin(groups, known.index)
-    by_chance = gaps_by_chance(y[among], proba[among], groups[among], metric, replicates, seed)
+    judged = np.isin(groups, values.index)
+    by_chance = gaps_by_chance(y[judged], proba[judged], groups[judged], metric, replicates, seed)
     p_value = (1 + (by_chance >= gap - 1e-12).sum()) / (1 + replicates)
     return table, Gap(highest, lowest, gap, ends["low"][0], ends["high"][0], p_value)
 
 
 def gaps_by_chance(y, proba, groups, metric: str, permutations: int, seed: int) -> np.ndarray:
-    """Returns the largest gap [R] of groups dealt out anew among the images of each class, so that each keeps its mix.
+    """Returns the largest gap [R] with group labels permuted within each class, so that each group keeps its class mix.
 
     Arguments as in `compare_groups`.
     """
     names, code = np.unique(groups, return_inverse=True)
-    parts = []  # a group's scorer knows its classes only
+    parts = []  # a group's scorer covers only the classes of the group
     for g in range(len(names)):
         rows = np.isin(y, y[code == g])
         parts.append((rows, _quietly(y[rows], proba[rows])))
     by_class = code[np.argsort(y, kind="stable")]
-    generator, block, found = np.random.default_rng(seed), max(1, BLOCK_CELLS // len(y)), []
+    generator, block, gaps = np.random.default_rng(seed), max(1, BLOCK_CELLS // len(y)), []
     for start in range(0, permutations, block):
-        # Sorted by class, and within a class at random.
+        # Sorted by class, in random order within a class.
         order = np.argsort(y + generator.random((min(block, permutations - start), len(y))), axis=1)
-        dealt = np.empty_like(order)
-        np.put_along_axis(dealt, order, by_class[None, :], axis=1)
-        counts = [(dealt[:, rows] == g).T.astype(np.float64) for g, (rows, _) in enumerate(parts)]
+        permuted = np.empty_like(order)
+        np.put_along_axis(permuted, order, by_class[None, :], axis=1)
+        counts = [(permuted[:, rows] == g).T.astype(np.float64) for g, (rows, _) in enumerate(parts)]
         column = METRICS.index(metric)
         values = [scorer(count)[:, column] for (_, scorer), count in zip(parts, counts, strict=True)]
-        found.append(np.ptp(values, axis=0))
-    return np.concatenate(found)
+        gaps.append(np.ptp(values, axis=0))
+    return np.concatenate(gaps)
 
 
 def _position(name: str) -> tuple:
-    """Numbers in order, then texts, then what is unknown."""
+    """Sort key: numbers in order, then text, then "unknown"."""
     head = name.rstrip("+").split("-")[0]
     number = float(head) if head.replace(".", "", 1).isdigit() else np.inf
     return name == UNKNOWN, number, name
@@ -135,5 +135,5 @@ def _position(name: str) -> tuple:
 
 def _quietly(y, proba) -> Scorer:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MetricWarning)  # the table says which classes a group has
+        warnings.simplefilter("ignore", MetricWarning)  # the table shows how many classes a group has
         return Scorer(y, proba)

@@ -1,13 +1,12 @@
-"""Sensitivity at a given specificity and the reverse: what a model does once a threshold has been chosen.
+"""Operating points: sensitivity at a fixed specificity, and specificity at a fixed sensitivity.
 
-An image is called positive where its score reaches a threshold. Of all thresholds whose specificity is at least the
-one given, the largest sensitivity counts; of all whose sensitivity is at least the one given, the largest specificity.
-Images with one score are called alike, nothing is interpolated, and a threshold above all scores (sensitivity 0,
-specificity 1) is allowed: every number belongs to a rule that could be used.
+An image is predicted positive if its score reaches a threshold. Sensitivity at a level is the largest over all
+thresholds whose specificity is at least the level, and the reverse for specificity. Nothing is interpolated, and a
+threshold above all scores (sensitivity 0, specificity 1) is allowed: every number belongs to a usable threshold.
 
 Two classes: class 1 is positive. More: each class against all others, by its own probability.
 
-Symbols: N images, K classes, R resamples (`bootstrap`), P points (a class, a given rate and its level).
+Symbols: N images, K classes, R resamples (`bootstrap`), P points (a class, the fixed rate and its level).
 """
 
 import warnings
@@ -20,28 +19,29 @@ from panderm_utils.stats.metrics import MetricWarning, check_predictions, on_tes
 from panderm_utils.stats.resampling import MetricError, bootstrap, intervals, summing
 
 LEVELS = (0.8, 0.9, 0.95)
-GIVEN = {"specificity": "sensitivity", "sensitivity": "specificity"}  # what is given -> what is measured
+GIVEN = {"specificity": "sensitivity", "sensitivity": "specificity"}  # the fixed rate -> the measured one
 
 
 def operating_points(
     y, proba, class_names: Sequence[str], levels: Sequence[float] = LEVELS, replicates: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
-    """Returns a row a class, given rate and level: class, images, others, given, level, measured, value, low, high.
+    """Returns one row per operating point: class, images, others, given, level, measured, value, low, high.
 
-    `images` are those of the class, `others` those of all others. low and high are percentiles of the stratified
-    resamples of `bootstrap`; the threshold is chosen anew in each, so that its choice is part of the uncertainty. A
-    class without a test image, or with all of them, is NaN; a MetricWarning names it.
+    `given` is the rate fixed at `level`, `measured` the other one. `images` counts the class, `others` all other
+    classes. low and high are percentiles over the stratified resamples of `bootstrap`; each resample chooses its own
+    threshold, so the choice is part of the uncertainty. A class with no test image, or with all of them, is NaN; a
+    MetricWarning names it.
 
     Args:
         y: True labels [N], integers in 0..K-1.
         proba: Class probabilities or scores [N, K].
         class_names: K names, in label order.
-        levels: The rates that are given, above 0 and at most 1.
+        levels: The fixed rates, above 0 and at most 1.
     """
     scorer = OperatingPoints(y, proba, levels)
     names, levels = list(class_names), list(levels)
     if len(names) != proba.shape[1]:
-        raise MetricError(f"class_names must be {proba.shape[1]}, one a column of proba, got {len(names)}")
+        raise MetricError(f"class_names must be {proba.shape[1]}, one per column of proba, got {len(names)}")
     if bad := [level for level in levels if not 0 < level <= 1]:
         raise MetricError(f"levels must be above 0 and at most 1, got {bad}: write 0.9 for 90%")
     rows = [
@@ -60,7 +60,7 @@ def operating_points(
 
 
 class OperatingPoints:
-    """The points of every class on any resamples of the images, many at once; used as `metrics.Scorer`.
+    """Computes the points of every class on any resamples of the images, many at once; used like `metrics.Scorer`.
 
     scorer(counts)  [R, P]: class by class, at each level of specificity, then of sensitivity; counts [N, R]
     """
@@ -76,7 +76,7 @@ class OperatingPoints:
         return np.stack(points, axis=1)
 
     def _points(self, sensitivity: np.ndarray, specificity: np.ndarray):
-        """Yields [R] a point. With the threshold, sensitivity falls and specificity rises."""
+        """Yields [R] for each point. As the threshold rises, sensitivity falls and specificity rises."""
         resamples = np.arange(sensitivity.shape[1])
         for level in self._levels:
             lowest = (specificity < level).sum(axis=0)
@@ -89,7 +89,7 @@ class OperatingPoints:
 class _Sides:
     """Sensitivity and specificity [G + 1, R] at the G distinct scores of the positive images, and above the last.
 
-    No other threshold is ever better: a lower one up to the next score of a positive image only calls more negatives.
+    No other threshold is better: lowering it towards the next positive score only adds false positives.
     """
 
     def __init__(self, positive: np.ndarray, score: np.ndarray):
@@ -104,7 +104,7 @@ class _Sides:
             return np.full((2, 1, counts.shape[1]), np.nan)
         cells = (self._sums @ counts).reshape(2, self._places, -1)
         total = cells.sum(axis=1, keepdims=True)
-        called = np.zeros_like(cells)  # those at or above each threshold; none above the last
+        called = np.zeros_like(cells)  # images at or above each threshold; none above the last
         np.cumsum(cells[:, :0:-1], axis=1, out=called[:, -2::-1])
-        # Whole numbers divided once, so that 9 of 10 is the 0.9 that was given.
+        # Integers divided once, so that 9 of 10 equals a level of 0.9.
         return called[1] / total[1], (total[0] - called[0]) / total[0]

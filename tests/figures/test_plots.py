@@ -76,7 +76,7 @@ def figures():
     yield "loss", lambda s: plots.loss_curve(history, s)
     yield "confusion 2", lambda s: plots.confusion_matrix(np.array([[3, 1], [0, 0]]), names(2), s)
     yield "confusion 23", lambda s: plots.confusion_matrix(np.eye(23, dtype=int), names(23), s)
-    yield "curves", lambda s: plots.curves(dict.fromkeys(names(23), line), dict.fromkeys(names(23), line), s)
+    yield "curves", lambda s: plots.roc_pr_curves(dict.fromkeys(names(23), line), dict.fromkeys(names(23), line), s)
     yield "mistakes", lambda s: plots.mistakes(pictures, ["true a\nsaid b"] * 7, s)
     yield "no mistakes", lambda s: plots.mistakes([], [], s)
     yield "figure 2a", lambda s: paper_plots.figure_2a(bars(), COLORS, s)
@@ -163,7 +163,9 @@ def test_the_number_of_test_images_stands_below_a_dataset_s_name():
 
 
 def test_figure_2d_has_its_four_metrics_in_order_and_no_mean_over_them():
-    every = pd.concat([bars(("DermNet",), metric=m) for m in ("aupr", "accuracy", *paper_plots.FOUR[:2], "auroc")[:4]])
+    every = pd.concat(
+        [bars(("DermNet",), metric=m) for m in ("aupr", "accuracy", *paper_plots.FOUR_METRICS[:2], "auroc")[:4]]
+    )
     figure = paper_plots.figure_2d(every.assign(test_images=4002), COLORS)
     (axis,) = figure.axes
     labels = [text.get_text() for text in axis.get_xticklabels()]

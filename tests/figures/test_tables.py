@@ -99,7 +99,7 @@ def test_figures_and_tables_of_nothing_are_drawn_and_say_so(tmp_path, own):
         paper_plots.extended_data_figure_1(scores, tables.encoder_colors(scores)),
     ):
         assert "no record yet" in [text.get_text() for axis in figure.axes for text in axis.texts]
-        plots.save_figure(figure, tmp_path, "figure", list(scores["run_id"]), tables.in_words(scores))
+        plots.save_figure(figure, tmp_path, "figure", list(scores["run_id"]), tables.scores_alt_text(scores))
     assert tables.metrics_table(scores).empty
     tables.write_tables(tables.metrics_table(scores), tmp_path, "table")
     assert tables.upstream_results(scores) == {}

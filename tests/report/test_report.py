@@ -118,7 +118,7 @@ def leave_paper(space, ids):
     )
     figure, axis = plt.subplots(figsize=(14, 4))
     axis.plot([1, 2])
-    plots.save_figure(plots.finish(figure, True), space.figures, "figure_9", ids, f"A line. {BREAKOUT}")
+    plots.save_figure(plots.finish_figure(figure, True), space.figures, "figure_9", ids, f"A line. {BREAKOUT}")
     data = pd.DataFrame({"run_id": ids, "class": [SCRIPT] * len(ids)})
     tables.write_tables(data, space.figures, "figure_9", ("csv",))
     text = "a sentence that is long enough to be broken into lines by a browser, and then some " * 2
@@ -384,7 +384,7 @@ def test_the_index_tells_what_was_not_run_and_why(browser, demo, paper):
     assert visit.page.locator("img").count() == 2  # the scoreboard and figure 9, not the empty one
     assert f"DataError: row 7: {SCRIPT}" in text
     assert "in cell cell-0" in text
-    assert "not a whole record" in text
+    assert "not a complete record" in text
     line = "python run_all.py --profile demo --protocols linear_probe --datasets"
     (left,) = [c for c in text.splitlines() if c.startswith(line) and c.endswith("--encoders panderm_tiny random_tiny")]
     assert "bcn20000" in left

@@ -185,7 +185,7 @@ def test_a_record_of_another_schema_is_refused_and_both_are_named(space, schema,
     if not alike:
         del record["metrics"], record["settings"]
     (folder / "record.json").write_text(json.dumps(record))
-    said = rf"{folder.name}: .*it is of schema {schema}, this version of panderm_utils reads 2\b.*delete the folder"
+    said = rf"{folder.name}: .*it has schema {schema}, this version of panderm_utils reads 2\b.*delete the folder"
     with pytest.raises(ValueError, match=said):
         results.read_record(folder)
     assert not results.is_done(folder)  # so that a batch runs it again
@@ -336,13 +336,13 @@ def test_published_values_stand_beside_real_runs_only(tmp_path):
     table = pd.DataFrame.from_dict({**rows, "unheard_of": rows["accuracy"]}, orient="index")
     real = workspace.open_workspace("paper", output_root=tmp_path)
     run = records.begin_run(load_protocol("linear_probe"), "ham10000", "panderm_large", 0, real)
-    verdicts = records.beside_published(table, run)
+    verdicts = records.compare_with_published(table, run)
     assert verdicts["verdict"].tolist() == ["reproduced", "outside the interval", "not published"]
     assert verdicts.loc["weighted_f1", "published"] == pytest.approx(0.922471)
     drawn = records.begin_run(
         load_protocol("linear_probe"), "ham10000", "panderm_large", 0, workspace.open_workspace("demo")
     )
-    assert "published" not in records.beside_published(table, drawn)
+    assert "published" not in records.compare_with_published(table, drawn)
 
 
 def test_the_worst_mistakes_are_the_surest():
@@ -351,7 +351,7 @@ def test_the_worst_mistakes_are_the_surest():
     worst = records.worst_mistakes(table, ("nevus", "melanoma"), count=2)
     assert worst["filename"].tolist() == ["a", "b"]
     assert worst["probability"].tolist() == [0.9, 0.8]
-    assert worst.loc[0, "caption"] == "true melanoma\nsaid nevus (90%)"
+    assert worst.loc[0, "caption"] == "true melanoma\npredicted nevus (90%)"
     none = records.worst_mistakes(records.prediction_table(list("abcd"), proba.argmax(axis=1), proba), ("a", "b"))
     assert none.empty
     assert list(none) == list(worst)

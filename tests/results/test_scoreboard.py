@@ -76,10 +76,8 @@ def test_numbers_inside_above_and_below_our_interval(space):
     total = scoreboard.scoreboard_summary(board).set_index("run")
     assert total.loc["all"].to_dict() == {"published": 26, "reproduced": 4, "outside": 2, "not run": 20}
     assert total.loc["HAM10000, PanDerm (large), linear probing"].tolist() == [6, 4, 2, 0]
-    assert (
-        scoreboard.scoreboard_in_a_sentence(board) == "4 of 26 numbers reproduced, 2 outside our interval, 20 not run"
-    )
-    assert "balanced_accuracy 0.797 (ours 0.720, outside the interval)" in scoreboard.scoreboard_in_words(board)
+    assert scoreboard.scoreboard_sentence(board) == "4 of 26 numbers reproduced, 2 outside our interval, 20 not run"
+    assert "balanced_accuracy 0.797 (ours 0.720, outside the interval)" in scoreboard.scoreboard_alt_text(board)
 
 
 def test_predictions_that_are_too_good_are_outside_and_the_nearest_run_is_compared(space):

@@ -159,7 +159,7 @@ def lose_a_row(folder):
         (lambda folder: change(folder / "predictions.csv", r",0\.", ",O."), "damaged: could not convert"),
         (lambda folder: change(folder / "predictions.csv", "true_label", "label"), "no 'true_label' in it"),
         (lambda folder: (folder / "predictions.csv").unlink(), "predictions.csv is missing"),
-        (lambda folder: (folder / "record.json").write_text("{"), "not a whole record"),
+        (lambda folder: (folder / "record.json").write_text("{"), "not a complete record"),
         (lambda folder: (folder / "curve.csv").unlink(), "curve.csv"),
         (lambda folder: change(folder / "predictions.csv", "00.jpg", "0.jpg"), "are not those of predictions.csv"),
         (lambda folder: (folder / "predictions_draws.csv.gz").write_bytes(b"\x1f\x8b\x08"), "damaged"),

@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss
 
 from panderm_utils.figures import plots
 from panderm_utils.figures import reliability as reliability_plots
-from panderm_utils.results import calibrate_records, records
+from panderm_utils.results import calibration_of_records, records
 from panderm_utils.stats import calibration
 from panderm_utils.stats.resampling import MetricError, bootstrap, resampled_rows
 
@@ -147,7 +147,7 @@ def calibrate(root, datasets, encoders, **options):
     pairs = [(dataset, encoder) for dataset in range(datasets) for encoder in range(encoders)]
     rows = [folder_of(root, f"set{d}", f"encoder {e}", classes=2 + d % 3, seed=7 * d + e) for d, e in pairs]
     columns = ["dataset", "encoder", "dataset_label", "encoder_label", "run_id", "seed", "folder"]
-    return calibrate_records(pd.DataFrame(rows, columns=columns), replicates=20, **options)
+    return calibration_of_records(pd.DataFrame(rows, columns=columns), replicates=20, **options)
 
 
 def test_records_are_calibrated_from_their_predictions(tmp_path):
@@ -161,7 +161,7 @@ def test_records_are_calibrated_from_their_predictions(tmp_path):
     table = reliability_plots.calibration_table(numbers)
     first = numbers.iloc[0]
     assert table["ECE"][0] == f"{first['ece']:.3f} [{first['ece_low']:.3f}, {first['ece_high']:.3f}]"
-    assert f"SET1: encoder 0 {numbers['ece'][2]:.3f} [" in reliability_plots.calibration_in_words(numbers)
+    assert f"SET1: encoder 0 {numbers['ece'][2]:.3f} [" in reliability_plots.calibration_alt_text(numbers)
 
 
 @pytest.mark.parametrize(("datasets", "encoders"), [(0, 0), (1, 1), (2, 2), (5, 5)])
@@ -173,7 +173,7 @@ def test_the_figure_fits_its_sheet_and_shows_every_error(tmp_path, datasets, enc
     assert texts.count(plots.SYNTHETIC_MARK) == 1
     for run in numbers.to_dict(orient="records"):
         assert "ECE {ece:.3f} [{ece_low:.3f}, {ece_high:.3f}]".format(**run) in texts
-    assert texts.count("share of class 1") == sum(d % 3 == 0 for d in range(datasets))
+    assert texts.count("fraction in class 1") == sum(d % 3 == 0 for d in range(datasets))
     assert ("no record yet" in texts) == (not datasets)
     figure.savefig(io.BytesIO(), format="png")
     box, sheet = figure.get_tightbbox(), figure.get_size_inches()

@@ -25,8 +25,14 @@ from panderm_utils.figures import embedding as embedding_plots
 from panderm_utils.figures import plots
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.results import records, selection
-from panderm_utils.results.recorded_features import FeaturesGone, agreement_table, lay_out, open_examples, read_all
-from panderm_utils.results.recorded_features import read_recorded as read_back
+from panderm_utils.results.recorded_features import (
+    FeaturesGone,
+    agreement_table,
+    embed_features,
+    features_of_records,
+    open_examples,
+)
+from panderm_utils.results.recorded_features import read_features as read_back
 from panderm_utils.stats import embedding
 from panderm_utils.stats.embedding import EmbeddingError, EmbeddingWarning
 
@@ -117,7 +123,7 @@ def test_examples_go_from_the_midst_of_a_class_to_its_furthest_point(classes, sh
 def test_labels_are_never_on_each_other_and_stay_near():
     rng = np.random.default_rng(4)
     for points in (rng.normal(size=(24, 2)), np.zeros((24, 2)), np.zeros((0, 2))):
-        places = embedding.spread(points, 0.5)
+        places = embedding.place_labels(points, 0.5)
         gaps = np.linalg.norm(places[:, None] - places[None], axis=2)[np.triu_indices(len(points), 1)]
         assert (gaps >= 0.5 - 1e-9).all()
         distance = np.linalg.norm(places - points, axis=1)
@@ -181,14 +187,14 @@ def test_the_features_of_a_record_are_read_back_in_its_order(outputs, there, tmp
     space, card, names, y, expected = outputs
     if not there:
         space = dataclasses.replace(space, data_root=tmp_path)
-    found, gone = read_all(runs_of(space), space, card)
+    found, gone = features_of_records(runs_of(space), space, card)
     assert [run.run_id for run in found] == [f"ham10000-linear_probe-{e}-seed0" for e in expected]
     assert gone.empty
     for run, x in zip(found, expected.values(), strict=True):
         np.testing.assert_array_equal(run.x, x)
         np.testing.assert_array_equal(run.y, y)
         assert run.images.tolist() == names
-    points, used = lay_out(found, "pca")
+    points, used = embed_features(found, "pca")
     assert used == "PCA"
     assert len(points) == 2 * COUNT
     pictures = open_examples(points, card, space.data_root)
@@ -209,7 +215,7 @@ def test_the_features_of_a_record_are_read_back_in_its_order(outputs, there, tmp
 @pytest.mark.usefixtures("small_shards")
 def test_of_many_images_the_same_few_are_drawn_in_every_run(outputs):
     space, card, names, y, expected = outputs
-    found, _ = read_all(runs_of(space), space, card, most=9)
+    found, _ = features_of_records(runs_of(space), space, card, most=9)
     assert found[0].images.tolist() == found[1].images.tolist()
     at = [names.index(name) for name in found[0].images]
     assert at == sorted(set(at))
@@ -223,7 +229,7 @@ def test_features_that_are_gone_or_others_are_never_shown_and_the_command_is_tol
     whole, card, *_ = outputs
     space = dataclasses.replace(whole, cache=tmp_path)
     scores = runs_of(space)
-    found, gone = read_all(scores, space, card)
+    found, gone = features_of_records(scores, space, card)
     assert found == []
     assert set(gone["why"]) == {"the cache has been deleted or moved"}
     command = "python run_all.py --profile paper --protocols linear_probe --datasets ham10000 --encoders panderm_large"
@@ -232,7 +238,7 @@ def test_features_that_are_gone_or_others_are_never_shown_and_the_command_is_tol
     shutil.copytree(whole.cache, tmp_path, dirs_exist_ok=True)
     lost = next(path for path in sorted(tmp_path.glob("features/*/*.shard")) if shard_length(path) == COUNT % SMALL)
     lost.unlink()
-    found, gone = read_all(scores, space, card)
+    found, gone = features_of_records(scores, space, card)
     assert (len(found), set(gone["why"])) == (1, {"the cache has been deleted or moved"})
     shutil.copytree(whole.cache, tmp_path, dirs_exist_ok=True)
     content = dict(np.load(lost))
@@ -240,7 +246,7 @@ def test_features_that_are_gone_or_others_are_never_shown_and_the_command_is_tol
     with lost.open("wb") as file:
         np.savez(file, **content)
         file.write(bytes(32))
-    found, gone = read_all(scores, space, card)
+    found, gone = features_of_records(scores, space, card)
     assert (len(found), len(gone)) == (1, 1)
     assert "computed later" in gone["why"][0]
     # A record that names no features.
@@ -259,7 +265,7 @@ def shard_length(path):
 def test_reading_loads_neither_torch_nor_umap():
     """A figure of ten datasets must not wait for them."""
     code = "import sys; from panderm_utils.figures import figure_umap, metrics_table; "
-    code += "from panderm_utils.results import read_all; print(*sys.modules)"
+    code += "from panderm_utils.results import features_of_records; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "umap", "numba"} & set(done.stdout.split())
 

@@ -343,7 +343,7 @@ def test_a_class_without_images_has_no_curve_and_the_picture_is_drawn():
         roc, pr = metrics.roc_curves(labels, scores, names), metrics.pr_curves(labels, scores, names)
         assert list(roc) == list(pr) == expected
         if expected:
-            plots.curves(roc, pr)
+            plots.roc_pr_curves(roc, pr)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from panderm_utils.figures import points_table
-from panderm_utils.results import points_of_records, records
+from panderm_utils.results import operating_points_of_records, records
 from panderm_utils.stats import thresholds as operating_points
 from panderm_utils.stats.metrics import MetricWarning
 from panderm_utils.stats.resampling import MetricError, resampled_rows
@@ -98,7 +98,7 @@ def test_records_of_two_and_of_more_classes_and_both_measures_side_by_side(tmp_p
         records.prediction_table(map(str, range(100)), y, proba).to_csv(tmp_path / dataset / "predictions.csv")
         row = {"dataset": dataset, "encoder": "e", "dataset_label": dataset, "encoder_label": "E", "run_id": dataset}
         rows.append(row | {"seed": 0, "folder": str(tmp_path / dataset)})
-    points = points_of_records(pd.DataFrame(rows), replicates=10)
+    points = operating_points_of_records(pd.DataFrame(rows), replicates=10)
     assert points.groupby("dataset")["class"].nunique().to_dict() == {"ddi": 1, "ham10000": 7}
     two = points_table(points[points["binary"]])
     assert two["Class"].tolist() == ["malignant"] * 3
@@ -110,4 +110,4 @@ def test_records_of_two_and_of_more_classes_and_both_measures_side_by_side(tmp_p
     assert more["Level"].tolist() == ["0.8", "0.9", "0.95"] * 7
     last = points.query("dataset == 'ham10000' and given == 'sensitivity'").iloc[-1]
     assert more["Specificity at this sensitivity"].iloc[-1].startswith(f"{last['value']:.3f}")
-    assert points_table(points_of_records(pd.DataFrame(rows[:0]))).empty
+    assert points_table(operating_points_of_records(pd.DataFrame(rows[:0]))).empty

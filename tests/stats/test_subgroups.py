@@ -14,7 +14,7 @@ from panderm_utils.data import dataset as data
 from panderm_utils.figures import plots
 from panderm_utils.figures import subgroups as subgroup_plots
 from panderm_utils.manifests import reading as manifests
-from panderm_utils.results import read_subgroups, records
+from panderm_utils.results import records, subgroups_of_records
 from panderm_utils.stats import subgroups
 from panderm_utils.stats.resampling import MetricError, resampled_rows
 
@@ -134,7 +134,7 @@ def test_chance_is_that_of_all_ways_to_deal_the_groups_within_the_classes():
 
 def test_what_cannot_be_meant_is_refused():
     y, proba = predictions()
-    with pytest.raises(MetricError, match=r"groups must be one a label, \[120\], got \[3\]"):
+    with pytest.raises(MetricError, match=r"groups must be one per label, \[120\], got \[3\]"):
         subgroups.compare_groups(y, proba, ["a", "b", "c"], "auroc")
     with pytest.raises(MetricError, match="'auc' is unknown; write one of accuracy"):
         subgroups.compare_groups(y, proba, y, "auc")
@@ -170,7 +170,7 @@ def test_records_are_compared_by_the_metadata_they_keep_and_others_say_what_to_r
     scores = pd.concat(
         [scores_of(tmp_path), pd.DataFrame([record_of(tmp_path, "old", None), record_of(tmp_path, "bare", {})])]
     )
-    groups, gaps, without = read_subgroups(scores, replicates=20)
+    groups, gaps, without = subgroups_of_records(scores, replicates=20)
     assert list(dict.fromkeys(groups["kind"])) == gaps["kind"].tolist() == ["age", "site", "sex"]
     y, proba, names = records.read_predictions(scores["folder"].iloc[0])
     kept = pd.read_csv(f"{scores['folder'].iloc[0]}/metadata.csv", dtype={"filename": str}).set_index("filename")
@@ -189,7 +189,7 @@ def test_records_are_compared_by_the_metadata_they_keep_and_others_say_what_to_r
     largest = subgroup_plots.gaps_table(gaps)
     assert largest["Largest gap"].tolist()[2] == "fewer than two groups to judge"
     assert largest["Largest gap"][1] == "{gap:.3f} [{low:.3f}, {high:.3f}]".format(**gaps.iloc[1])
-    words = subgroup_plots.subgroups_in_words(groups, gaps)
+    words = subgroup_plots.subgroups_alt_text(groups, gaps)
     assert f"back {row['value']:.3f} of {back.sum()}" in words
     assert "SET0, sex: female nan of 60, male nan of 60 images; no gap to judge" in words
 
@@ -197,7 +197,7 @@ def test_records_are_compared_by_the_metadata_they_keep_and_others_say_what_to_r
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_the_figure_fits_its_sheet_and_greys_what_is_not_judged(tmp_path, count):
     scores = scores_of(tmp_path, max(1, count)).iloc[:count]
-    groups, gaps, _ = read_subgroups(scores, replicates=20)
+    groups, gaps, _ = subgroups_of_records(scores, replicates=20)
     figure = subgroup_plots.subgroup_panels(groups, gaps, scores, "#D55E00", synthetic=True)
     texts = [text.get_text() for text in figure.findobj(plt.Text)]
     assert texts.count(plots.SYNTHETIC_MARK) == 1
