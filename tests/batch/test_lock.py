@@ -53,7 +53,7 @@ def holding():
 import sys
 from panderm_utils.batch import lock
 with open(sys.argv[1], "a+b") as file:
-    print(lock.hold(file), flush=True)
+    print(lock.try_lock(file), flush=True)
     sys.stdin.read()
 """
     processes = []
@@ -96,20 +96,20 @@ def test_a_lock_is_one_holders_alone(tmp_path, holding):
     second, told = holding(path)
     assert told == "False\n"
     with path.open("a+b") as file:
-        assert not lock.hold(file)
+        assert not lock.try_lock(file)
     first.communicate()
     with path.open("a+b") as file, path.open("a+b") as again:
-        assert lock.hold(file)  # the second process, which was refused, is alive and has no part of it
-        assert not lock.hold(again)  # nor has one who opens the file anew in this process
+        assert lock.try_lock(file)  # the second process, which was refused, is alive and has no part of it
+        assert not lock.try_lock(again)  # nor has one who opens the file anew in this process
     assert second.poll() is None
     with path.open("a+b") as file:
-        assert lock.hold(file)
+        assert lock.try_lock(file)
 
 
 def test_a_batch_is_refused_by_the_systems_lock_before_the_owner_has_written_its_name(tmp_path, holding):
     holding(tmp_path / lock.NAME)
     assert (tmp_path / lock.NAME).read_bytes() == b""
-    with pytest.raises(lock.FolderError, match="another batch is at work in"), lock.owned(tmp_path):
+    with pytest.raises(lock.FolderError, match="another batch is at work in"), lock.lock_folder(tmp_path):
         pass
 
 
