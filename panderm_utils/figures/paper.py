@@ -55,7 +55,7 @@ def scores_by_dataset(
 
 
 def figure_2a(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """Draws Fig. 2a: the headline metric of every dataset (column `metric`: AUROC for two classes, else weighted F1)"""
+    """Draws Fig. 2a: the headline metric of every dataset (column `metric`: AUROC of two classes, else weighted F1)."""
     names = scores.drop_duplicates("dataset_label")
     labels = {d: f"{d}\n({METRIC_TITLES[m]})" for d, m in zip(names["dataset_label"], names["metric"], strict=True)}
     figure = scores_by_dataset(

@@ -62,9 +62,8 @@ def _panel(axis, below, bins: pd.DataFrame, numbers: pd.DataFrame, colors: dict[
         axis.plot(enough["predicted"], enough["observed"], color=color, lw=1.2, label=label, zorder=3)
         axis.vlines(enough["predicted"], enough["low"], enough["high"], color=color, lw=0.8, alpha=0.45, zorder=2)
         fraction = table["images"] / table["images"].sum()
-        axis.scatter(
-            enough["predicted"], enough["observed"], 8 + 130 * fraction[enough.index], color=color, lw=0, zorder=4
-        )
+        sizes = 8 + 130 * fraction[enough.index]
+        axis.scatter(enough["predicted"], enough["observed"], sizes, color=color, lw=0, zorder=4)
         axis.scatter(few["predicted"], few["observed"], 8, color=color, alpha=0.4, lw=0, zorder=2)
         edges = np.append(table["from"], table["to"].iloc[-1])
         below.stairs(fraction, edges, color=color, lw=1.2)

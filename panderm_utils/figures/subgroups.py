@@ -75,11 +75,10 @@ def subgroups_alt_text(groups: pd.DataFrame, gaps: pd.DataFrame) -> str:
     parts = []
     for gap in gaps.to_dict(orient="records"):
         rows = groups[(groups["run_id"] == gap["run_id"]) & (groups["kind"] == gap["kind"])]
-        cells = [f"{name} {value:.3f} of {n}" for name, value, n in rows[["group", "value", "images"]].to_numpy()]
+        cells = [f"{group} {value:.3f} of {n}" for group, value, n in rows[["group", "value", "images"]].to_numpy()]
         largest = "largest gap {gap:.3f} [{low:.3f}, {high:.3f}]".format(**gap) if gap["highest"] else "no gap to judge"
-        parts.append(
-            f"{gap['dataset_label']}, {KIND_TITLES[gap['kind']].lower()}: {', '.join(cells)} images; {largest}"
-        )
+        name = f"{gap['dataset_label']}, {KIND_TITLES[gap['kind']].lower()}"
+        parts.append(f"{name}: {', '.join(cells)} images; {largest}")
     return ". ".join(parts) or "no record yet"
 
 

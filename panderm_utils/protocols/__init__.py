@@ -1,4 +1,4 @@
-"""The protocols, each in a place of its own: its description, and everything peculiar to it."""
+"""The protocols, each in its own module: its description and everything specific to it."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Finds protocols by name: each module or folder beside this one that has a `PROTOCOL`."""
+"""Finds protocols by name: the modules and folders beside this one that define a `PROTOCOL`."""
 
 import importlib
 import pkgutil
@@ -19,7 +19,7 @@ def load_protocol(name: str) -> Protocol:
     """Returns the description of a protocol.
 
     Raises:
-        ManifestError: No protocol has that name.
+        ManifestError: Unknown name.
     """
     if name not in list_protocols():
         raise ManifestError(unknown_name("protocol", name, list(list_protocols()), ""))

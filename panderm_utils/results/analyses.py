@@ -28,9 +28,8 @@ def calibration_of_records(
         scores: One row per record, from `paper_scores`.
 
     Returns:
-        Both begin with dataset, encoder, dataset_label, encoder_label, run_id. The first has the columns of
-        `reliability`; the second, one row per record, has classes, images, ece, ece_low, ece_high, ece_by_chance,
-        brier, brier_low, brier_high.
+        Both begin with dataset, encoder, dataset_label, encoder_label, run_id. The first continues as `reliability`, the
+        second, one row per record, with classes, images and ece, brier with `_low`, `_high` each, ece_by_chance.
     """
     keys, tables, rows = ["dataset", "encoder", "dataset_label", "encoder_label", "run_id"], [], []
     for run in scores.to_dict(orient="records"):
@@ -39,10 +38,8 @@ def calibration_of_records(
         tables.append(reliability(y, proba, bins, equal_mass).assign(**named))
         row = {**named, "classes": proba.shape[1], "images": len(y)}
         for metric, numbers in evaluate_calibration(y, proba, bins, equal_mass, replicates, run["seed"]).iterrows():
-            row |= {
-                metric: numbers["value"],
-                **{f"{metric}_{end}": numbers[end] for end in ("low", "high", "by_chance")},
-            }
+            row[metric] = numbers["value"]
+            row |= {f"{metric}_{end}": numbers[end] for end in ("low", "high", "by_chance")}
         rows.append(row)
     metrics = ["ece", "ece_low", "ece_high", "ece_by_chance", "brier", "brier_low", "brier_high"]
     ends = ["from", "to", "images", "predicted", "observed", "low", "high"]
@@ -110,9 +107,5 @@ def _metadata(run: dict, names: list[str]) -> tuple[pd.DataFrame, dict]:
         return pd.DataFrame(), {"why": "its record was written before records kept metadata", "command": command}
     # An image listed in two rows counts once.
     table = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("filename").set_index("filename")
-    why = (
-        {}
-        if len(table.columns)
-        else {"why": "its CSV has none of the columns that the manifest maps", "command": "none"}
-    )
+    why = {} if len(table.columns) else {"why": "its CSV has no column that the manifest maps", "command": "none"}
     return table.loc[names], why

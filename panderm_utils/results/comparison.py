@@ -110,9 +110,9 @@ def compare_encoders(scores: pd.DataFrame, reference: str, replicates: int = 100
     sides = ("other", "reference")
     columns = [*_columns(sides[::-1]), *CHANCE, "p_holm", "p_t", "verdict", "reference_run", "other_run"]
     columns.insert(columns.index("metric"), "reference_label")
-    is_reference = scores["encoder"] == reference
+    of_reference = scores["encoder"] == reference
     table = _compared(
-        scores[~is_reference], scores[is_reference], ["dataset", "dataset_label", "seed"], sides, replicates
+        scores[~of_reference], scores[of_reference], ["dataset", "dataset_label", "seed"], sides, replicates
     )
     if table.empty:
         return table.reindex(columns=columns).astype({"headline": bool})

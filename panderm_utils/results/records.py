@@ -68,9 +68,7 @@ def begin_run(protocol: Protocol, dataset: str, encoder: str, seed: int, workspa
     settings = settle_settings(protocol, workspace.profile, settings)
     name = run_id(protocol, workspace.profile, dataset, encoder, seed, **settings)
     run = Run(name, dataset, protocol.name, encoder, seed, settings, workspace)
-    show = getattr(
-        warnings.showwarning, "shows", warnings.showwarning
-    )  # a cell that is run twice must not install two hooks
+    show = getattr(warnings.showwarning, "shows", warnings.showwarning)  # a cell run twice must not install two hooks
 
     def listen(message, category, filename, lineno, file=None, line=None):
         text = f"{category.__name__}: {message}"
@@ -187,9 +185,8 @@ def save_record(
         "warnings": run.warnings,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    files = {
-        name: _csv(table, name) for name, table in {**(extra_tables or {}), "predictions.csv": predictions}.items()
-    }
+    tables = {**(extra_tables or {}), "predictions.csv": predictions}
+    files = {name: _csv(table, name) for name, table in tables.items()}
     text = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
     files["record.json"] = text.encode()
     new, old = temporary(run.folder), temporary(run.folder, ".old")

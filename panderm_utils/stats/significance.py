@@ -118,9 +118,7 @@ def fold_summary(values) -> dict[str, np.ndarray]:
 def _scorers(y, proba_a, proba_b) -> tuple[Scorer, Scorer]:
     shapes = [list(check_predictions(y, proba)[1].shape) for proba in (proba_a, proba_b)]
     if shapes[0] != shapes[1]:
-        raise MetricError(
-            f"the two sets of predictions are {shapes[0]} and {shapes[1]}: pass predictions of the same images"
-        )
+        raise MetricError(f"the two sets of predictions are {shapes[0]} and {shapes[1]}: pass two of the same images")
     scorer_a = Scorer(y, proba_a)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MetricWarning)  # the first scorer has warned

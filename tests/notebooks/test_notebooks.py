@@ -178,7 +178,7 @@ def test_curves_rise_and_separate_and_the_dashed_line_is_drawn(demo):
     mean = draws.groupby(["encoder", "fraction"])["value"].mean().unstack("encoder")
     assert mean.loc[1.0, "panderm_tiny"] > mean.loc[0.2, "panderm_tiny"] + 0.04 > mean.loc[0.05, "panderm_tiny"] + 0.08
     assert (mean["panderm_tiny"] > mean["random_tiny"] + 0.02).all()
-    needed, *_ = data_needed.answer(draws)
+    needed, *_ = data_needed.find_match(draws)
     assert needed.state == data_needed.REACHED
     assert 0.1 < needed.fraction < 0.5
 
@@ -290,7 +290,7 @@ def test_a_checkpoint_is_evaluated_without_pretrained_weights_or_training(demo, 
     # of another dataset, with fewer classes
     other = run_all(*given, "--datasets", "ham10000", output=demo.root.parent)
     assert other.returncode == 1
-    assert "tells 6 classes apart, the dataset has 7" in other.stdout
+    assert "has 6 classes, the dataset has 7" in other.stdout
 
 
 def test_a_training_interrupted_in_its_notebook_goes_on_when_the_cell_is_run_again(demo, monkeypatch):

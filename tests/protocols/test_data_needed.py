@@ -109,7 +109,7 @@ def test_answers_in_words():
     assert said(draws[:1], 0.72)[2] == "PanDerm with 27% of the labels matches DINOv2 with all"
     state, share, sentence = said(draws, 0.3)
     assert (state, share) == (BELOW, "<5%")
-    assert sentence == "PanDerm with less than 5% of the labels, the smallest share studied, matches DINOv2 with all"
+    assert sentence == "PanDerm with less than 5% of the labels, the smallest fraction studied, matches DINOv2 with all"
     assert said(draws, 0.59)[:2] == (BELOW, "<5% [<5-10]")
     state, share, sentence = said(draws, 0.95)
     assert (state, share) == (NOT_REACHED, "not reached")
@@ -182,13 +182,13 @@ def test_answers_for_figures_name_the_best_and_the_next_best_or_those_asked_for(
     draws = pd.concat(
         [draws_of("a", [[0.4, 0.5, 0.6]]), draws_of("b", [[0.5, 0.8, 0.9]]), draws_of("c", [[0.4, 0.6, 0.7]])]
     )
-    assert data_needed.answer(draws)[1:] == ("b", "c")
-    assert data_needed.answer(draws, "a")[1:] == ("a", "b")
-    assert data_needed.answer(draws, rival="b")[1:] == ("c", "b")
-    needed, *names = data_needed.answer(draws, "c", "a")
+    assert data_needed.find_match(draws)[1:] == ("b", "c")
+    assert data_needed.find_match(draws, "a")[1:] == ("a", "b")
+    assert data_needed.find_match(draws, rival="b")[1:] == ("c", "b")
+    needed, *names = data_needed.find_match(draws, "c", "a")
     assert names == ["c", "a"]
     assert needed.fraction == pytest.approx(0.5)
-    assert data_needed.answer(draws, "a", "d") is None
-    assert data_needed.answer(draws_of("a", [[0.4, 0.5, 0.6]])) is None
-    said = data_needed.sentences({"HAM10000": (needed, "c", "a"), "DDI": None})
+    assert data_needed.find_match(draws, "a", "d") is None
+    assert data_needed.find_match(draws_of("a", [[0.4, 0.5, 0.6]])) is None
+    said = data_needed.match_sentences({"HAM10000": (needed, "c", "a"), "DDI": None})
     assert said.to_dict("records") == [{"Dataset": "HAM10000", "answer": "c with 50% of the labels matches a with all"}]

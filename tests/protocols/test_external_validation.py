@@ -225,5 +225,5 @@ def test_the_targets_are_all_others_with_melanoma_unless_named():
     assert [card.name for card in choose_targets(HAM, paper, "ph2,hiba ham10000")] == ["ph2", "hiba"]
     clinical = manifests.load_dataset_manifest("derm7pt_clinical")
     assert "derm7pt_dermoscopic" not in [card.name for card in choose_targets(clinical, paper)]
-    with pytest.raises(TargetError, match="derm7pt_clinical itself, or of its folder"):
+    with pytest.raises(TargetError, match="derm7pt_clinical itself, or of its image folder"):
         choose_targets(clinical, paper, "derm7pt_dermoscopic")

@@ -227,7 +227,7 @@ def test_mixing_is_that_of_the_whole_batch_in_every_process_and_micro_batch() ->
         gradients = BatchGradients(fake, Recorder(), RECIPE, 3, 12, micro_batch)
         gradients.criterion = criterion
         for step in range(6):
-            gradients(images[gradients.places], labels[gradients.places], 0, step)
+            gradients(images[gradients.positions], labels[gradients.positions], 0, step)
     everything = torch.stack(seen[1, 12, 0]).view(6, 12, -1), torch.stack(targets[1, 12, 0]).view(6, 12, -1)
     for step in range(6):
         mixed, target = everything[0][step], everything[1][step]
@@ -260,7 +260,7 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_loses_nothing(start, t
     """Bit-equal to a run that was told the size from the start, drop path included."""
     expected = run(start, train, val, tmp_path / "told", computing=replace(CPU, micro_batch=4))
     out_of_memory_beyond(4, monkeypatch)
-    with pytest.warns(MemoryWarning, match="4 images at once from here on; the step is done anew"):
+    with pytest.warns(MemoryWarning, match="4 images at once from here on; the step is repeated"):
         found = run(start, train, val, tmp_path / "found")
     assert found.facts["micro_batch"] == 4 and found.facts["batch"] == 8
     assert_equal_bits_of_weights(tmp_path / "found", tmp_path / "told")
@@ -407,7 +407,7 @@ def test_a_checkpoint_of_another_training_is_refused_with_the_differences(start,
             {},
         ),
         "data.train.images is 20 in the checkpoint, 19 now; data.train.sha256": ((start, fewer, val, folder), {}),
-        "data.val.images is 5 in the checkpoint, not there now": ((start, train, None, folder), {}),
+        "data.val.images is 5 in the checkpoint, missing now": ((start, train, None, folder), {}),
         "encoder.start_sha256": ((other_start, train, val, folder), {}),
         "precision is fp32 in the checkpoint, bf16 now": (
             (start, train, val, folder),
@@ -547,7 +547,7 @@ def test_what_a_device_cannot_do_is_refused_with_what_it_can(start, train, val, 
             run(start, train, val, tmp_path, computing=computing)
     with pytest.raises(FineTuneError, match='not an even number of images; write "auto"'):
         Computing(micro_batch=3)
-    with pytest.raises(FineTuneError, match=r"tracker 'wandb' is not to be had.*pip install wandb"):
+    with pytest.raises(FineTuneError, match=r"tracker 'wandb' is not available.*pip install wandb"):
         run(start, train, val, tmp_path, trackers=["wandb"])
 
 
@@ -561,7 +561,7 @@ def test_precision_auto_is_what_the_device_can_do(monkeypatch) -> None:
     for able, precision in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
         assert Computing().settle()[0].precision == precision
-    with pytest.raises(FineTuneError, match="3 on 2 GPUs: one process a GPU; write 2"):
+    with pytest.raises(FineTuneError, match="3 on 2 GPUs: one process per GPU; write 2"):
         Computing(processes=3).settle()
     device = torch.device("mps")
     with pytest.raises(FineTuneError, match=r"fp16 needs loss scaling.*use bf16 or fp32"):
@@ -633,7 +633,7 @@ def test_several_processes_share_pairs_of_a_batch_without_rest(tmp_path) -> None
         taken = []
         for rank in range(world):
             part = SimpleNamespace(num_processes=world, process_index=rank, device=accelerator.device)
-            places = BatchGradients(part, torch.nn.Identity(), RECIPE, 3, 10, "auto").places
+            places = BatchGradients(part, torch.nn.Identity(), RECIPE, 3, 10, "auto").positions
             assert [9 - place for place in places[::-1]] == places
             taken += places
         assert sorted(taken) == list(range(10))

@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_told_in_one_message(tmp_path: Path) -> None:
         "1 tensors are unknown: surprise",
         "1 tensors are of another shape: pos_embed",
         "1 tensors are not finite (damaged or diverged): head.bias",
-        "blocks.1.attn.relative_position_index orders relative positions in another way",
+        "blocks.1.attn.relative_position_index orders relative positions differently",
         "best.safetensors",
     ):
         assert part in message

@@ -163,6 +163,6 @@ def test_the_table_has_a_cell_a_fraction(saved):
 
 def test_curves_side_by_side_are_one_metric_each_under_its_label(saved):
     _, sweep, curve, y, *_ = saved
-    both = label_efficiency.side_by_side({"a": curve, "b": label_efficiency.draw_scores(sweep, y)}, "aupr")
+    both = label_efficiency.side_by_side({"a": curve, "b": label_efficiency.score_draws(sweep, y)}, "aupr")
     assert both["encoder_label"].tolist() == ["a"] * 3 + ["b"] * len(sweep.subsets)
     assert set(both["metric"]) == {"aupr"}

@@ -49,8 +49,8 @@ def draw(log=True, synthetic=False, **options):
 
 def figures():
     for name, said in ANSWERS.items():
-        yield name, lambda s, said=said: draw(answer=said, synthetic=s)
-    yield "linear", lambda s: draw(False, answer=ANSWERS["reached"], synthetic=s)
+        yield name, lambda s, said=said: draw(match=said, synthetic=s)
+    yield "linear", lambda s: draw(False, match=ANSWERS["reached"], synthetic=s)
     one = curves(encoders=("DINOv2 (large)",), draws=1)
     yield "published", lambda s: label_efficiency_plots.efficiency_curves(one, COLORS, synthetic=s)
     yield (
@@ -117,7 +117,7 @@ def test_a_share_is_that_of_the_images_drawn():
 @pytest.mark.parametrize("log", [True, False])
 def test_the_dashed_line_stands_at_the_labels_needed_and_says_them(state, log):
     needed = ANSWERS[state][0]
-    axis = draw(log, answer=ANSWERS[state]).axes[0]
+    axis = draw(log, match=ANSWERS[state]).axes[0]
     (dashed,) = [line for line in axis.lines if line.get_linestyle() == "--"]
     assert dashed.get_xdata() == [needed.fraction] * 2
     low, high = axis.get_xlim()
@@ -127,7 +127,7 @@ def test_the_dashed_line_stands_at_the_labels_needed_and_says_them(state, log):
 
 
 def test_a_score_that_is_not_reached_has_no_dashed_line():
-    axis = draw(answer=ANSWERS["not reached"]).axes[0]
+    axis = draw(match=ANSWERS["not reached"]).axes[0]
     assert not [line for line in axis.lines if line.get_linestyle() == "--"]
     assert "does not reach" in axis.get_title(loc="left")
 

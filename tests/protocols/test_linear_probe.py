@@ -324,7 +324,7 @@ def test_what_cannot_be_fitted_is_an_error_that_says_why(x, y, options, message)
 
 def test_other_features_than_fitted_are_refused():
     probe = fit_linear_probe(X, Y)
-    with pytest.raises(ProbeError, match="fitted on 8 features a row, these rows have 7"):
+    with pytest.raises(ProbeError, match="fitted on 8 features per row, these rows have 7"):
         probe.predict_proba(X[:, :7])
 
 

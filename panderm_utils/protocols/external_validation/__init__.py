@@ -1,4 +1,4 @@
-"""External validation: a probe of melanoma, trained on one dataset and tested on others."""
+"""External validation: a melanoma probe, trained on one dataset and tested on others."""
 
 import lazy_loader
 

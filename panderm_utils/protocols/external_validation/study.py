@@ -1,21 +1,21 @@
-"""External validation: a probe that learned melanoma against the rest on one dataset, the source, tested on others.
+"""External validation: a probe for melanoma against the rest, trained on one dataset (the source), tested on others.
 
-    targets, left_out = find_targets(source, choose_targets(...), data_root)   what is there, without shared images
-    found = target_features(encoder, target)                                   of each target
-    answers = {name: (y, proba, image names)}                                  of each target
-    external = score_targets(answers)
+    targets, left_out = find_targets(source, choose_targets(...), data_root)   available targets, without shared images
+    features = target_features(encoder, target)                                of each target
+    predictions = {name: (y, proba, image names)}                              of each target
+    external = score_targets(predictions)
 
-An image that two datasets share is no external test: a target's image is left out where the source has it too, in
-whichever split (`shared_images`).
+An image shared by two datasets is no external test: a target's image is left out if the source has it in any split
+(`find_shared`).
 
-A record (`records`) of this protocol holds the source's own test split in predictions.csv, melanoma as class 1, and
+A record of this protocol holds the source's own test split in predictions.csv, with melanoma as class 1, and
 
-    external.csv                  a row a target and metric; with each target's images, melanomas and images left out
+    external.csv                  one row per target and metric, with the target's images, melanomas and excluded images
     predictions_external.csv.gz   the predictions of every target
-    excluded.csv                  the images left out, and what each has in common with which image of the source
+    excluded.csv                  the excluded images, each with its match in the source and the kind of match
 
 Of the metrics in record.json, `auroc_<dataset>` is AUROC of that dataset's rows in predictions_external.csv.gz; all
-others are of predictions.csv. Either way `metrics.evaluate(y, proba, replicates, seed)`, as the record's settings say.
+others are of predictions.csv. All come from `stats.evaluate` with the replicates and seed of the record.
 
 Symbols: N test images, 2 classes: 0 the rest, 1 melanoma.
 """
@@ -46,7 +46,7 @@ from panderm_utils.stats import evaluate
 CLASSES = ("rest", "melanoma")
 FILES = ("external.csv", "predictions_external.csv.gz", "excluded.csv")
 TARGET_IMAGES = ("all", "test")
-EXCLUDED = ("excluded_file", "excluded_isic_id")  # columns: how many images share what with one of the source
+EXCLUDED = ("excluded_file", "excluded_isic_id")  # columns: images left out, by kind of match
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +54,8 @@ class Target:
     """A dataset that the probe is tested on.
 
     Attributes:
-        table: The rows of its table that are scored.
-        shared: The images left out, of `find_shared`.
+        table: The rows of the dataset's table that are scored.
+        shared: The excluded images, from `find_shared`.
     """
 
     dataset: Dataset
@@ -64,13 +64,13 @@ class Target:
 
 
 def melanoma_labels(card: DatasetManifest, labels) -> np.ndarray:
-    """Returns 1 for melanoma and 0 for every other class, [N], of a dataset's labels [N]."""
+    """Returns 1 for melanoma and 0 for every other class, [N], from a dataset's labels [N]."""
     melanoma = [k for k, name in enumerate(card.class_names) if name in card.melanoma]
     return np.isin(labels, melanoma).astype(np.int64)
 
 
 def melanoma_counts(dataset: Dataset) -> pd.DataFrame:
-    """Returns the images of melanoma and of the rest (rows, with the classes that they are made of) in each split."""
+    """Returns the number of images of melanoma and of the rest (rows, naming their classes) in each split."""
     counts = class_counts(dataset)
     melanoma = counts.index.isin(dataset.manifest.melanoma)
     parts = dict(zip(CLASSES, (counts[~melanoma], counts[melanoma]), strict=True))
@@ -81,16 +81,16 @@ def melanoma_counts(dataset: Dataset) -> pd.DataFrame:
 def find_targets(
     source: Dataset, cards: Sequence[DatasetManifest], data_root: str | Path, images: str = "all"
 ) -> tuple[dict[str, Target], dict[str, str]]:
-    """Reads the targets whose data are there and takes out what they share with the source.
+    """Returns the targets whose data are available, without images shared with the source.
 
     Args:
         images: "all", since the probe has seen none of them; or "test", the target's own test split.
 
     Returns:
-        Name -> target, and name -> reason of those left out: the data are not there, or one of the classes is not.
+        Name -> target, and name -> reason for those left out: no data, or only one of the two classes.
 
     Raises:
-        TargetError: No target is left. DataError: a dataset is there and wrong.
+        TargetError: No target is left. DataError: a dataset is present but invalid.
     """
     if images not in TARGET_IMAGES:
         raise TargetError(f'target_images {images!r} is unknown; write "all" or "test"')
@@ -105,7 +105,9 @@ def find_targets(
         shared = shared[shared["image"].isin(table["image"])].reset_index(drop=True)
         table = table[~table["image"].isin(shared["image"])].reset_index(drop=True)
         if len(set(melanoma_labels(card, table["label"]))) < 2:
-            left_out[card.name] = f"its {len(table):,} images that the source has not are all melanoma, or all are not"
+            left_out[card.name] = (
+                f"its {len(table):,} images that are not in the source have only one of the two classes"
+            )
         else:
             targets[card.name] = Target(dataset, table, shared)
     if not targets:
@@ -115,8 +117,8 @@ def find_targets(
 
 
 def target_table(targets: dict[str, Target], left_out: dict[str, str]) -> pd.DataFrame:
-    """Returns a row a target: what is scored, what was left out as shared, and why a target is none."""
-    rows = [{"dataset": name, "modality": t.dataset.manifest.modality, **_about(t)} for name, t in targets.items()]
+    """Returns one row per target: images scored, images excluded as shared, and why a target is left out."""
+    rows = [{"dataset": name, "modality": t.dataset.manifest.modality, **_counts(t)} for name, t in targets.items()]
     rows += [{"dataset": name, "left out": reason} for name, reason in left_out.items()]
     columns = ["dataset", "modality", "images", "melanoma", *EXCLUDED, "left out"]
     table = pd.DataFrame(rows, columns=columns)
@@ -128,7 +130,7 @@ def target_features(
 ) -> Features:
     """Returns the features of the target's images, y 1 for melanoma.
 
-    Split by split as the other protocols extract them, so that what the cache has of those is used here.
+    Extracted split by split, like in the other protocols, so that their cached features are reused.
     """
     parts = [
         extract_features(encoder, target.dataset, split, cache, batch_size).take(rows["image"])
@@ -151,31 +153,31 @@ def example_images(datasets: Sequence[Dataset], count: int = 3) -> pd.DataFrame:
     parts = []
     for dataset in datasets:
         card = dataset.manifest
-        kind = np.array(CLASSES)[melanoma_labels(card, dataset.table["label"])]
-        part = dataset.table.assign(**{"dataset": card.short_title, "class": kind}).groupby("class").head(count)
+        names = np.array(CLASSES)[melanoma_labels(card, dataset.table["label"])]
+        part = dataset.table.assign(**{"dataset": card.short_title, "class": names}).groupby("class").head(count)
         part = part.assign(path=[dataset.path(image) for image in part["image"]])
         parts.append(part.sort_values("class", kind="stable")[["dataset", "class", "image", "path"]])
     return pd.concat(parts, ignore_index=True)
 
 
-def score_targets(answers: dict[str, tuple], replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """Returns a row a target and metric: dataset, images, melanoma, and what `metrics.evaluate` says of the metric.
+def score_targets(predictions: dict[str, tuple], replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """Returns one row per target and metric: dataset, images, melanoma, and the columns of `stats.evaluate`.
 
     Args:
-        answers: Name -> true labels [N], class probabilities [N, 2], image names [N].
+        predictions: Target name -> true labels [N], class probabilities [N, 2], image names [N].
     """
     parts = []
-    for name, (y, proba, _) in answers.items():
-        about = {"dataset": name, "images": len(y), "melanoma": int(np.sum(y))}
+    for name, (y, proba, _) in predictions.items():
+        counts = {"dataset": name, "images": len(y), "melanoma": int(np.sum(y))}
         scores = evaluate(y, proba, replicates, seed).reset_index()
-        parts.append(pd.DataFrame({**about, **scores}))
+        parts.append(pd.DataFrame({**counts, **scores}))
     return pd.concat(parts, ignore_index=True)
 
 
-def missed_melanomas(answers: dict[str, tuple], count: int = 3) -> pd.DataFrame:
-    """Returns the melanomas of each target that got the lowest probability: dataset, filename, probability, caption."""
+def missed_melanomas(predictions: dict[str, tuple], count: int = 3) -> pd.DataFrame:
+    """Returns each target's melanomas with the lowest probability: dataset, filename, probability, caption."""
     rows = []
-    for name, (y, proba, images) in answers.items():
+    for name, (y, proba, images) in predictions.items():
         melanomas = np.flatnonzero(y)
         for i in melanomas[np.argsort(proba[melanomas, 1], kind="stable")][:count]:
             p = proba[i, 1]
@@ -184,39 +186,39 @@ def missed_melanomas(answers: dict[str, tuple], count: int = 3) -> pd.DataFrame:
 
 
 def record_scores(internal: pd.DataFrame, external: pd.DataFrame) -> pd.DataFrame:
-    """Returns the metrics of a record: those of the source's own test split, and `auroc_<dataset>` of each target."""
+    """Returns the metrics of a record: those of the source's test split, and `auroc_<dataset>` of each target."""
     rows = external[external["metric"] == "auroc"]
     named = rows.assign(metric="auroc_" + rows["dataset"]).set_index("metric")[list(internal)]
     return pd.concat([internal, named]).rename_axis("metric")
 
 
-def record_tables(answers: dict[str, tuple], external: pd.DataFrame, targets: dict[str, Target]) -> dict:
-    """Returns the further tables of a record, for `records.save_record(..., more=...)`.
+def record_tables(predictions: dict[str, tuple], external: pd.DataFrame, targets: dict[str, Target]) -> dict:
+    """Returns the `extra_tables` of `results.save_record`.
 
     Args:
-        external: Of `score_targets`.
+        external: The table of `score_targets`.
     """
-    excluded = pd.DataFrame({name: _about(target) for name, target in targets.items()}).T[list(EXCLUDED)]
-    parts = [prediction_table(names, y, proba).assign(dataset=name) for name, (y, proba, names) in answers.items()]
+    excluded = pd.DataFrame({name: _counts(target) for name, target in targets.items()}).T[list(EXCLUDED)]
+    parts = [prediction_table(names, y, proba).assign(dataset=name) for name, (y, proba, names) in predictions.items()]
     shared = [target.shared.assign(dataset=name) for name, target in targets.items()]
     return dict(zip(FILES, (external.join(excluded, on="dataset"), pd.concat(parts), pd.concat(shared)), strict=True))
 
 
 def read_external_predictions(folder: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray, list[str]]]:
-    """Returns target -> true labels [N], probabilities [N, 2] and image names, of the record in `folder`."""
+    """Returns target -> true labels [N], probabilities [N, 2] and image names of the record in `folder`."""
     table = pd.read_csv(Path(folder) / "predictions_external.csv.gz", dtype=str)
     return {name: parse_predictions(rows) for name, rows in table.groupby("dataset", sort=False)}
 
 
 def read_external(folder: str | Path) -> pd.DataFrame:
-    """Returns external.csv of the record in `folder`, every number the very one that was written."""
-    table = pd.read_csv(Path(folder) / "external.csv", dtype=str)  # parsed from text by Python's own rule
+    """Returns external.csv of the record in `folder`, with the exact numbers that were written."""
+    table = pd.read_csv(Path(folder) / "external.csv", dtype=str)  # parsed by Python, to restore exact numbers
     counts = dict.fromkeys(("images", "melanoma", *EXCLUDED), int)
     return table.astype({**dict.fromkeys(table.columns.difference(["dataset", "metric"]), float), **counts})
 
 
 def read_panel(scores: pd.DataFrame) -> pd.DataFrame:
-    """Returns AUROC of each run chosen (`tables.paper_scores`) on the source's own test split and on each target.
+    """Returns AUROC of each run of `paper_scores` on the source's own test split and on each target.
 
     Columns: run_id, encoder, encoder_label, dataset, dataset_label, internal, images, melanoma, excluded_file,
     excluded_isic_id, metric, value, low, high.
@@ -227,8 +229,8 @@ def read_panel(scores: pd.DataFrame) -> pd.DataFrame:
         y, _, _ = read_predictions(run["folder"])
         own = {**run[["dataset", "value", "low", "high"]], "images": len(y), "melanoma": int(y.sum()), "internal": True}
         external = read_external(run["folder"]).query("metric == 'auroc'").assign(internal=False)
-        about = dict(run[["run_id", "encoder", "encoder_label"]])
-        parts.append(pd.concat([pd.DataFrame([own]), external]).assign(**about, metric="auroc"))
+        identity = dict(run[["run_id", "encoder", "encoder_label"]])
+        parts.append(pd.concat([pd.DataFrame([own]), external]).assign(**identity, metric="auroc"))
     columns = ["run_id", "encoder", "encoder_label", "dataset", "dataset_label", "internal", "images", "melanoma"]
     columns += [*EXCLUDED, "metric", "value", "low", "high"]
     panel = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -237,7 +239,7 @@ def read_panel(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_left_out(scores: pd.DataFrame) -> pd.DataFrame:
-    """Returns the targets that each run chosen went without: encoder, target, reason."""
+    """Returns the targets that each run of `paper_scores` left out: encoder, target, reason."""
     runs = scores[scores["headline"]] if len(scores) else scores
     rows = [
         {"encoder": run["encoder"], "target": name, "reason": reason}
@@ -247,14 +249,14 @@ def read_left_out(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["encoder", "target", "reason"])
 
 
-def _about(target: Target) -> dict[str, int]:
+def _counts(target: Target) -> dict[str, int]:
     melanoma = melanoma_labels(target.dataset.manifest, target.table["label"])
     excluded = {name: int((target.shared["kind"] == name.removeprefix("excluded_")).sum()) for name in EXCLUDED}
     return {"images": len(melanoma), "melanoma": int(melanoma.sum()), **excluded}
 
 
 def recompute_targets(record: dict, folder: Path) -> Iterator[Pair]:
-    """Yields the metrics of the source's own test split, then those of every target (external.csv), AUROC twice."""
+    """Yields the metrics in record.json, then those of every target in external.csv (AUROC is in both)."""
     table, scores = pd.read_csv(folder / "predictions_external.csv.gz", dtype=str), {}
     for target, rows in table.groupby("dataset", sort=False):
         y, proba, _ = parse_predictions(rows)
@@ -273,14 +275,14 @@ ISIC_ID = re.compile(r"ISIC_\d{7,}", re.IGNORECASE)
 
 
 def find_shared(source: Dataset, target: Dataset) -> pd.DataFrame:
-    """Returns the target's images that the source has too, in whichever split.
+    """Returns the target's images that the source also has, in any split.
 
-    Columns: image, kind ("file": of the same bytes; else "isic_id") and source_image, its twin.
+    Columns: image, kind ("file": identical bytes; else "isic_id") and source_image, the matching image.
     """
     ours, theirs = _sizes(source), _sizes(target)
-    both = set(ours.values()) & set(theirs.values())  # equal files are equally long, so few have to be read
+    both = set(ours.values()) & set(theirs.values())  # equal files have equal sizes, so few have to be read
     digests = {_digest(source.path(image)): image for image, size in ours.items() if size in both}
-    ids = {found: image for image in ours if (found := isic_id(source.files[image]))}
+    ids = {name: image for image in ours if (name := isic_id(source.files[image]))}
     rows = []
     for image, size in theirs.items():
         same = digests.get(_digest(target.path(image))) if size in both else None
@@ -291,7 +293,7 @@ def find_shared(source: Dataset, target: Dataset) -> pd.DataFrame:
 
 
 def isic_id(name: str) -> str:
-    """Returns the id of the ISIC Archive in a file's name, "" if there is none."""
+    """Returns the ISIC Archive id in a file name, or ""."""
     found = ISIC_ID.search(Path(name).name)
     return found[0].upper() if found else ""
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: the published recipe as one call that can be killed and goes on."""
+"""Fine-tuning: the published recipe as one call that can be interrupted and resumed."""
 
 import lazy_loader
 
@@ -7,7 +7,7 @@ OFFERS = {
     "gradients": "BatchGradients make_optimizer",
     "metrics": "evaluate_fine_tuning",
     "model": "FineTuneModel describe load_finetune_model",
-    "plots": "LiveCurves learning_rate picture_of",
+    "plots": "LiveCurves learning_rate_curve picture_of",
     "prediction": "fine_tune_fraction labelled_images predict",
     "processes": "Computing make_accelerator",
     "protocol": "PROTOCOL",

@@ -1,8 +1,8 @@
-"""The random side of fine-tuning: training images, the order in which an epoch draws them, test-time views.
+"""The randomness of fine-tuning: augmented training images, their order in an epoch, test-time views.
 
-Every draw comes from a generator seeded by what it is for (seed, epoch, image), so a training that was stopped and
-resumed, or spread over other workers, sees the very same images. Draws are made by torchvision's rules in its order, so
-its own transforms give the same bits where the global generator has the same state (tests/test_augment.py).
+Every draw comes from a generator seeded by its purpose (seed, epoch, image), so a training that is resumed, or uses
+other workers, sees the same images. Draws follow torchvision's rules and order, so its own transforms give the same
+bits if the global generator has the same state (tests/protocols/test_augment.py).
 
 Symbols: N training images, K classes.
 """
@@ -30,16 +30,16 @@ from panderm_utils.data import (
     stamp_of,
 )
 
-SCALE, RATIO = (0.75, 1.0), (3 / 4, 4 / 3)  # of the random crop: share of the area, width over height
+SCALE, RATIO = (0.75, 1.0), (3 / 4, 4 / 3)  # of the random crop: fraction of the area, width over height
 DEGREES, HUE = 45.0, 0.2
 TTA_RESIZED = 246  # shorter side in pixels; not the evaluation's 256
 TTA_PROBABILITY, TTA_DEGREES, TTA_JITTER = 0.3, 270.0, 0.25
 TTA_STD = (0.229, 0.224, 0.225)  # ImageNet's red here, unlike the evaluation's 0.228: upstream's
-IMAGE, ORDER, VIEWS = range(3)  # what a generator is for, the first number of its seed
+IMAGE, ORDER, VIEWS = range(3)  # purposes of generators, the first number of their seeds
 
 
 class TrainTransform:
-    """The published training augmentation; the shorter side was resized to 256 before.
+    """The published training augmentation, for images whose shorter side is 256.
 
     Random crop of 75-100% of the area, resized to 224 (bilinear), both flips, rotation by up to 45 degrees (nearest,
     black corners), hue shifted by up to 0.2, normalised as in evaluation.
@@ -56,7 +56,7 @@ class TrainTransform:
         top, left, height, width = random_crop(height, width, generator)
         flip_h, flip_v = (_uniform(0, 1, generator) < 0.5 for _ in range(2))
         angle = _uniform(-DEGREES, DEGREES, generator)
-        torch.randperm(4, generator=generator)  # torchvision shuffles four colour changes, of which only hue is on
+        torch.randperm(4, generator=generator)  # torchvision shuffles four colour changes; only hue is enabled
         hue = _uniform(-HUE, HUE, generator)
         if pixels:
             image = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
@@ -76,9 +76,9 @@ def train_transform() -> TrainTransform:
 
 
 def random_crop(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Draws top, left, height and width of a crop as torchvision's RandomResizedCrop does.
+    """Returns top, left, height and width of a random crop, like torchvision's RandomResizedCrop.
 
-    Ten tries at an area and a ratio that fit; after that the largest central crop of an allowed ratio.
+    Tries ten times to draw a fitting area and ratio, then takes the largest central crop of an allowed ratio.
     """
     low, high = torch.log(torch.tensor(RATIO)).tolist()
     for _ in range(10):
@@ -95,16 +95,16 @@ def random_crop(height: int, width: int, generator: torch.Generator) -> tuple[in
 
 
 def shift_hue(image: Image.Image, hue: float) -> np.ndarray:
-    """Returns uint8 [3, H, W], equal to what torchvision's adjust_hue makes of a PIL RGB image, in half its time.
+    """Returns uint8 [3, H, W], equal to torchvision's adjust_hue of a PIL RGB image, in half the time.
 
-    Of an HSV pixel each of red, green and blue is v times a number that depends on h and s only: a table of 65,536
-    replaces Pillow's conversion back, and the shift of h becomes a shift of the place in it.
+    Red, green and blue of an HSV pixel are v times a number that depends only on h and s: a table of 65,536 entries
+    replaces Pillow's conversion back, and the hue shift becomes a shift of the table index.
     """
     h, s, v = np.moveaxis(np.asarray(image.convert("HSV")), 2, 0)
-    place = (h + np.uint8(int(hue * 255) % 256)).astype(np.uint16) << 8 | s  # truncated, and wraps, as torchvision's
+    index = (h + np.uint8(int(hue * 255) % 256)).astype(np.uint16) << 8 | s  # truncated, and wraps, as torchvision's
     result = np.empty((3, *v.shape), dtype=np.uint8)
     for channel, table in zip(result, _hue_tables(), strict=True):
-        product = table.take(place)
+        product = table.take(index)
         product *= v
         product += 0.5
         channel[:] = product  # truncates
@@ -113,7 +113,7 @@ def shift_hue(image: Image.Image, hue: float) -> np.ndarray:
 
 @functools.cache
 def _hue_tables() -> np.ndarray:
-    """Shares of v in red, green and blue [3, 256 * 256] by h and s, as Pillow has them."""
+    """Factors of v in red, green and blue [3, 256 * 256] by h and s, as in Pillow."""
     h, s = np.meshgrid(np.arange(256) * 6 / 255, np.arange(256, dtype=np.float32) / np.float32(255), indexing="ij")
     sector = np.floor(h).astype(int)
     f = (h - sector).astype(np.float32)
@@ -125,17 +125,17 @@ def _hue_tables() -> np.ndarray:
 class TrainingImages(ImageFiles):
     """A torch dataset of augmented training images.
 
-    Item `i` is `(i, image [3, 224, 224], label)`, decided by seed, epoch and i alone. Where an epoch draws an image
-    several times, as weighted sampling does, ask for the items `(i, repeat)` that `draws` lists: each repeat has an
-    augmentation of its own, and `(i, 0)` is `i`.
+    Item `i` is `(i, image [3, 224, 224], label)`, determined by seed, epoch and i. If an epoch draws an image several
+    times, as in weighted sampling, use the items `(i, repeat)` of `draws`: each repeat has its own augmentation, and
+    `(i, 0)` is `i`.
 
     Args:
         paths: The N image files.
         labels: Their labels, integers.
-        seed: Decides the augmentation, together with the epoch.
-        rows: The CSV line of each, named in errors.
-        cache: Copies at 256 px, or the folder to keep them in, so that a file is decoded once; None decodes every time.
-            The items are the same bit for bit.
+        seed: Seed of the augmentation, together with the epoch.
+        rows: The CSV line of each, for error messages.
+        cache: Copies at 256 px, or their folder, so that a file is decoded only once; None decodes it every time. The
+            items are bit-equal either way.
     """
 
     def __init__(
@@ -150,15 +150,15 @@ class TrainingImages(ImageFiles):
         self.labels = np.asarray(labels)
         if self.labels.shape != self.paths.shape or self.labels.dtype.kind not in "iu":
             raise ValueError(
-                f"labels must be {len(self.paths)} integers, one a path, got {self.labels.dtype} "
+                f"labels must be {len(self.paths)} integers, one per path, got {self.labels.dtype} "
                 f"{list(self.labels.shape)}: pass the table's column `label`"
             )
         self.seed = seed
         self.copies = cache if cache is None or isinstance(cache, ImageCopies) else ImageCopies(cache)
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # so that workers that live on hear of it
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # so that persistent workers see changes
 
     def set_epoch(self, epoch: int) -> None:
-        """Turns to an epoch, from 0; call it before the loader is asked for the epoch's first batch."""
+        """Sets the epoch, from 0; call it before the loader produces the first batch of the epoch."""
         self._epoch[0] = epoch
         if self.copies is not None:
             self.copies.prepare(self.paths)
@@ -183,23 +183,23 @@ class TrainingImages(ImageFiles):
 
 
 def sampler_weights(y: Sequence[int], num_classes: int) -> np.ndarray:
-    """Returns the weight [N] of each training image: N / (K * images of its class), so that classes weigh the same.
+    """Returns the sampling weight [N] of each training image: N / (K * images of its class).
 
-    y holds the rows that are trained on, no others: with a label fraction, those of the fraction.
+    y has the labels of the rows used for training only: with a label fraction, those of the fraction.
     """
     y = np.asarray(y)
     if y.ndim != 1 or not len(y) or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= num_classes:
         raise ValueError(
             f"y must be the labels [N] of the training images, integers in 0..{num_classes - 1}, got {y.dtype} "
-            f"{list(y.shape)}: pass the column `label` of the rows that are trained on"
+            f"{list(y.shape)}: pass the column `label` of the training rows"
         )
     return len(y) / (num_classes * np.bincount(y, minlength=num_classes)[y])
 
 
 def epoch_order(y: Sequence[int], num_classes: int, weighted: bool, seed: int, epoch: int) -> np.ndarray:
-    """Returns which images an epoch draws, in order: [N] int64, numbers of rows of y.
+    """Returns the order in which an epoch draws images: [N] int64, row numbers of y.
 
-    Weighted: N draws with replacement by `sampler_weights`. Else every image once, shuffled.
+    Weighted: N draws with replacement by `sampler_weights`. Otherwise every image once, shuffled.
     """
     weights = sampler_weights(y, num_classes)
     rng = np.random.default_rng(np.random.SeedSequence([ORDER, seed, epoch]))
@@ -219,11 +219,11 @@ def draws(order: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def tta_views(image: Image.Image, views: int, seed: int, index: int) -> torch.Tensor:
-    """Returns random views [views, 3, 224, 224] of a PIL RGB image of any size, decided by seed and index.
+    """Returns random views [views, 3, 224, 224] of a PIL RGB image of any size, determined by seed and index.
 
     Each view is the central 224 px of the image at 246 px (antialiased, on the float tensor), flipped both ways
     (0.5 each), with probability 0.3 rotated by 0-270 degrees (nearest, black corners), with probability 0.3 changed in
-    saturation and hue by up to 0.25, in random order. The image is resized once. Fewer views are the first of more.
+    saturation and hue by up to 0.25, in random order. The image is resized once. Fewer views are a prefix of more.
     """
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}: the published number is 5; without views, use tta=0")
@@ -241,7 +241,7 @@ def _random_view(view: torch.Tensor, generator: torch.Generator) -> torch.Tensor
         if _uniform(0, 1, generator) < 0.5:
             view = flip(view)
     if _uniform(0, 1, generator) <= TTA_PROBABILITY:
-        view = F.rotate(view, _uniform(0, TTA_DEGREES, generator))  # no `fill`: black all the same, in half the time
+        view = F.rotate(view, _uniform(0, TTA_DEGREES, generator))  # without `fill`: black too, in half the time
     if _uniform(0, 1, generator) <= TTA_PROBABILITY:
         order = torch.randperm(4, generator=generator).tolist()
         saturation = _uniform(1 - TTA_JITTER, 1 + TTA_JITTER, generator)
@@ -255,8 +255,8 @@ def _random_view(view: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 
 def generator_for(purpose: int, *numbers: int) -> torch.Generator:
-    """Returns a generator seeded by what it is for and a few numbers, none negative."""
-    # 32 bits are all that torch's generator takes.
+    """Returns a generator seeded by its purpose and non-negative numbers."""
+    # torch's generator uses only 32 bits.
     (state,) = np.random.SeedSequence([purpose, *numbers]).generate_state(1)
     return torch.Generator().manual_seed(int(state))
 

@@ -1,10 +1,10 @@
-"""The gradients of one batch, the same whatever is computed at once and in however many processes.
+"""The gradients of a batch, independent of micro-batch size and number of processes.
 
 Symbols: K classes, B images of a batch, over all processes.
 
-A batch is mixed as one: image i with image B-1-i. So each process and each micro-batch takes such pairs, and all draw
-the same shares from (seed, epoch, step). What is drawn inside the network comes from (seed, epoch, step, process), so
-a step that is done anew, after memory ran out or in a resumed training, is the same step.
+A batch is mixed as a whole: image i with image B-1-i. So each process and micro-batch takes such pairs, and all draw
+the same mixing weights from (seed, epoch, step). Randomness inside the network comes from (seed, epoch, step, process),
+so a step that is repeated, after memory ran out or in a resumed training, is the same step.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from panderm_utils.protocols.fine_tune.model import FineTuneModel
 from panderm_utils.protocols.fine_tune.prediction import free_memory
 from panderm_utils.protocols.fine_tune.recipe import FineTuneError, FineTuneRecipe, parameter_groups
 
-MIX, DROP = 10, 11  # what a generator is for, the first number of its seed; `augment` has others
-FEW_CPU = 16  # images at once on a CPU: more only take memory, 0.2 GB each for a base encoder
+MIX, DROP = 10, 11  # purposes of generators, the first number of their seeds; `augmentation` has others
+FEW_CPU = 16  # images at once on a CPU; more only cost memory, 0.2 GB each for a base encoder
 
 
 class MemoryWarning(UserWarning):
-    """Memory ran out; the training goes on with fewer images at once."""
+    """Memory ran out; the training continues with fewer images at once."""
 
 
 class BatchGradients:
-    """Adds up the gradients of a batch of B images, of which this process is given its own.
+    """Accumulates the gradients of this process's images of a batch of B.
 
     Attributes:
-        places: Which of the B places of a batch are this process's, pairs of i and B-1-i, the firsts first.
+        positions: This process's positions in the batch, pairs of i and B-1-i: all i, then all B-1-i.
         micro_batch: Images at once; an even number.
     """
 
@@ -48,17 +48,17 @@ class BatchGradients:
         micro_batch: int | str,
         fitted: int | None = None,
     ):
-        """Begins with `fitted` images at once where `micro_batch` is "auto" and an earlier run found that to fit."""
+        """If `micro_batch` is "auto", starts with `fitted` images at once, which fitted in memory before."""
         self.accelerator, self.model, self.recipe = accelerator, model, recipe
         self.num_classes, self.batch, self.auto = num_classes, batch, micro_batch == "auto"
         self.world, self.device = accelerator.num_processes, accelerator.device
         pairs = batch // 2
         if pairs < self.world:
             raise FineTuneError(f"a batch of {batch} has fewer pairs than the {self.world} processes; start fewer")
-        mine = np.array_split(np.arange(pairs), self.world)[accelerator.process_index]
-        self.places = [*mine.tolist(), *(batch - 1 - mine[::-1]).tolist()]
-        first = FEW_CPU if self.device.type == "cpu" else len(self.places)
-        self.micro_batch = min((fitted or first) if self.auto else micro_batch, len(self.places))
+        own_pairs = np.array_split(np.arange(pairs), self.world)[accelerator.process_index]
+        self.positions = [*own_pairs.tolist(), *(batch - 1 - own_pairs[::-1]).tolist()]
+        first = FEW_CPU if self.device.type == "cpu" else len(self.positions)
+        self.micro_batch = min((fitted or first) if self.auto else micro_batch, len(self.positions))
         self.criterion = SoftTargetCrossEntropy()
         self.mixup = Mixup(
             mixup_alpha=recipe.mixup,
@@ -70,7 +70,7 @@ class BatchGradients:
         )
 
     def __call__(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Tensor:
-        """Adds to the gradients of the model; returns this process's part of the batch's mean loss, times processes."""
+        """Adds to the model's gradients; returns this process's part of the batch's mean loss, times the processes."""
         while isinstance(loss := self._try(images, labels, epoch, step), str):
             if not self.auto or self.micro_batch <= 2 or self.world > 1:
                 raise FineTuneError(
@@ -82,14 +82,14 @@ class BatchGradients:
         return loss
 
     def fit(self, plain: nn.Module) -> None:
-        """Finds, with several processes, how many images fit at once: the least that any of them can hold.
+        """With several processes, sets `micro_batch` to the number of images that fits in all of them.
 
-        Later is too late: a process that ran out of memory in a step would leave the others waiting for it.
+        This must be done before training: a process that ran out of memory in a step would leave the others waiting.
         """
         if self.world == 1 or not self.auto or self.device.type == "cpu":
             return
         room = sum(value.numel() for value in plain.parameters())
-        # The optimizer's two moments and the buckets of the gradients, which are not there yet.
+        # Stands for the optimizer's two moments and the gradient buckets, which are allocated later.
         reserve = torch.empty(3 * room, device=self.device)
         while not self._fits(plain):
             if self.micro_batch <= 2:
@@ -116,13 +116,13 @@ class BatchGradients:
         free_memory(self.device)
         self.micro_batch = max(2, self.micro_batch // 4 * 2)
         warnings.warn(
-            f"memory ran out: {self.micro_batch} images at once from here on; the step is done anew, nothing is lost",
+            f"memory ran out: {self.micro_batch} images at once from here on; the step is repeated, nothing is lost",
             MemoryWarning,
             stacklevel=6,
         )
 
     def _try(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Tensor | str:
-        """Returns the loss, or in what way memory ran out; without the error, so that what it holds can be freed."""
+        """Returns the loss, or the text of an out-of-memory error: the error itself would hold memory."""
         try:
             return self._accumulate(images, labels, epoch, step)
         except RuntimeError as error:
@@ -136,12 +136,12 @@ class BatchGradients:
         for start in range(0, pairs, self.micro_batch // 2):
             stop = min(start + self.micro_batch // 2, pairs)
             both = slice(start, stop), slice(len(images) - stop, len(images) - start)
-            # copies, since mixing is in place and a step may be done anew
+            # copies, since mixing is in place and a step may be repeated
             x, y = (torch.cat([values[part] for part in both]).to(self.device) for values in (images, labels))
             x, target = self._mix(x, y, epoch, step)
             waits = stop < pairs and self.world > 1
             with self.accelerator.no_sync(self.model) if waits else contextlib.nullcontext():
-                # several processes take the mean of their gradients, so each counts its share of the batch
+                # gradients are averaged over processes, so each weights its part of the batch
                 loss = self.criterion(self.model(x), target) * (len(x) * self.world / self.batch)
                 self.accelerator.backward(loss)
             total += loss.detach()
@@ -159,7 +159,7 @@ class BatchGradients:
 
 
 def make_optimizer(model: FineTuneModel, recipe: FineTuneRecipe) -> torch.optim.AdamW:
-    """Returns AdamW over the recipe's parameter groups, fused where torch has it for the device."""
+    """Returns AdamW over the recipe's parameter groups, fused if the device supports it."""
     settings = {"lr": 0.0, "betas": (recipe.beta1, recipe.beta2), "eps": recipe.eps}
     try:
         return torch.optim.AdamW(parameter_groups(model, recipe), fused=True, **settings)
@@ -168,5 +168,5 @@ def make_optimizer(model: FineTuneModel, recipe: FineTuneRecipe) -> torch.optim.
 
 
 def seed_of(*numbers: int) -> int:
-    """Returns a seed for torch, decided by what it is for and a few numbers, none negative."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)  # 63 bits are what torch takes
+    """Returns a seed for torch from a purpose and non-negative numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)  # torch takes 63 bits

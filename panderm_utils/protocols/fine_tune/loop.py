@@ -1,4 +1,4 @@
-"""The training loop of fine-tuning, in one process or in each of several; `finetune` starts it.
+"""The training loop of fine-tuning, in one process or in each of several; started by `finetune`.
 
 Symbols: N training images, K classes, B images of an optimizer step, S steps of an epoch.
 """
@@ -44,7 +44,7 @@ from panderm_utils.results import peak_memory_mb
 
 @dataclass(frozen=True, eq=False)
 class TrainingTask:
-    """What is to be trained; see `finetune`."""
+    """The arguments of a training; see `finetune`."""
 
     model: FineTuneModel
     train: LabelledImages
@@ -62,7 +62,7 @@ class TrainingTask:
         return "auroc" if self.model.num_classes == 2 else self.recipe.monitor
 
     def identity(self) -> dict:
-        """What a checkpoint must agree on."""
+        """Facts in which a checkpoint must agree with this training."""
         splits = {"train": self.train, "val": self.val}
         return {
             "recipe": asdict(self.recipe),
@@ -91,7 +91,7 @@ class Training:
         self.main = self.accelerator.is_main_process
         self.images = TrainingImages(task.train.paths, task.train.y, self.recipe.seed, task.train.rows, task.cache)
 
-        # a fresh one, so that the model given is left as it was
+        # a new model, so that the task's model is not changed
         self.plain = FineTuneModel(task.model.encoder, task.model.num_classes, self.recipe.drop_path)
         self.plain.load_state_dict(task.model.state_dict(), strict=True)
         self.plain.digest = task.model.digest
@@ -106,13 +106,13 @@ class Training:
             self.progress, tensors, scaling = read_last(task.folder / LAST, identity)
             restore(tensors, scaling, self.plain, self.optimizer, self.accelerator.scaler, self._ema_module())
             self.resumed_at = {"epoch": self.progress.epoch, "step": self.progress.step}
-        classes, wanted, fitted = task.model.num_classes, task.computing.micro_batch, self.progress.micro_batch
-        settings = (self.recipe, classes, self.batch, wanted, fitted)
+        classes, micro_batch, fitted = task.model.num_classes, task.computing.micro_batch, self.progress.micro_batch
+        settings = (self.recipe, classes, self.batch, micro_batch, fitted)
         self.gradients = BatchGradients(self.accelerator, self.model, *settings)
         self.gradients.fit(self.plain)
 
     def run(self) -> dict:
-        """Trains to the end, writing checkpoints and history; returns the facts of how."""
+        """Trains to the end, writing checkpoints and history; returns the facts for a record."""
         done = self.progress.epoch * self.steps + self.progress.step
         if self.task.trackers:
             self.accelerator.init_trackers("panderm_utils", config=asdict(self.recipe))
@@ -129,7 +129,7 @@ class Training:
             ) as self.bar,
         ):
             if self.main and self.progress.history:
-                history = self._write_history()  # a kill may have come before it, or it was deleted since
+                history = self._write_history()  # may be missing after a kill, or deleted since
                 if self.on_epoch is not None:
                     self.on_epoch(history)
             try:
@@ -142,7 +142,7 @@ class Training:
         return self.facts()
 
     def facts(self) -> dict:
-        """What a record keeps of a training, JSON-able."""
+        """Returns the facts about the training for a record, JSON-serializable."""
         progress = self.progress
         chosen = "last epoch (no val split)" if self.task.val is None else f"best {self.task.monitor} on val"
         images = len(progress.history) * self.steps * self.batch
@@ -176,7 +176,7 @@ class Training:
         starts = [step * self.batch for step in range(progress.step, self.steps)]
         self.images.set_epoch(progress.epoch)
         self.model.train()
-        batches = [[items[start + place] for place in self.gradients.places] for start in starts]
+        batches = [[items[start + position] for position in self.gradients.positions] for start in starts]
         with batch_loader(self.images, batches, self.device, self.task.computing.num_workers) as loader:
             started = time.perf_counter()
             for _, images, targets in loader:
@@ -192,7 +192,7 @@ class Training:
                     self.signals.stop()
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[float, bool]:
-        """Takes one optimizer step; returns the mean loss of its B images, and whether a signal asks to stop."""
+        """Takes one optimizer step; returns the mean loss of its B images, and whether a signal requests a stop."""
         step = self.progress.epoch * self.steps + self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[step] * group["scale"]
@@ -202,7 +202,7 @@ class Training:
             raise FineTuneError(
                 f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1} of {self.steps},"
                 f" at learning rate {self.rates[step]:.3g}; the last losses were {before}. Lower lr, lengthen the"
-                f' warm-up, or use precision="fp32"; {self.task.folder} keeps the last whole epoch'
+                f' warm-up, or use precision="fp32"; {self.task.folder} has the last complete epoch'
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -211,12 +211,12 @@ class Training:
         return loss, stop
 
     def _agree(self, loss: Tensor) -> tuple[float, bool]:
-        """Returns the loss of all processes together, and whether any of them was asked to stop."""
+        """Returns the loss over all processes, and whether any of them must stop."""
         if self.world == 1:
             return loss.item(), self.signals.received is not None
-        asked = torch.tensor(float(self.signals.received is not None), device=self.device)
-        loss, asked = self.accelerator.reduce(torch.stack([loss, asked]), "mean").tolist()
-        return loss, asked > 0
+        stop = torch.tensor(float(self.signals.received is not None), device=self.device)
+        loss, stop = self.accelerator.reduce(torch.stack([loss, stop]), "mean").tolist()
+        return loss, stop > 0
 
     def _end_epoch(self) -> None:
         progress = self.progress
@@ -258,17 +258,17 @@ class Training:
         return history
 
     def _scores(self) -> dict[str, float]:
-        """Scores the val split; each process takes a part of it, each image once."""
+        """Returns the scores on val; each process predicts a part of it, each image once."""
         val, model = self.task.val, self._scored()
-        mine = range(self.accelerator.process_index, len(val), self.world)
+        own_rows = range(self.accelerator.process_index, len(val), self.world)
         files = ImageFiles(val.paths, rows=val.rows)
         precision, workers = self.task.computing.precision, self.task.computing.num_workers
-        logits = score(model.eval(), files, mine, self.device, precision, self.gradients.micro_batch, workers)[:, 0]
-        parts = gather_object([(list(mine), logits)])
-        everything = np.empty((len(val), self.plain.num_classes), dtype=np.float32)
+        logits = score(model.eval(), files, own_rows, self.device, precision, self.gradients.micro_batch, workers)[:, 0]
+        parts = gather_object([(list(own_rows), logits)])
+        all_logits = np.empty((len(val), self.plain.num_classes), dtype=np.float32)
         for rows, part in parts:
-            everything[rows] = part
-        logs = torch.from_numpy(everything).double().log_softmax(1)
+            all_logits[rows] = part
+        logs = torch.from_numpy(all_logits).double().log_softmax(1)
         proba = logs.exp().numpy()
         confusion = stats.confusion(val.y, proba)
         scores = {
@@ -281,7 +281,7 @@ class Training:
         return scores
 
     def _scored(self) -> FineTuneModel:
-        """The model that is scored and kept: the moving average where there is one."""
+        """The model that is evaluated and saved: the moving average, if enabled."""
         return self.plain if self.ema is None else self.ema.module
 
     def _ema_module(self):

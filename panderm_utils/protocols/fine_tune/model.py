@@ -1,8 +1,8 @@
-"""The model that fine-tuning trains: PanDerm's blocks with relative positions, the mean of the patches, and a head.
+"""The model for fine-tuning: PanDerm's blocks with relative position biases, mean pooling of patches, and a head.
 
-timm's `Beit` again, with what the published fine-tuning adds: in each block a table of relative position biases
-(732 x heads, from zero), after the last block the mean of the 196 patch tokens, `fc_norm`, and a linear head. Its
-tensors have the very names of upstream's fine-tuned checkpoints.
+timm's `Beit` with the additions of the published fine-tuning: in each block a table of relative position biases
+(732 x heads, initially zero), after the last block the mean of the 196 patch tokens, `fc_norm`, and a linear head.
+Tensor names are those of upstream's fine-tuned checkpoints.
 """
 
 import json
@@ -30,25 +30,27 @@ from panderm_utils.encoders import (
 from panderm_utils.manifests import EncoderManifest, list_encoders, load_encoder_manifest
 from panderm_utils.protocols.fine_tune.recipe import FineTuneError, FineTuneRecipe
 
-CLASSES = 10_000  # that a fine-tuned file may have: one that claims more would fill the memory
-HEAD_STD = 0.02 * 0.001  # timm's truncation at +-2 is a hundred standard deviations away: no draw ever meets it
-METADATA = "panderm_utils"  # the entry of a safetensors header under which ours is
+CLASSES = 10_000  # maximum in a fine-tuned file, so that a corrupt one cannot fill the memory
+HEAD_STD = 0.02 * 0.001  # timm's truncation at +-2 is a hundred standard deviations away and never reached
+METADATA = "panderm_utils"  # our entry in a safetensors header
 
 
 class FineTuneModel(Beit):
     """Maps images [N, 3, 224, 224] to logits [N, K]; made by `load_finetune_model` or `load_finetuned`.
 
     Attributes:
-        encoder: the manifest of the encoder that it began as.
-        weights, digest: the file that it was read from, if any, and its SHA-256 (of all tensors where there is none).
-        loading: one row per group of tensors: `group`, `tensors`, `parameters`, `status`, `why`.
-        facts: what a checkpoint of ours says of its training; empty before training and for upstream's.
+        encoder: Manifest of the encoder that it was initialised from.
+        weights, digest: File that it was read from, if any, and its SHA-256 (without a file, of all tensors).
+        loading: One row per group of tensors: `group`, `tensors`, `parameters`, `status`, `why`.
+        facts: Training facts in a checkpoint of ours; empty before training and for upstream's checkpoints.
     """
 
     def __init__(self, encoder: EncoderManifest, num_classes: int, drop_path: float = FineTuneRecipe.drop_path) -> None:
         if encoder.architecture != "beit":
-            raise FineTuneError(f"{encoder.name}: the published fine-tuning is PanDerm's; choose a PanDerm encoder")
-        with torch.random.fork_rng(devices=[]):  # the caller's random state is left as it was
+            raise FineTuneError(
+                f"{encoder.name}: the published fine-tuning is for PanDerm only; choose a PanDerm encoder"
+            )
+        with torch.random.fork_rng(devices=[]):  # keeps the global random state
             super().__init__(
                 img_size=IMAGE_SIZE,
                 patch_size=16,
@@ -79,20 +81,20 @@ def load_finetune_model(
     drop_path: float = FineTuneRecipe.drop_path,
     seed: int = 0,
 ) -> FineTuneModel:
-    """Makes the model that fine-tuning begins with, from an encoder's released weights.
+    """Returns the initial model for fine-tuning, from an encoder's released weights.
 
-    The encoder's final `norm` becomes `fc_norm`; the relative position tables are zero; the head is drawn from `seed`,
-    truncated normal 0.02 * 0.001.
+    The encoder's final `norm` becomes `fc_norm`; the relative position tables are zero; the head is initialised from
+    `seed`, truncated normal with standard deviation 0.02 * 0.001.
 
     Args:
-        name: an encoder of data_manifests/encoders.yaml or a manifest of your own, of PanDerm's architecture.
+        name: An encoder of data_manifests/encoders.yaml or a manifest, with PanDerm's architecture.
         num_classes: K.
-        weights, weights_root: as in `load_encoder`.
-        drop_path: of the last block, rising linearly from 0 in the first.
-        seed: of the head; drawn by NumPy, so that it is the same in every process.
+        weights, weights_root: As in `load_encoder`.
+        drop_path: Rate in the last block, rising linearly from 0 in the first.
+        seed: Seed of the head, drawn by NumPy so that it is the same in every process.
 
     Raises:
-        FineTuneError: Not PanDerm's architecture. EncoderError: the weights are missing or not what they should be.
+        FineTuneError: Not PanDerm's architecture. EncoderError: the weights are missing or invalid.
     """
     manifest = name if isinstance(name, EncoderManifest) else load_encoder_manifest(name)
     model = FineTuneModel(manifest, num_classes, drop_path)
@@ -118,19 +120,19 @@ def load_finetune_model(
 
 
 def load_finetuned(path: str | Path, encoder: str | EncoderManifest | None = None) -> FineTuneModel:
-    """Reads a fine-tuned model, to be scored or trained on; nothing in the file is executed.
+    """Returns a fine-tuned model for evaluation or further training; no code in the file is executed.
 
     Args:
-        path: `best.safetensors` of ours, or `checkpoint-best.pth` of upstream's (a state dict under `model`, an
-            `argparse.Namespace` beside it).
-        encoder: what it began as; by default what the file says, or the encoder of its size.
+        path: Our `best.safetensors`, or upstream's `checkpoint-best.pth` (a state dict under `model`, beside an
+            `argparse.Namespace`).
+        encoder: The encoder that it was initialised from; by default the one in the file, or the one of its size.
 
     Returns:
         The model in eval mode, with as many classes as the file's head.
 
     Raises:
-        FineTuneError: The tensors are not those of a fine-tuned PanDerm. EncoderError: the file is missing, damaged, or
-            wants to run code.
+        FineTuneError: The file is missing, or its tensors are not those of a fine-tuned PanDerm. EncoderError: the file
+            is damaged or contains code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -147,12 +149,12 @@ def _read_model(path: Path, encoder: str | EncoderManifest | None) -> FineTuneMo
     if "head.weight" not in tensors or "fc_norm.weight" not in tensors:
         raise FineTuneError(
             f"{path}: holds no fine-tuned PanDerm (no `head.weight` or `fc_norm.weight` among {len(tensors)} tensors)."
-            f" {where_to_get(None)} Pre-trained weights are for load_finetune_model."
+            f" {where_to_get(None)} For pre-trained weights use load_finetune_model."
         )
     head, norm = (list(tensors[key].shape) for key in ("head.weight", "fc_norm.weight"))
     if len(norm) != 1 or head[1:] != norm or head[0] > CLASSES:
-        wanted = f"should be [classes, width], up to {CLASSES:,} classes, and [width]"
-        raise FineTuneError(f"{path}: head.weight is {head}, fc_norm.weight {norm}; {wanted}. {where_to_get(None)}")
+        valid = f"should be [classes, width], up to {CLASSES:,} classes, and [width]"
+        raise FineTuneError(f"{path}: head.weight is {head}, fc_norm.weight {norm}; {valid}. {where_to_get(None)}")
     if isinstance(encoder, str):
         encoder = load_encoder_manifest(encoder)
     manifest = _manifest_of(tensors, encoder, facts.get("encoder"), path)
@@ -163,7 +165,7 @@ def _read_model(path: Path, encoder: str | EncoderManifest | None) -> FineTuneMo
 
 
 def read_facts(path: Path) -> dict:
-    """Returns what a safetensors file of ours says of itself; empty for any other file."""
+    """Returns the facts that our safetensors files contain; empty for any other file."""
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:
@@ -171,7 +173,7 @@ def read_facts(path: Path) -> dict:
 
 
 def describe(model: FineTuneModel) -> dict:
-    """Returns the facts that a record keeps of the model's origin, JSON-able."""
+    """Returns the facts about the model's origin for a record, JSON-serializable."""
     counts = model.loading.groupby("status", sort=False)["tensors"].sum()
     return {
         "title": model.encoder.title,
@@ -194,28 +196,28 @@ def _count(tensors) -> int:
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Takes a prefix such as `module.`, which copies of checkpoints may have, off the names."""
+    """Strips a prefix such as `module.`, which copies of checkpoints may have."""
     prefix = next((prefix for prefix in PREFIXES.values() if f"{prefix}head.weight" in tensors), "")
     return {key.removeprefix(prefix): value for key, value in tensors.items()}
 
 
 def _manifest_of(
-    tensors: dict[str, Tensor], given: EncoderManifest | None, name: str | None, path: Path
+    tensors: dict[str, Tensor], encoder: EncoderManifest | None, name: str | None, path: Path
 ) -> EncoderManifest:
-    """Returns what a fine-tuned model began as: the manifest given, the one the file names, or one of its size."""
+    """Returns the manifest of a fine-tuned model: the one passed, the one the file names, or one of its size."""
     width = tensors["fc_norm.weight"].shape[-1]
     depth = len({key.split(".")[1] for key in tensors if key.startswith("blocks.")})
     heads = next((value.shape[-1] for key, value in tensors.items() if _is_table(key) and value.ndim), 0)
-    known = [load_encoder_manifest(other) for other in list_encoders()]
-    alike = {m.name: m for m in known if (m.width, m.depth, m.heads) == (width, depth, heads)}
+    encoders = [load_encoder_manifest(other) for other in list_encoders()]
+    alike = {m.name: m for m in encoders if (m.width, m.depth, m.heads) == (width, depth, heads)}
     size = f"{width} wide with {depth} blocks of {heads} heads"
-    if given is not None and (given.width, given.depth, given.heads) != (width, depth, heads):
+    if encoder is not None and (encoder.width, encoder.depth, encoder.heads) != (width, depth, heads):
         hint = f'; it has the size of {next(iter(alike))}: write encoder="{next(iter(alike))}"' if alike else ""
-        theirs = f"{given.width} wide with {given.depth} blocks of {given.heads} heads"
-        raise FineTuneError(f"{path}: {size}, {given.name} is {theirs}{hint}")
-    if given is not None or name in alike:
-        return given or alike[name]
-    if name is not None:  # a manifest of one's own: name and sizes are all that the model needs
+        expected = f"{encoder.width} wide with {encoder.depth} blocks of {encoder.heads} heads"
+        raise FineTuneError(f"{path}: {size}, {encoder.name} is {expected}{hint}")
+    if encoder is not None or name in alike:
+        return encoder or alike[name]
+    if name is not None:  # the user's own manifest: the model needs only its name and sizes
         facts = {"width": width, "depth": depth, "heads": heads, "num_features": width}
         return EncoderManifest(name, name, architecture="beit", layout="plain", licence="", **facts)
     if not alike:
@@ -224,21 +226,21 @@ def _manifest_of(
 
 
 def _fill(model: FineTuneModel, tensors: dict[str, Tensor], path: Path) -> None:
-    """Loads strictly; all that does not fit is in one message."""
+    """Loads strictly; one message lists everything that does not fit."""
     expected, problems = model.state_dict(), []
-    # Upstream keeps the index of the tables as a buffer; timm computes the same.
+    # Upstream stores the index of the tables as a buffer; timm computes it.
     index = {f"blocks.{b}.attn.relative_position_index": block.attn for b, block in enumerate(model.blocks)}
     for key in [key for key in tensors if key in index]:
         if not torch.equal(tensors[key].long(), index[key].relative_position_index):
-            problems.append(f"{key} orders relative positions in another way")
+            problems.append(f"{key} orders relative positions differently")
     fit = {k: tensors[k] for k, value in expected.items() if k in tensors and tensors[k].shape == value.shape}
-    strange = [k for k, value in fit.items() if kind_mismatch(value, expected[k])]
+    not_float = [k for k, value in fit.items() if kind_mismatch(value, expected[k])]
     wrong = {
         "missing": [key for key in expected if key not in tensors],
         "unknown": [key for key in tensors if key not in expected and key not in index],
         "of another shape": [k for k, value in expected.items() if k in tensors and tensors[k].shape != value.shape],
-        "no plain floating-point numbers": strange,
-        "not finite (damaged or diverged)": [k for k, v in fit.items() if k not in strange and not is_finite(v)],
+        "not plain floating-point numbers": not_float,
+        "not finite (damaged or diverged)": [k for k, v in fit.items() if k not in not_float and not is_finite(v)],
     }
     for what, keys in wrong.items():
         if keys:

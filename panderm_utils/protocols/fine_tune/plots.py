@@ -1,4 +1,4 @@
-"""The pictures of a training: what the network sees, its learning rate, and curves that grow as it learns."""
+"""The figures of training: augmented images, the learning rate, and live training curves."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,29 +8,29 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from panderm_utils.data import EVALUATION_MEAN, EVALUATION_STD
-from panderm_utils.figures import GREY, finish, style
+from panderm_utils.figures import GREY, finish_figure, style
 
 COLORS = {"val_acc": "#0072B2", "val_recall": "#009E73", "val_auroc": "#D55E00"}
 
 
 def picture_of(image) -> Image.Image:
-    """Returns a normalised tensor [3, H, W] as the picture that it came from."""
+    """Returns a normalised tensor [3, H, W] as a PIL image."""
     mean, std = (np.array(values)[:, None, None] for values in (EVALUATION_MEAN, EVALUATION_STD))
     pixels = np.clip(255 * (np.asarray(image) * std + mean), 0, 255).round().astype(np.uint8)
     return Image.fromarray(np.moveaxis(pixels, 0, 2))
 
 
-def learning_rate(rates: np.ndarray, synthetic: bool = False) -> Figure:
-    """The learning rate of every optimizer step, before each layer's scale."""
+def learning_rate_curve(rates: np.ndarray, synthetic: bool = False) -> Figure:
+    """Draws the learning rate of every optimizer step, before each layer's scale."""
     with style():
         figure, axis = plt.subplots(figsize=(6, 2.2))
         axis.plot(np.arange(1, len(rates) + 1), rates, color="#0072B2")
         axis.set(xlabel="optimizer step", ylabel="learning rate", title="Warm-up, then half a cosine")
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 def training_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
-    """Loss, learning rate and val scores by epoch (the history of `finetune`); the best epoch is marked."""
+    """Draws loss, learning rate and val scores by epoch (the history of `finetune`); marks the best epoch."""
     with style():
         figure, axes = plt.subplots(1, 3, figsize=(10.5, 2.8))
         for axis, title in zip(axes, ("Loss", "Learning rate (last step)", "Val split"), strict=True):
@@ -47,11 +47,11 @@ def training_curves(history: pd.DataFrame, synthetic: bool = False) -> Figure:
         if history["best"].any():
             axes[2].axvline(epochs[history["best"]].max(), color=GREY, lw=0.9, ls=":", label="best epoch")
             axes[2].legend(fontsize=8)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
 class LiveCurves:
-    """Called with a history after each epoch, it redraws the curves in place in a notebook."""
+    """Redraws the training curves in place in a notebook; called with the history after each epoch."""
 
     def __init__(self, synthetic: bool = False):
         self.synthetic, self._handle = synthetic, None

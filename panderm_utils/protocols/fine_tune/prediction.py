@@ -1,4 +1,4 @@
-"""What a fine-tuned model says of images: logits and probabilities, of one view an image or the mean of several.
+"""Predictions of a fine-tuned model: logits and probabilities, from one view per image or the mean of several.
 
 Symbols: N images, K classes, V views.
 """
@@ -19,7 +19,7 @@ from panderm_utils.encoders import check_precision, choose_device, precision_con
 from panderm_utils.protocols.fine_tune.augmentation import tta_views
 from panderm_utils.protocols.fine_tune.recipe import FineTuneError
 
-BATCH = {"cpu": 16, "cuda": 128, "mps": 32}  # images at once to begin with; memory that runs out halves it
+BATCH = {"cpu": 16, "cuda": 128, "mps": 32}  # initial images at once; halved when memory runs out
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,8 @@ class LabelledImages:
     Attributes:
         paths: N files.
         y: Labels [N], integers in 0..K-1.
-        image_ids: N names, whatever folder the files are in; by default the paths.
-        rows: The CSV line of each, named in errors.
+        image_ids: N names, independent of the folder; by default the paths.
+        rows: The CSV line of each, for error messages.
     """
 
     paths: np.ndarray = field(repr=False)
@@ -39,28 +39,31 @@ class LabelledImages:
     rows: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "paths", np.array([str(path) for path in self.paths], dtype=np.str_))
-        put(self, "y", np.asarray(self.y))
-        put(self, "image_ids", self.paths if self.image_ids is None else np.asarray(self.image_ids).astype(np.str_))
-        put(self, "rows", None if self.rows is None else np.asarray(self.rows, dtype=np.int64))
+        set_field = object.__setattr__
+        set_field(self, "paths", np.array([str(path) for path in self.paths], dtype=np.str_))
+        set_field(self, "y", np.asarray(self.y))
+        ids = self.paths if self.image_ids is None else np.asarray(self.image_ids).astype(np.str_)
+        set_field(self, "image_ids", ids)
+        set_field(self, "rows", None if self.rows is None else np.asarray(self.rows, dtype=np.int64))
         sizes = {name: len(part) for name, part in vars(self).items() if part is not None}
         if len(set(sizes.values())) != 1 or self.y.ndim != 1 or (len(self.y) and self.y.dtype.kind not in "iu"):
-            raise FineTuneError(f"one path, one integer label and one name an image, got {sizes} of {self.y.dtype}")
+            raise FineTuneError(
+                f"pass one path, one integer label and one name per image, got {sizes} of {self.y.dtype}"
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
 def labelled_images(dataset: Dataset, table: pd.DataFrame) -> LabelledImages:
-    """Returns the images of some rows of a dataset's table, such as `dataset.split("val")`."""
+    """Returns the images of rows of a dataset's table, such as `dataset.split("val")`."""
     paths = [str(dataset.path(image)) for image in table["image"]]
     return LabelledImages(paths, table["label"].to_numpy(np.int64), table["image"].to_numpy(), table["row"].to_numpy())
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What `predict` returns.
+    """The result of `predict`.
 
     Attributes:
         y: True labels [N].
@@ -92,31 +95,31 @@ def predict(
     seed: int = 0,
     num_workers: int | None = None,
 ) -> Predictions:
-    """Scores images with a fine-tuned model, in order.
+    """Returns the predictions of a fine-tuned model for images, in order.
 
     Args:
         model: Maps [n, 3, 224, 224] to logits [n, K]; it is moved to the device and left in eval mode.
-        images: Of any and of mixed sizes.
-        tta: V random views an image (published: 5), whose logits are averaged; 0: the evaluation transform.
+        images: Images of any and of mixed sizes.
+        tta: V random views per image (published: 5), whose logits are averaged; 0: the evaluation transform.
         device, precision: As in `load_encoder`.
-        batch_size: Views at once; by default what the device usually holds. If memory runs out it is halved.
-        seed: Draws the views, the same for an image whatever the batch size.
-        num_workers: Processes that read images.
+        batch_size: Views at once; by default chosen for the device. Halved when memory runs out.
+        seed: Seed of the views, which do not depend on the batch size.
+        num_workers: Number of image-reading processes.
 
     Raises:
-        ImageError: An image cannot be read; names row, file and reason. EncoderError: no such device or precision.
-        LoadingError: A process that reads images was killed.
+        ImageError: An image cannot be read; names row, file and reason. EncoderError: invalid device or precision.
+        LoadingError: An image-reading process was killed.
     """
     if tta < 0:
         raise FineTuneError(f"tta {tta} is negative; write 0 for none, 5 for the published number of views")
-    chosen = choose_device(device)
-    check_precision(precision, chosen)
+    torch_device = choose_device(device)
+    check_precision(precision, torch_device)
     started = time.perf_counter()
     files = _Views(images, tta, seed)
-    size = max(1, (batch_size or BATCH[chosen.type]) // max(tta, 1))
-    model = model.to(chosen).eval()
+    size = max(1, (batch_size or BATCH[torch_device.type]) // max(tta, 1))
+    model = model.to(torch_device).eval()
     with tqdm(desc="predict", total=len(images), unit="image", delay=1, leave=False) as bar:
-        logits = score(model, files, range(len(images)), chosen, precision, size, num_workers, bar)
+        logits = score(model, files, range(len(images)), torch_device, precision, size, num_workers, bar)
     return Predictions(images.y, logits.mean(axis=1), images.image_ids, tta, time.perf_counter() - started)
 
 
@@ -131,7 +134,7 @@ def score(
     num_workers: int | None = None,
     bar: tqdm | None = None,
 ) -> np.ndarray:
-    """Returns logits [len(rows), V, K] float32 of some rows of `files`, whose items are `(i, views [V, 3, 224, 224])`.
+    """Returns logits [len(rows), V, K] float32 of rows of `files`, whose items are `(i, views [V, 3, 224, 224])`.
 
     Items `(i, image [3, 224, 224])` count as one view. `batch_size` is in images.
     """
@@ -150,7 +153,7 @@ def score(
 
 
 def _forward(model: nn.Module, x: Tensor, device: torch.device, precision: str, portion: int) -> tuple[Tensor, int]:
-    """Returns logits on the CPU and how many images went through at once: halved where memory ran out."""
+    """Returns logits on the CPU and the number of images at once, halved if memory ran out."""
     while True:
         try:
             with precision_context(device, precision):
@@ -159,19 +162,19 @@ def _forward(model: nn.Module, x: Tensor, device: torch.device, precision: str, 
         except RuntimeError as error:
             if portion == 1 or not should_reduce_batch_size(error):
                 raise
-        # outside the handler, so that what the failed try held can be freed
+        # outside the handler, so that the memory of the failed attempt can be freed
         portion //= 2
         free_memory(device)
 
 
 def free_memory(device: torch.device) -> None:
-    """Gives cached memory of a GPU back, after it ran out."""
+    """Releases the cached memory of a GPU after it ran out."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).empty_cache()
 
 
 class _Views(ImageFiles):
-    """Item i is `(i, views)`: one of the evaluation transform, or random ones."""
+    """Item i is `(i, views)`: the evaluation transform, or random views."""
 
     def __init__(self, images: LabelledImages, views: int, seed: int):
         super().__init__(images.paths, rows=images.rows)
@@ -187,9 +190,9 @@ class _Views(ImageFiles):
 def fine_tune_fraction(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
     """Returns the rows that the published fine-tuning trains on at a label fraction, in its shuffled order.
 
-    Upstream's rule differs from the linear probe's: the whole table, all splits in file order, is shuffled by
-    `sample(frac=1, random_state=42)`; of its train rows the first `int(n * fraction)` are kept. So the two protocols
-    train on different rows at the same fraction. Not stratified either: a class left without a row warns.
+    Upstream's rule differs from the linear probe's, so the two protocols train on different rows at the same fraction:
+    the whole table, all splits in file order, is shuffled by `sample(frac=1, random_state=42)`, and the first
+    `int(n * fraction)` of its train rows are kept. Not stratified: warns if a class is left without rows.
 
     Args:
         table: All rows of the dataset, with the column `split`.

@@ -1,4 +1,4 @@
-"""How a training computes: device, precision, memory, processes; signals; and starting itself in several processes."""
+"""How training runs: device, precision, memory, several processes, and signals."""
 
 import contextlib
 import os
@@ -20,24 +20,24 @@ from panderm_utils.encoders import check_precision, choose_device
 from panderm_utils.protocols.fine_tune.recipe import FineTuneError
 from panderm_utils.workspace import REPOSITORY
 
-LOG_TAIL = 3000  # characters of a failed process's log that an error shows
-PATIENCE = 120  # seconds in which processes asked to stop may save their state
+LOG_TAIL = 3000  # characters of a failed process's log shown in the error
+PATIENCE = 120  # seconds for stopping processes to save their state
 
 
 @dataclass(frozen=True)
 class Computing:
-    """How to compute: all but the precision changes speed and memory, not the result (beyond its last digits).
+    """How to compute: except precision, settings change speed and memory, not the result (beyond its last digits).
 
     Attributes:
-        device: "auto" or what torch calls it, as in `load_encoder`.
-        precision: "fp32"; "bf16"; "fp16", with loss scaling; "auto": mixed, as published, where the device has the
-            units for it (bf16, or fp16 on a GPU without), else fp32.
-        micro_batch: Images at once in a process, an even number; the gradients of several are added up to one step of
-            the recipe's batch. "auto": all of them, halved when memory runs out.
-        checkpointing: Whether activations are computed anew for the gradients instead of kept: about 0.6 of the memory,
-            a third more time (base encoder, 16 images).
-        processes: How many to start, one a GPU; on a CPU for trying only.
-        num_workers: Processes that read images, for each of them; None chooses.
+        device: "auto" or a torch device, as in `load_encoder`.
+        precision: "fp32"; "bf16"; "fp16", with loss scaling; "auto": mixed, as published, if the hardware supports it
+            (bf16, or fp16 on a GPU without bf16), else fp32.
+        micro_batch: Images at once per process, an even number; gradients are accumulated to the recipe's batch.
+            "auto": all of them, halved when memory runs out.
+        checkpointing: Whether activations are recomputed for the gradients: about 0.6 of the memory, a third more time
+            (base encoder, 16 images).
+        processes: Number of processes, one per GPU; several on a CPU are for testing only.
+        num_workers: Image-reading processes for each of them; None chooses.
     """
 
     device: str = "auto"
@@ -55,22 +55,20 @@ class Computing:
             raise FineTuneError(f"processes {self.processes} is less than 1")
 
     def settle(self) -> tuple["Computing", torch.device]:
-        """Returns these settings with the precision that "auto" means here, and the device.
+        """Returns these settings with "auto" precision resolved, and the device.
 
         Raises:
-            EncoderError, FineTuneError: The device cannot do what is asked.
+            EncoderError, FineTuneError: The device does not support the settings.
         """
         device = choose_device(self.device)
         if self.precision == "auto":
             return replace(self, precision=_mixed_precision(device)).settle()
         check_precision(self.precision, device)
         if self.precision == "fp16" and device.type != "cuda":
-            raise FineTuneError(
-                f"fp16 needs loss scaling, which {device.type} has not; use bf16 or fp32 on this device"
-            )
+            raise FineTuneError(f"fp16 needs loss scaling, which {device.type} lacks; use bf16 or fp32 on this device")
         if self.processes > 1 and device.type == "cuda" and self.processes > torch.cuda.device_count():
             count = torch.cuda.device_count()
-            raise FineTuneError(f"processes {self.processes} on {count} GPUs: one process a GPU; write {count}")
+            raise FineTuneError(f"processes {self.processes} on {count} GPUs: one process per GPU; write {count}")
         if self.processes > 1 and device.type == "mps":
             raise FineTuneError("processes must be 1 on mps: it is one GPU")
         return self, device
@@ -80,29 +78,29 @@ def _mixed_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
-        units = torch.cpu.get_capabilities()
-        return "bf16" if units.get("avx512_bf16") or units.get("amx_bf16") else "fp32"
+        features = torch.cpu.get_capabilities()
+        return "bf16" if features.get("avx512_bf16") or features.get("amx_bf16") else "fp32"
     return "fp32"
 
 
 def make_accelerator(device: torch.device, precision: str, trackers: Sequence[str], folder: Path) -> Accelerator:
-    """Returns accelerate's view of this process; trackers are started only if named.
+    """Returns the Accelerator of this process; only the named trackers are used.
 
     Raises:
-        FineTuneError: A tracker that is not installed.
+        FineTuneError: A tracker is not installed.
     """
     available = [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in available:
-            known = f"installed: {', '.join(available)}" if available else "none is installed"
-            raise FineTuneError(f"tracker {name!r} is not to be had ({known}); pip install {name}, or leave it out")
-    # accelerate keeps one state a process; a notebook may choose another device or precision in its next cell
+            installed = f"installed: {', '.join(available)}" if available else "none is installed"
+            raise FineTuneError(f"tracker {name!r} is not available ({installed}); pip install {name} or leave it out")
+    # accelerate has one state per process, but a notebook may change device or precision in its next cell
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     several = int(os.environ.get("LOCAL_RANK", -1)) != -1
-    wanted = {} if several else {"ACCELERATE_TORCH_DEVICE": str(device)}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    variables = {} if several else {"ACCELERATE_TORCH_DEVICE": str(device)}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         return Accelerator(
             cpu=device.type == "cpu",
@@ -116,9 +114,9 @@ def make_accelerator(device: torch.device, precision: str, trackers: Sequence[st
 
 
 class Signals:
-    """Within a `with`, SIGINT and SIGTERM are noted in `received`, so that the step at work can be finished.
+    """A context in which SIGINT and SIGTERM are only noted in `received`, so that the current step can finish.
 
-    A second one ends the process at once, as ever. Inside `at_once()` the first one does: nothing would be half done.
+    A second signal ends the process immediately, as usual. Inside `at_once()` the first one does.
     """
 
     def __init__(self) -> None:
@@ -126,7 +124,7 @@ class Signals:
         self._at_once, self._before = False, {}
 
     def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():  # only there can they be caught
+        if threading.current_thread() is threading.main_thread():  # signals can be caught only there
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
@@ -155,23 +153,23 @@ class Signals:
             self._at_once = False
 
     def stop(self) -> None:
-        """Ends as the signal would have: KeyboardInterrupt, or exit with 143."""
+        """Ends like the signal would: KeyboardInterrupt, or exit with 143."""
         if self.received == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
 
 
 def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, while_waiting: Callable) -> None:
-    """Runs `python -m module arguments` in several processes that compute together, and waits for them.
+    """Runs `python -m module arguments` in several processes that train together, and waits for them.
 
-    By torchrun: a fork of a process that has touched a GPU fails, and a notebook's has.
+    Uses torchrun, since a notebook's process, which has used a GPU, must not be forked.
 
     Args:
-        log: Where their output goes.
+        log: File for their output.
         while_waiting: Called twice a second.
 
     Raises:
-        FineTuneError: One of them failed; with the end of the log.
+        FineTuneError: A process failed; the message has the end of the log.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
@@ -182,7 +180,7 @@ def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, 
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C is for us, who hand it on
+            start_new_session=True,  # Ctrl-C goes to this process, which passes it on
         )
         try:
             with Signals() as signals:
@@ -193,7 +191,7 @@ def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, 
                         signals.stop()
         finally:
             if process.poll() is None:
-                process.terminate()  # torchrun hands it on, and each process saves its state
+                process.terminate()  # torchrun passes it on, and each process saves its state
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(PATIENCE)
                 process.kill()

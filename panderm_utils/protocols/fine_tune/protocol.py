@@ -1,4 +1,4 @@
-"""Fine-tuning: what it is. Loads neither torch nor pandas, until the published recipe is asked for."""
+"""The description of fine-tuning. Loads neither torch nor pandas until the published recipe is requested."""
 
 import dataclasses
 
@@ -21,11 +21,11 @@ def recompute(record, folder):
 PROTOCOL = Protocol(
     name="fine_tune",
     title="fine-tuning",
-    question="How much better does the whole network become when it, too, learns the dataset?",
+    question="How much does performance improve when the whole network is trained on the dataset?",
     reproduces="comparison of fine-tuning with linear probing (Supplementary Table 2)",
-    teaches="the published recipe step by step: augmentation, mixing of images, layer-wise learning rates, the "
-    "choice of an epoch on the val split, test-time augmentation, and how to stop and resume a training",
-    seconds_an_image=100.0,  # 50 epochs of three forward passes' work
+    teaches="the published recipe step by step: augmentation, mixing of images, layer-wise learning rates, choosing "
+    "an epoch on the val split, test-time augmentation, and how to stop and resume training",
+    seconds_an_image=100.0,  # 50 epochs, each step worth three forward passes
     settings={
         "train_fraction": 1.0,
         "precision": "auto",

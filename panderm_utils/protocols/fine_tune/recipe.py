@@ -1,8 +1,8 @@
-"""The paper's fine-tuning recipe in numbers: settings, learning rate of every step, and what each parameter gets.
+"""The paper's fine-tuning recipe: settings, the learning rate of every step, and per-parameter scales and decay.
 
-N is the number of training images, B the images of one optimizer step, S = floor(N / B) the steps of an epoch, L the
-blocks of the encoder. The learning rate of parameter p at step t is `schedule[t] * scale(p)`, its weight decay is
-`recipe.weight_decay` or nothing:
+N is the number of training images, B the images per optimizer step, S = floor(N / B) the steps per epoch, L the blocks
+of the encoder. The learning rate of parameter p at step t is `schedule[t] * scale(p)`, its weight decay is
+`recipe.weight_decay` or 0:
 
 | parameter | scale | decayed |
 |---|---|---|
@@ -22,31 +22,31 @@ import pandas as pd
 from torch import nn
 
 MONITORS = ("recall", "acc")
-NEVER_DECAYED = ("cls_token", "pos_embed")  # no matrices by meaning, though they have three dimensions
+NEVER_DECAYED = ("cls_token", "pos_embed")  # not weight matrices, though they have three dimensions
 
 
 class FineTuneError(ValueError):
-    """Fine-tuning cannot be done as asked; the message says why and what to do."""
+    """Fine-tuning that cannot be done as requested; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class FineTuneRecipe:
-    """Everything that decides the result of fine-tuning but images, encoder and arithmetic; defaults are published.
+    """All settings that affect the result, except data, encoder and precision; the defaults are published.
 
     Attributes:
-        batch_size: B, images of one optimizer step, over all processes and micro-batches.
-        lr: The highest learning rate, of `fc_norm` and head.
+        batch_size: B, images per optimizer step, over all processes and micro-batches.
+        lr: The peak learning rate, of `fc_norm` and head.
         min_lr: Where the half cosine ends.
-        epochs, warmup_epochs: Of which the first so many warm up.
-        layer_decay: From a layer to the one below it.
-        drop_path: Of the last block, rising linearly from 0 in the first.
+        epochs, warmup_epochs: All epochs, and how many of them are warm-up.
+        layer_decay: Factor of the learning rate from a layer to the one below it.
+        drop_path: Rate in the last block, rising linearly from 0 in the first.
         weight_decay, beta1, beta2, eps: AdamW's.
-        mixup, cutmix: Their alphas; 0 switches one off. `mix_prob`: the share of batches that one of the two changes;
-            `switch_prob`: of those, the share of CutMix.
+        mixup, cutmix: Their alphas; 0 switches one off. `mix_prob`: fraction of batches that are mixed;
+            `switch_prob`: fraction of these that use CutMix.
         smoothing: Label smoothing.
         weighted_sampling: Whether each class is drawn equally often, with replacement.
-        monitor: What chooses the best epoch on the val split: "recall" (macro) or "acc". Two classes: always AUROC.
-        ema_decay: Of the moving average of the weights that is then scored instead of them; None (published): without.
+        monitor: Metric that chooses the best epoch on val: "recall" (macro) or "acc"; always AUROC for two classes.
+        ema_decay: Decay of a moving average of the weights, which is then evaluated instead; None (published): off.
         seed: Initialises the head and draws everything else.
     """
 
@@ -72,7 +72,7 @@ class FineTuneRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises FineTuneError with all that is wrong."""
+        """Raises FineTuneError listing all invalid settings."""
         wrong = []
         if self.batch_size < 2 or self.batch_size % 2:
             wrong.append(f"batch_size {self.batch_size} is not even (images are mixed in pairs): write 128 or another")
@@ -89,7 +89,7 @@ class FineTuneRecipe:
             if getattr(self, name) < 0:
                 wrong.append(f"{name} {getattr(self, name)} is negative; 0 switches it off")
         if not 0 < self.layer_decay <= 1:
-            wrong.append(f"layer_decay {self.layer_decay} is not in (0, 1]; 1 treats all layers alike")
+            wrong.append(f"layer_decay {self.layer_decay} is not in (0, 1]; 1 uses one learning rate for all layers")
         if self.monitor not in MONITORS:
             wrong.append(f"monitor {self.monitor!r} is unknown; write one of {', '.join(MONITORS)}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
@@ -97,44 +97,44 @@ class FineTuneRecipe:
         if self.seed < 0:
             wrong.append(f"seed {self.seed} is negative")
         if wrong:
-            raise FineTuneError(f"no such recipe: {'; '.join(wrong)}")
+            raise FineTuneError(f"invalid recipe: {'; '.join(wrong)}")
 
     @property
     def mixes(self) -> bool:
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def differences(self) -> dict:
-        """Returns what differs from the published recipe, for a run's settings: {name: value}."""
+        """Returns the settings that differ from the published recipe: {name: value}."""
         published = asdict(FineTuneRecipe())
         return {name: value for name, value in asdict(self).items() if value != published[name]}
 
 
-def make_recipe(usual: dict, **given) -> FineTuneRecipe:
-    """Returns the published recipe with a profile's changes and, over those, what is given and not None.
+def make_recipe(defaults: dict, **overrides) -> FineTuneRecipe:
+    """Returns the published recipe with a profile's defaults and, over those, all overrides that are not None.
 
     Raises:
-        FineTuneError: An unknown name, or a value that cannot be.
+        FineTuneError: An unknown name, or an invalid value.
     """
-    changes = {**usual, **{name: value for name, value in given.items() if value is not None}}
-    if "epochs" in changes and "warmup_epochs" not in {**usual, **given}:
+    changes = {**defaults, **{name: value for name, value in overrides.items() if value is not None}}
+    if "epochs" in changes and "warmup_epochs" not in {**defaults, **overrides}:
         changes["warmup_epochs"] = min(FineTuneRecipe.warmup_epochs, changes["epochs"] // 5)
-    known = [field.name for field in fields(FineTuneRecipe)]
-    if unknown := [name for name in changes if name not in known]:
-        raise FineTuneError(f"no part of a recipe: {', '.join(unknown)}; known: {', '.join(known)}")
+    valid = [field.name for field in fields(FineTuneRecipe)]
+    if unknown := [name for name in changes if name not in valid]:
+        raise FineTuneError(f"unknown recipe settings {', '.join(unknown)}; write any of {', '.join(valid)}")
     return FineTuneRecipe(**changes)
 
 
 def steps_of_epoch(images: int, recipe: FineTuneRecipe) -> tuple[int, int]:
-    """Returns S and B for N training images: the last, smaller batch is dropped, as published.
+    """Returns S and B for N training images; the last, smaller batch is dropped, as published.
 
-    With fewer images than a batch there would be no step at all (upstream's loop then trains nothing): B becomes the
-    largest even number up to N.
+    With fewer images than a batch there would be no step (upstream then trains nothing), so B becomes the largest even
+    number up to N.
 
     Raises:
         FineTuneError: N < 2.
     """
     if images < 2:
-        raise FineTuneError(f"{images} training images are too few; take a larger fraction")
+        raise FineTuneError(f"{images} training images are too few; use a larger fraction")
     batch = min(recipe.batch_size, images // 2 * 2)
     return images // batch, batch
 
@@ -142,8 +142,8 @@ def steps_of_epoch(images: int, recipe: FineTuneRecipe) -> tuple[int, int]:
 def learning_rates(recipe: FineTuneRecipe, steps: int) -> np.ndarray:
     """Returns the learning rate [epochs * S] of every step, before each layer's scale.
 
-    Linear from 0 to lr over the warm-up, both ends included, so the first step changes nothing; then half a cosine that
-    begins at lr, and would reach min_lr at the step after the last.
+    Linear from 0 to lr over the warm-up, both ends included, so the first step changes nothing; then a half cosine that
+    starts at lr and would reach min_lr one step after the last.
     """
     warmup = np.linspace(0, recipe.lr, recipe.warmup_epochs * steps)
     rest = (recipe.epochs - recipe.warmup_epochs) * steps
@@ -152,14 +152,14 @@ def learning_rates(recipe: FineTuneRecipe, steps: int) -> np.ndarray:
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Returns i: 0 for the embeddings, b + 1 for block b, L + 1 for `fc_norm` and head."""
+    """Returns the layer of a parameter: 0 for embeddings, b + 1 for block b, L + 1 for `fc_norm` and head."""
     if name.startswith(("cls_token", "pos_embed", "patch_embed.")):
         return 0
     if found := re.match(r"blocks\.(\d+)\.", name):
         return int(found[1]) + 1
     if name.startswith(("fc_norm.", "head.")):
         return depth + 1
-    raise FineTuneError(f"{name}: no parameter of PanDerm; its blocks are `blocks.N`, its head is `head`")
+    raise FineTuneError(f"{name}: not a parameter of PanDerm; its blocks are `blocks.N`, its head is `head`")
 
 
 def parameter_table(model: nn.Module, recipe: FineTuneRecipe) -> pd.DataFrame:

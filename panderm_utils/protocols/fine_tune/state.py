@@ -1,11 +1,10 @@
-"""Checkpoints of a training: one file each, written whole or not at all, of tensors and JSON: nothing is unpickled.
+"""Training checkpoints: one file each, written atomically, of tensors and JSON; nothing is pickled.
 
-    <folder>/last.safetensors   all that is needed to go on: weights, optimizer, scaler, EMA, position, history
-    <folder>/best.safetensors   the model that was best, and what it is; for `load_finetuned` and for sharing
+    <folder>/last.safetensors   everything needed to resume: weights, optimizer, scaler, EMA, position, history
+    <folder>/best.safetensors   the best model and its facts; for `load_finetuned` and for sharing
 
-There are no states of random generators to keep. Every draw (order of an epoch, augmentation, mixing, drop path) comes
-from a generator seeded by the recipe's seed and the position: so the position is their state, on any device and in any
-number of processes.
+States of random generators are not needed. Every draw (order of an epoch, augmentation, mixing, drop path) comes from a
+generator seeded by the recipe's seed and the position, on any device and in any number of processes.
 """
 
 import contextlib
@@ -27,21 +26,21 @@ from panderm_utils.disk import room_for
 from panderm_utils.protocols.fine_tune.model import METADATA, FineTuneModel, read_facts
 from panderm_utils.protocols.fine_tune.recipe import FineTuneError
 
-FORMAT = 1  # to be raised when a change of code changes what a checkpoint means
+FORMAT = 1  # increase it when the meaning of a checkpoint changes
 LAST, BEST = "last.safetensors", "best.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of each parameter
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of each parameter
 
 
 @dataclass
 class Progress:
-    """Where a training stands.
+    """The position and history of a training.
 
     Attributes:
-        epoch, step: The next step to do, from 0, within the epoch; `step` = steps of an epoch: it is yet to be scored.
-        losses: Of the steps of this epoch that are done; `seconds`: that they took.
-        history: A row an epoch that is done.
+        epoch, step: The next step, from 0, within the epoch; `step` = steps per epoch: val is not yet scored.
+        losses: Of the finished steps of this epoch; `seconds`: their total time.
+        history: One row per finished epoch.
         best: The monitor's best value so far, of `best_epoch` (from 1).
-        micro_batch: What was found to fit.
+        micro_batch: The size that was found to fit in memory.
     """
 
     epoch: int = 0
@@ -63,36 +62,36 @@ def save_last(
     progress: Progress,
     identity: dict,
 ) -> None:
-    """Writes all that a training needs to go on."""
+    """Writes everything that a training needs to resume."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if ema is not None:
         tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            kept = optimizer.state.get(parameter, {})
-            tensors |= {f"{moment}/{name}": kept[moment] for moment in MOMENTS if moment in kept}
+            state = optimizer.state.get(parameter, {})
+            tensors |= {f"{moment}/{name}": state[moment] for moment in MOMENTS if moment in state}
     scaling = scaler.state_dict() if scaler is not None else None
     _write(path, tensors, {"identity": identity, "progress": asdict(progress), "scaler": scaling})
 
 
 def read_last(path: Path, identity: dict) -> tuple[Progress, dict[str, Tensor], dict]:
-    """Returns the progress, the tensors and the scaler's state of a checkpoint of this very training.
+    """Returns the progress, the tensors and the scaler's state of a checkpoint of this training.
 
     Raises:
-        FineTuneError: It is damaged, or of another recipe, dataset or encoder: with the differences.
+        FineTuneError: It is damaged, or of another recipe, dataset or encoder; the message names the differences.
     """
     facts = check_last(path, identity)
     return Progress(**facts["progress"]), load_file(path), facts["scaler"]
 
 
 def check_last(path: Path, identity: dict) -> dict:
-    """Returns what a checkpoint says of itself; raises as `read_last`."""
+    """Returns the facts of a checkpoint; raises like `read_last`."""
     try:
         facts = read_facts(path)
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise FineTuneError(f"{path}: damaged ({error}); delete it to begin anew, or bring a copy back") from error
+        raise FineTuneError(f"{path}: damaged ({error}); delete it to start over, or restore a copy") from error
     if facts.get("format") != FORMAT or "progress" not in facts:
-        raise FineTuneError(f"{path}: not a checkpoint of this version; {_anew(path)}")
+        raise FineTuneError(f"{path}: not a checkpoint of this version; {_start_over(path)}")
     check_identity(facts["identity"], identity, path)
     return facts
 
@@ -105,7 +104,7 @@ def restore(
     scaler: torch.amp.GradScaler | None,
     ema: nn.Module | None,
 ) -> None:
-    """Puts what `read_last` returned back in its place."""
+    """Loads the tensors that `read_last` returned into the model, optimizer, scaler and EMA."""
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         part, name = key.split("/", 1)
@@ -121,44 +120,44 @@ def restore(
 
 
 def save_model(path: Path, model: FineTuneModel, facts: dict) -> None:
-    """Writes a model that `load_finetuned` reads; `facts` say what it is."""
-    about = {"encoder": model.encoder.name, "encoder_digest": model.digest, "num_classes": model.num_classes}
-    _write(path, model.state_dict(), {**about, **facts})
+    """Writes a model for `load_finetuned`, with facts about it."""
+    origin = {"encoder": model.encoder.name, "encoder_digest": model.digest, "num_classes": model.num_classes}
+    _write(path, model.state_dict(), {**origin, **facts})
 
 
-def check_identity(found: dict, wanted: dict, path: Path) -> None:
-    """Raises FineTuneError naming each fact in which a checkpoint differs from the training that wants to go on."""
-    found, wanted = _flat(found), _flat(wanted)
+def check_identity(found: dict, expected: dict, path: Path) -> None:
+    """Raises FineTuneError naming each fact in which a checkpoint differs from the training to be resumed."""
+    found, expected = _flat(found), _flat(expected)
     differences = [
-        f"{name} is {found.get(name, 'not there')} in the checkpoint, {wanted.get(name, 'not there')} now"
-        for name in {**found, **wanted}
-        if found.get(name) != wanted.get(name)
+        f"{name} is {found.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} now"
+        for name in {**found, **expected}
+        if found.get(name) != expected.get(name)
     ]
     if differences:
         raise FineTuneError(
-            f"{path}: a checkpoint of another training: {'; '.join(differences)}. Set these back to go on with it;"
-            f" {_anew(path)}"
+            f"{path}: a checkpoint of another training: {'; '.join(differences)}. Restore these settings to resume it;"
+            f" {_start_over(path)}"
         )
 
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Keeps a second training out of the folder, and removes what a killed one left half written."""
+    """Keeps a second training out of the folder, and removes partial files of a killed one."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            for left in folder.glob(".*.new"):
-                left.unlink()
+            for partial in folder.glob(".*.new"):
+                partial.unlink()
             yield
     except Timeout as error:
         raise FineTuneError(f"{folder}: another process trains in it; wait for it, or choose another folder") from error
 
 
 def replace_file(path: Path, size: int, write: Callable[[Path], None]) -> None:
-    """Has `write` make the file under a temporary name, then renames it: a kill leaves the old file or the new one.
+    """Calls `write` with a temporary name, then renames the file: a kill leaves the old file or the new one.
 
     Raises:
-        DiskFullError: There is no room for its `size` in bytes; the old file is as it was.
+        DiskFullError: There is no room for `size` bytes; the old file is unchanged.
     """
     new = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.new")
     with room_for(path.name, size, path.parent):
@@ -179,7 +178,7 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     def save(new: Path) -> None:
         try:
             save_file(plain, new, metadata)
-        except SafetensorError as error:  # which tells the system's error number in its text alone
+        except SafetensorError as error:  # has the system's error number only in its text
             if number := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(number[1]), str(error)) from error
             raise
@@ -187,12 +186,12 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     replace_file(path, sum(tensor.nbytes for tensor in plain.values()), save)
 
 
-def _anew(path: Path) -> str:
-    return f"to begin anew choose another folder, or pass resume=False, which writes over {path.parent}"
+def _start_over(path: Path) -> str:
+    return f"to start over, choose another folder or pass resume=False, which overwrites {path.parent}"
 
 
-def _flat(facts: dict, before: str = "") -> dict:
+def _flat(facts: dict, prefix: str = "") -> dict:
     flat = {}
     for key, value in facts.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

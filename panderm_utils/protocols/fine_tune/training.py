@@ -1,16 +1,16 @@
-"""Fine-tuning as the paper does it: train, stop and resume, keep the best epoch, predict with several views.
+"""Fine-tuning as in the paper: train, stop and resume, keep the best epoch, predict with several views.
 
     model = load_finetune_model("panderm_base", num_classes=7, seed=recipe.seed)
     train, val, test = (labelled_images(study, study.split(name)) for name in ("train", "val", "test"))
     tuned = finetune(model, train, val, recipe, folder)
     predict(tuned.model, test, tta=5).proba
 
-What was left half done goes on when the same call is made again. The folder holds `last.safetensors` (to go on),
+An interrupted training resumes when the same call is made again. The folder holds `last.safetensors` (to resume),
 `best.safetensors` (the result), `history.csv` and `facts.json`.
 
     python -m torch.distributed.run --standalone --nproc_per_node 2 -m <this module> FOLDER
 
-is what `finetune` runs where `computing.processes` is 2, after it has described the task in FOLDER/task.
+is what `finetune` runs if `computing.processes` is 2, after writing the task to FOLDER/task.
 """
 
 import contextlib
@@ -45,12 +45,12 @@ MODULE = "panderm_utils.protocols.fine_tune.training"  # also when it runs as __
 
 @dataclass(frozen=True, eq=False)
 class FineTuned:
-    """What fine-tuning leaves.
+    """The result of fine-tuning.
 
     Attributes:
-        model: Of the best epoch on val, or of the last where there is no val split; on the CPU, in eval mode.
-        history: A row an epoch: epoch, loss, lr (of its last step), val_loss, val_acc, val_recall, val_auroc (two
-            classes), best (whether it was the best so far), seconds, images_per_second.
+        model: The model of the best epoch on val, or of the last epoch without val; on the CPU, in eval mode.
+        history: One row per epoch: epoch, loss, lr (of its last step), val_loss, val_acc, val_recall, val_auroc (two
+            classes), best (so far), seconds, images_per_second.
         facts: How it was trained, for a record.
     """
 
@@ -59,7 +59,7 @@ class FineTuned:
     facts: dict
 
     def describe(self) -> dict:
-        """The facts that a record keeps, JSON-able."""
+        """Returns the facts for a record, JSON-serializable."""
         return {**self.facts, "weights": str(self.model.weights), "weights_sha256": self.model.digest}
 
 
@@ -75,24 +75,24 @@ def finetune(
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
     trackers: Sequence[str] = (),
 ) -> FineTuned:
-    """Fine-tunes a model by the recipe, or goes on with what an earlier call with the same arguments left undone.
+    """Returns a model fine-tuned by the recipe; resumes an interrupted call with the same arguments.
 
     Args:
-        model: Where to begin; left as it was.
-        train: The images that are trained on, those of the fraction where there is one.
-        val: Chooses the best epoch by the monitor, strictly better wins; None or empty: the last epoch is the result.
-        recipe: What to do.
-        folder: Holds the checkpoints of this training and of no other.
-        computing: How to compute; by default as it suits this machine.
-        cache: The folder of 8-bit copies of training images; None decodes every file in every epoch.
-        resume: False begins anew and writes over the folder's checkpoints.
-        on_epoch: Called with the history after each epoch, such as to draw live curves.
-        trackers: Of accelerate, such as "tensorboard" or "wandb"; none is needed, none is contacted unasked.
+        model: The initial model; not changed.
+        train: The training images, those of the label fraction if there is one.
+        val: Images on which the monitor chooses the best epoch, of ties the first; None or empty: the last epoch.
+        recipe: The settings of the training.
+        folder: The folder for checkpoints, of this training only.
+        computing: How to compute; by default chosen for this machine.
+        cache: The folder for 8-bit copies of training images; None decodes every file in every epoch.
+        resume: False starts over and overwrites the folder's checkpoints.
+        on_epoch: Called with the history after each epoch, for example to draw live curves.
+        trackers: Trackers of accelerate, such as "tensorboard" or "wandb"; none by default.
 
     Raises:
-        FineTuneError: The folder's checkpoint is of another training (the differences are named), the loss is not
-            finite, memory ran out, or a setting cannot be. KeyboardInterrupt, SystemExit: after the state was saved.
-            LoadingError: A process that reads images was killed. DiskFullError: No room for a checkpoint.
+        FineTuneError: The folder's checkpoint is of another training (the message names the differences), the loss is
+            not finite, memory ran out, or a setting is invalid. KeyboardInterrupt, SystemExit: after saving the state.
+            LoadingError: An image-reading process was killed. DiskFullError: No room for a checkpoint.
     """
     val = None if val is None or not len(val) else val
     computing, device = (computing or Computing()).settle()
@@ -110,22 +110,22 @@ def finetune(
 
 
 def evaluate_only(checkpoint: str | Path, encoder: str | None = None, num_classes: int | None = None) -> FineTuned:
-    """Returns what a fine-tuned checkpoint holds, ours or upstream's, as if it had just been trained.
+    """Returns a fine-tuned checkpoint, ours or upstream's, like the result of `finetune`.
 
     Raises:
-        FineTuneError, EncoderError: As `load_finetuned`; or the model has not `num_classes` classes.
+        FineTuneError, EncoderError: As `load_finetuned`; or the model does not have `num_classes` classes.
     """
     model = load_finetuned(checkpoint, encoder)
     if num_classes not in (None, model.num_classes):
         raise FineTuneError(
-            f"{checkpoint}: tells {model.num_classes} classes apart, the dataset has {num_classes}: it was fine-tuned"
-            " on another dataset; choose that one, or another checkpoint"
+            f"{checkpoint}: has {model.num_classes} classes, the dataset has {num_classes}: it was fine-tuned"
+            " on another dataset; choose that dataset, or another checkpoint"
         )
     return FineTuned(model, pd.DataFrame(columns=["epoch", "loss", "lr"]), {"evaluated_only": True, **model.facts})
 
 
 def recipe_table(recipe: FineTuneRecipe) -> pd.DataFrame:
-    """Returns the recipe beside the published one: a row a setting; `note` says where they differ."""
+    """Returns one row per setting: the recipe, the published one, and a note if they differ."""
     published, rows = asdict(FineTuneRecipe()), {}
     for name, value in asdict(recipe).items():
         note = "" if value == published[name] else "differs"
@@ -152,7 +152,7 @@ def _check(task: TrainingTask) -> None:
                 "with the manifest's number of classes"
             )
     if len(np.unique(task.train.y)) < 2:
-        raise FineTuneError("all training images are of one class; take a larger fraction")
+        raise FineTuneError("all training images are of one class; use a larger fraction")
     if task.val is not None and task.monitor == "auroc" and len(np.unique(task.val.y)) < 2:
         raise FineTuneError(
             "all val images are of one class, so AUROC cannot choose the best epoch; pass val=None to keep the last"
@@ -160,57 +160,51 @@ def _check(task: TrainingTask) -> None:
 
 
 def _in_processes(task: TrainingTask, on_epoch: Callable | None) -> None:
-    """Describes the task in its folder, starts torchrun on it, and reports its epochs."""
+    """Writes the task to its folder, runs it with torchrun, and reports its epochs."""
     folder = task.folder
-    seen = _written(folder / "history.csv")
-    with claimed(folder):  # from then on by the first of the processes, since they may outlive this one
+    seen = _modified(folder / "history.csv")
+    with claimed(folder):  # afterwards the first of the processes claims it, since they may outlive this one
         if not task.resume:
             (folder / LAST).unlink(missing_ok=True)
         elif (folder / LAST).exists():
-            check_last(folder / LAST, _plain(task.identity()))  # what is wrong is better said here than in a log
-        where = folder / "task"
-        shutil.rmtree(where, ignore_errors=True)
-        where.mkdir()
-    save_model(where / "start.safetensors", task.model, {"drop_path": task.recipe.drop_path})
+            check_last(folder / LAST, _plain(task.identity()))  # so that an error appears here and not only in a log
+        task_folder = folder / "task"
+        shutil.rmtree(task_folder, ignore_errors=True)
+        task_folder.mkdir()
+    save_model(task_folder / "start.safetensors", task.model, {"drop_path": task.recipe.drop_path})
     for name, images in (("train", task.train), ("val", task.val)):
         if images is not None:
-            np.savez(where / f"{name}.npz", **{k: v for k, v in vars(images).items() if v is not None})
+            np.savez(task_folder / f"{name}.npz", **{k: v for k, v in vars(images).items() if v is not None})
     settings = {"recipe": asdict(task.recipe), "computing": asdict(task.computing), "trackers": list(task.trackers)}
     cache = None if task.cache is None else str(task.cache.absolute())
-    _write_json(where / "task.json", {**settings, "cache": cache, "val": task.val is not None})
+    _write_json(task_folder / "task.json", {**settings, "cache": cache, "val": task.val is not None})
 
-    def look() -> None:
+    def report_epoch() -> None:
         nonlocal seen
-        if on_epoch is not None and (now := _written(folder / "history.csv")) != seen:
+        if on_epoch is not None and (now := _modified(folder / "history.csv")) != seen:
             seen = now
             on_epoch(pd.read_csv(folder / "history.csv"))
 
     try:
-        run_processes(
-            MODULE,
-            [str(folder.absolute())],
-            task.computing.processes,
-            folder / "log.txt",
-            look,
-        )
+        run_processes(MODULE, [str(folder.absolute())], task.computing.processes, folder / "log.txt", report_epoch)
     except FineTuneError as error:
-        if (where / "error.txt").exists():
-            raise FineTuneError((where / "error.txt").read_text()) from error
+        if (task_folder / "error.txt").exists():
+            raise FineTuneError((task_folder / "error.txt").read_text()) from error
         raise
-    shutil.rmtree(where)
+    shutil.rmtree(task_folder)
 
 
 def main(folder: Path) -> None:
-    """Does the task that is described in a folder; one of several processes that torchrun started."""
-    where = folder / "task"
-    settings = json.loads((where / "task.json").read_text())
-    model = load_finetuned(where / "start.safetensors")
+    """Runs the task in a folder, as one of several processes started by torchrun."""
+    task_folder = folder / "task"
+    settings = json.loads((task_folder / "task.json").read_text())
+    model = load_finetuned(task_folder / "start.safetensors")
     model.digest = model.facts["encoder_digest"]
-    with np.load(where / "train.npz") as arrays:
+    with np.load(task_folder / "train.npz") as arrays:
         train = LabelledImages(**arrays)
     val = None
     if settings["val"]:
-        with np.load(where / "val.npz") as arrays:
+        with np.load(task_folder / "val.npz") as arrays:
             val = LabelledImages(**arrays)
     recipe, computing = FineTuneRecipe(**settings["recipe"]), Computing(**settings["computing"])
     cache = None if settings["cache"] is None else Path(settings["cache"])
@@ -220,13 +214,13 @@ def main(folder: Path) -> None:
         _train(task, device)
 
 
-def _written(file: Path) -> int | None:
-    """Returns what tells a file from a later one of the same name."""
+def _modified(file: Path) -> int | None:
+    """Returns the time at which a file was last modified, in nanoseconds; None if it does not exist."""
     return file.stat().st_mtime_ns if file.exists() else None
 
 
 def _plain(facts: dict) -> dict:
-    """As JSON gives it back, so that it equals what was read from a file."""
+    """Returns facts as JSON restores them, so that they equal facts read from a file."""
     return json.loads(json.dumps(facts))
 
 
@@ -240,9 +234,9 @@ if __name__ == "__main__":
         sys.exit(f"usage: python -m torch.distributed.run ... -m {MODULE} FOLDER (see `finetune`)")
     try:
         main(Path(sys.argv[1]))
-        # All is written and all have come this far. Taking down a group of processes was seen to hang once in a while.
+        # All is written, by all processes. Exit at once: shutting down the process group sometimes hangs.
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(0)
-    except ValueError as error:  # ours: the one that started us says it again, without the log of torchrun
+    except ValueError as error:  # for the parent process to raise, without the log of torchrun
         (Path(sys.argv[1]) / "task" / "error.txt").write_text(str(error))
         raise

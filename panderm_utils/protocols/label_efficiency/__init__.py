@@ -1,13 +1,13 @@
-"""Label efficiency: a probe for each label fraction and draw, and how much data an encoder needs."""
+"""Label efficiency: one probe per label fraction and draw, and the labels that an encoder needs."""
 
 import lazy_loader
 
 OFFERS = {
-    "data_needed": "answer data_needed_table sentences",
+    "data_needed": "data_needed_table find_match match_sentences",
     "plots": "efficiency_curves figure_2b",
     "protocol": "PROTOCOL choose_rival",
     "subsets": "FRACTIONS Subset draw_subsets subset_table",
-    "sweep": "Sweep draw_scores full_scores label_efficiency_table read_curves recompute_sweep record_tables "
+    "sweep": "Sweep full_scores label_efficiency_table read_curves recompute_sweep record_tables score_draws "
     "score_sweep side_by_side sweep_probes",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

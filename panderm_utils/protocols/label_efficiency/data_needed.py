@@ -1,9 +1,9 @@
-"""How much of the labels an encoder needs to reach a score, read off its curve over the label fractions.
+"""The label fraction at which an encoder reaches a score, read off its curve over label fractions.
 
-A curve of few points is not quite monotone, by chance alone. So it is first replaced by the nearest curve that never
-falls (isotonic regression, all points alike; a running maximum would follow every lucky draw up and find too little
-data needed), then joined by straight lines over the logarithm of the fraction, along which scores grow most evenly.
-The answer is where this line first reaches the score. The interval is over draws: the same for each draw's own curve.
+By chance, a curve of few points is not quite monotone. So it is replaced by its isotonic regression (a running maximum
+would follow every lucky draw and underestimate the data needed), then interpolated linearly in the logarithm of the
+fraction, where scores grow most evenly. The result is where this line first reaches the score. The interval is over
+the same result for each draw's own curve.
 
 Symbols: R draws, F fractions.
 """
@@ -19,15 +19,15 @@ REACHED, NOT_REACHED, BELOW = "reached", "not reached", "below the smallest frac
 
 @dataclass(frozen=True)
 class DataNeeded:
-    """The answer.
+    """The label fraction that an encoder needs to reach a score.
 
     Attributes:
-        state: REACHED, NOT_REACHED (not with all labels), or BELOW (with the smallest fraction already more than that).
-        fraction: The share of the labels; the smallest studied where `state` is BELOW, infinity where NOT_REACHED.
-        low, high: The middle 95% of the draws, which of fewer than 40 are all: 0 is below the smallest fraction,
+        state: REACHED, NOT_REACHED (even with all labels), or BELOW (exceeded already at the smallest fraction).
+        fraction: The label fraction; the smallest one studied if BELOW, infinity if NOT_REACHED.
+        low, high: The central 95% of the draws (all of them if fewer than 40); 0 means below the smallest fraction,
             infinity not reached.
         target: The score to reach; score: the encoder's own with all labels.
-        draws: How many draws there are; one has no interval.
+        draws: Number of draws; a single one has no interval.
         smallest: The smallest fraction studied.
     """
 
@@ -41,24 +41,24 @@ class DataNeeded:
     smallest: float
 
 
-Answer = tuple[DataNeeded, str, str]  # what an encoder (its label) needs to match another
+Match = tuple[DataNeeded, str, str]  # the data that an encoder (label) needs to match another (label)
 
 
 def data_needed(values, fractions, target: float) -> DataNeeded:
-    """Returns the share of the labels at which a curve reaches a score.
+    """Returns the label fraction at which a curve reaches a score.
 
     Args:
         values: Scores [R, F] of each draw and fraction.
-        fractions: The fractions in rising order, [F], or each draw's own [R, F], as whole groups make them; where two
-            are equal they are one subset, of which the first counts.
+        fractions: The fractions in rising order, [F], or each draw's own [R, F], which differ with whole groups; of
+            equal ones, which are the same subset, the first is used.
         target: The score to reach, such as another encoder's with all labels.
     """
     values = np.atleast_2d(np.asarray(values, dtype=float))
     fractions = np.broadcast_to(np.asarray(fractions, dtype=float), values.shape)
     if (np.diff(fractions) < 0).any() or fractions.min() <= 0:
-        raise ValueError(f"fractions must rise, from above 0, got {fractions[0].tolist()}")
+        raise ValueError(f"fractions must rise and be above 0, got {fractions[0].tolist()}")
     if not np.isfinite(values).all() or not np.isfinite(target):
-        raise ValueError("a score is NaN, so nothing can be read off the curve: is there a class without a test image?")
+        raise ValueError("a score is NaN, so the curve cannot be read: is there a class without a test image?")
     of_draws = np.sort([crossing(row, at, target) for row, at in zip(values, fractions, strict=True)])
     tail = (1 - LEVEL) / 2 * (len(of_draws) - 1)
     low, high = of_draws[int(np.floor(tail))], of_draws[int(np.ceil(len(of_draws) - 1 - tail))]
@@ -72,23 +72,23 @@ def data_needed(values, fractions, target: float) -> DataNeeded:
 
 
 def crossing(values: np.ndarray, fractions: np.ndarray, target: float) -> float:
-    """Where one curve [F] first reaches a score: 0 if before the smallest fraction, infinity if nowhere."""
+    """Returns where one curve [F] first reaches a score: 0 if below the smallest fraction, infinity if nowhere."""
     first = np.append(True, np.diff(fractions) > 0)
     values, fractions = np.asarray(values)[first], np.asarray(fractions)[first]
-    risen = monotone(values)
-    after = int(np.searchsorted(risen, target))
-    if after == len(risen):
+    curve = monotone(values)
+    after = int(np.searchsorted(curve, target))
+    if after == len(curve):
         return np.inf
     if after == 0:
-        return 0.0 if risen[0] > target else float(fractions[0])
-    part = (target - risen[after - 1]) / (risen[after] - risen[after - 1])
+        return 0.0 if curve[0] > target else float(fractions[0])
+    part = (target - curve[after - 1]) / (curve[after] - curve[after - 1])
     return float(fractions[after - 1] * (fractions[after] / fractions[after - 1]) ** part)
 
 
 def monotone(values) -> np.ndarray:
-    """The isotonic regression of a curve [F].
+    """Returns the isotonic regression of a curve [F].
 
-    Point i is the largest, over the starts up to i, of the least mean from there to any end from i on.
+    Point i is the maximum over starts up to i of the minimum mean from there to any end from i on.
     """
     sums, count = np.append(0.0, np.cumsum(values)), np.arange(len(values))
     lengths = count - count[:, None] + 1  # of the stretch from each start (rows) to each end (columns)
@@ -98,49 +98,49 @@ def monotone(values) -> np.ndarray:
 
 
 def percent(fraction: float) -> str:
-    """A share as a number of percent: whole from 10 up, else two digits."""
+    """Returns a fraction as percent without the sign: an integer from 10 up, else two digits."""
     return f"{100 * fraction:.0f}" if fraction >= 0.0995 else f"{100 * fraction:.2g}"
 
 
 def with_interval(needed: DataNeeded) -> str:
-    """The share with its interval: "12% [9-16]"; an end outside the fractions studied as "<5" or ">100"."""
+    """Returns the fraction and its interval: "12% [9-16]"; an end outside the fractions studied is "<5" or ">100"."""
     if needed.state == NOT_REACHED:
         return "not reached"
     below = f"<{percent(needed.smallest)}"
-    share = f"{below}%" if needed.state == BELOW else f"{percent(needed.fraction)}%"
+    fraction = f"{below}%" if needed.state == BELOW else f"{percent(needed.fraction)}%"
     ends = [below if end == 0 else ">100" if np.isinf(end) else percent(end) for end in (needed.low, needed.high)]
-    return share if needed.draws == 1 or ends == [below, below] else f"{share} [{ends[0]}-{ends[1]}]"
+    return fraction if needed.draws == 1 or ends == [below, below] else f"{fraction} [{ends[0]}-{ends[1]}]"
 
 
 def sentence(needed: DataNeeded, encoder: str, rival: str) -> str:
-    """The answer in words: "PanDerm (large) with 12% [9-16] of the labels matches DINOv2 (large) with all"."""
+    """Returns e.g. "PanDerm (large) with 12% [9-16] of the labels matches DINOv2 (large) with all"."""
     if needed.state == NOT_REACHED:
         scores = f"{needed.score:.3f} against {needed.target:.3f}"
         return f"{encoder} does not reach {rival}, each with all of the labels ({scores})"
     if needed.state == BELOW:
-        share = f"less than {percent(needed.smallest)}% of the labels, the smallest share studied,"
-        return f"{encoder} with {share} matches {rival} with all"
+        fraction = f"less than {percent(needed.smallest)}% of the labels, the smallest fraction studied,"
+        return f"{encoder} with {fraction} matches {rival} with all"
     return f"{encoder} with {with_interval(needed)} of the labels matches {rival} with all"
 
 
 def compare(draws: pd.DataFrame, encoder: str, rival: str) -> DataNeeded:
-    """Returns how much one encoder needs to reach another's score with all labels, on one dataset and metric.
+    """Returns the data that an encoder needs to reach another's score with all labels, on one dataset and metric.
 
     Args:
-        draws: Columns encoder_label, fraction, draw, images, value: a row a fraction and draw (`read_draws`).
+        draws: Columns encoder_label, fraction, draw, images, value: one row per fraction and draw.
     """
     target = draws[(draws["encoder_label"] == rival) & (draws["fraction"] == 1)]["value"].mean()
     own = draws[draws["encoder_label"] == encoder]
-    # All labels are one draw, the same for every other.
+    # All labels are a single draw, shared by all.
     values, images = (own.pivot(index="draw", columns="fraction", values=c).ffill() for c in ("value", "images"))
     return data_needed(values.to_numpy(), images.to_numpy() / images[1.0].max(), target)
 
 
-def answer(draws: pd.DataFrame, encoder: str | None = None, rival: str | None = None) -> Answer | None:
-    """As `compare`, with both labels, for a sentence or a figure; None where either has no curve here.
+def find_match(draws: pd.DataFrame, encoder: str | None = None, rival: str | None = None) -> Match | None:
+    """Returns `compare` with both labels, for a sentence or a figure; None if either encoder has no curve.
 
     Args:
-        encoder, rival: Labels; by default the encoder with the best score with all labels, and the next best.
+        encoder, rival: Labels; by default the encoders with the best and the next best score with all labels.
     """
     full = draws[draws["fraction"] == 1].sort_values("value", ascending=False, kind="stable")
     best = [name for name in full["encoder_label"] if name not in (encoder, rival)]
@@ -151,17 +151,17 @@ def answer(draws: pd.DataFrame, encoder: str | None = None, rival: str | None = 
     return compare(draws, encoder, rival), encoder, rival
 
 
-def sentences(answers: dict[str, Answer | None]) -> pd.DataFrame:
-    """Returns each dataset's answer in words, as far as it has one."""
-    said = [{"Dataset": name, "answer": sentence(*found)} for name, found in answers.items() if found]
-    return pd.DataFrame(said, columns=["Dataset", "answer"])
+def match_sentences(matches: dict[str, Match | None]) -> pd.DataFrame:
+    """Returns one sentence per dataset that has a match."""
+    rows = [{"Dataset": name, "answer": sentence(*match)} for name, match in matches.items() if match]
+    return pd.DataFrame(rows, columns=["Dataset", "answer"])
 
 
 def data_needed_table(draws: pd.DataFrame) -> pd.DataFrame:
-    """Answers for each dataset and each pair of encoders: a row a pair, `matches` the encoder whose score is reached.
+    """Returns the data needed for each dataset and pair of encoders; `matches` is the encoder whose score is reached.
 
     Args:
-        draws: As `compare`, with dataset_label and metric too; one metric a dataset.
+        draws: As in `compare`, plus dataset_label and metric; one metric per dataset.
     """
     rows = []
     for dataset, cells in draws.groupby("dataset_label", sort=False):

@@ -1,7 +1,7 @@
-"""The pictures of label efficiency: a score against the share of the training labels, and how much of them is needed.
+"""The figures of label efficiency: a score against the label fraction, and the fraction needed to match a rival.
 
-Two kinds of chance are drawn apart: the band reaches from the lowest to the highest draw (which images were labelled),
-the bars are the bootstrap interval of their mean (which images were tested).
+Two sources of variation are shown separately: the band spans the lowest to the highest draw (which images were
+labelled), the bars are the bootstrap interval of their mean (which images were tested).
 """
 
 import matplotlib.pyplot as plt
@@ -12,10 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from panderm_utils.figures import GREY, METRIC_TITLES, finish, shorten, style, wrap
+from panderm_utils.figures import GREY, METRIC_TITLES, finish_figure, shorten, style, wrap
 from panderm_utils.protocols.label_efficiency.data_needed import (
     NOT_REACHED,
-    Answer,
+    Match,
     monotone,
     percent,
     sentence,
@@ -26,21 +26,21 @@ from panderm_utils.protocols.label_efficiency.data_needed import (
 def efficiency_curves(
     curve: pd.DataFrame,
     colors: dict[str, str],
-    answer: Answer | None = None,
+    match: Match | None = None,
     log: bool = True,
     synthetic: bool = False,
     axis=None,
     tuned: pd.DataFrame | None = None,
 ) -> Figure:
-    """Draws a curve an encoder: mean over draws, band of draws, bootstrap bars; labelled at their ends.
+    """Draws one curve per encoder: mean over draws, band of draws, bootstrap bars; labelled at their ends.
 
     Args:
         curve: One metric of one dataset: encoder_label, metric, fraction, images, draws, value, draw_low, draw_high,
-            low, high, a row an encoder and fraction (`label_efficiency.read_curves`).
+            low, high, one row per encoder and fraction (`label_efficiency.read_curves`).
         colors: Encoder label -> colour.
-        answer: Drawn as the dashed line where the encoder reaches the other's score with all labels.
-        log: Whether the fractions stand on a logarithmic axis.
-        axis: Draw into this axis instead of a figure of its own.
+        match: Drawn as a dashed line where the encoder reaches the other's score with all labels.
+        log: Whether the axis of fractions is logarithmic.
+        axis: Axis to draw into, instead of a new figure.
         tuned: Fine-tuning at some fractions: encoder_label, train_fraction, value, low, high; drawn as diamonds.
     """
     alone, tuned = axis is None, _of_encoders(tuned, colors)
@@ -50,52 +50,49 @@ def efficiency_curves(
         shown = [name for name in colors if name in set(curve["encoder_label"])]
         for name in shown:
             rows = curve[curve["encoder_label"] == name].sort_values("fraction")
-            share = (
-                rows["images"] / rows["images"].max()
-            )  # what was drawn: whole groups only come near to what was asked
+            drawn = rows["images"] / rows["images"].max()  # with whole groups it only approximates the fraction
             axis.fill_between(
-                share, rows["draw_low"], rows["draw_high"], color=colors[name], alpha=0.22, lw=0, zorder=1
+                drawn, rows["draw_low"], rows["draw_high"], color=colors[name], alpha=0.22, lw=0, zorder=1
             )
             errors = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
             bars = {"elinewidth": 0.9, "capsize": 2.5, "markersize": 4}
-            axis.errorbar(share, rows["value"], errors, color=colors[name], marker="o", lw=1.6, zorder=3, **bars)
+            axis.errorbar(drawn, rows["value"], errors, color=colors[name], marker="o", lw=1.6, zorder=3, **bars)
         for point in tuned.itertuples():
             errors = np.clip([[point.value - point.low], [point.high - point.value]], 0, None)
             look = {"marker": "D", "markersize": 6, "mfc": "white", "elinewidth": 0.9, "capsize": 2.5, "zorder": 5}
             axis.errorbar(point.train_fraction, point.value, errors, color=colors[point.encoder_label], **look)
         if not shown:
             axis.text(0.5, 0.5, "no record yet", ha="center", transform=axis.transAxes, color=GREY)
-            return finish(axis.figure, synthetic)
-        _share_axis(axis, curve, log)
+            return finish_figure(axis.figure, synthetic)
+        _fraction_axis(axis, curve, log)
         axis.margins(y=0.08)
-        axis.set_ylim(axis.get_ylim())  # the line below is not to move it
+        axis.set_ylim(axis.get_ylim())  # the line below must not change it
         _label_ends(axis, curve, {name: colors[name] for name in shown})
-        if answer is not None:
-            _draw_answer(axis, answer, colors)
+        if match is not None:
+            _draw_match(axis, match, colors)
         metric = METRIC_TITLES[curve["metric"].iloc[0]]
         if alone:
-            said = wrap(sentence(*answer), 62) if answer else "Score against the share of the training labels"
-            axis.set_title(said)
+            axis.set_title(wrap(sentence(*match), 62) if match else "Score against the fraction of training labels")
             axis.set(ylabel=f"{metric} on the test split")
             handles = _chance_handles(curve, tuned)
             axis.figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
-        return finish(axis.figure, synthetic)
+        return finish_figure(axis.figure, synthetic)
 
 
 def figure_2b(
     curves: pd.DataFrame,
     colors: dict[str, str],
-    answers: dict[str, Answer | None],
+    matches: dict[str, Match | None],
     log: bool = True,
     synthetic: bool = False,
     tuned: pd.DataFrame | None = None,
 ) -> Figure:
-    """Fig. 2b: a panel a dataset, two in a row.
+    """Draws Fig. 2b: one panel per dataset, two in a row.
 
     Args:
-        curves: As `efficiency_curves`, with dataset_label; one metric a dataset.
-        answers: Dataset label -> what its dashed line says; a dataset may have none.
-        tuned: As `efficiency_curves`, with dataset_label.
+        curves: As in `efficiency_curves`, plus dataset_label; one metric per dataset.
+        matches: Dataset label -> its dashed line, or None.
+        tuned: As in `efficiency_curves`, plus dataset_label.
     """
     datasets = list(dict.fromkeys(curves["dataset_label"]))
     across = min(2, max(1, len(datasets)))
@@ -107,31 +104,31 @@ def figure_2b(
         for axis, dataset in zip(axes.flat, datasets, strict=False):
             rows = curves[curves["dataset_label"] == dataset]
             points = None if tuned is None else tuned[tuned["dataset_label"] == dataset]
-            efficiency_curves(rows, colors, answers.get(dataset), log, axis=axis, tuned=points)
+            efficiency_curves(rows, colors, matches.get(dataset), log, axis=axis, tuned=points)
             axis.set_title(wrap(dataset, 44))
             axis.set_ylabel(METRIC_TITLES[rows["metric"].iloc[0]])
         if datasets:
-            heading = wrap(_heading([found for found in answers.values() if found]), 70 * across)
+            heading = wrap(_heading([match for match in matches.values() if match]), 70 * across)
             options = {"title": heading, "alignment": "left", "title_fontsize": 10}
             handles = _chance_handles(curves, _of_encoders(tuned, colors))
             figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, **options)
         else:
             axes[0, 0].text(0.5, 0.5, "no record yet", ha="center", color=GREY)
-        return finish(figure, synthetic)
+        return finish_figure(figure, synthetic)
 
 
-def _heading(answers: list[Answer]) -> str:
-    """What the panels' lines are, with names where they are the same in all."""
-    if not answers:
+def _heading(matches: list[Match]) -> str:
+    """Explains the dashed lines, with the names of the encoders if they are the same in all panels."""
+    if not matches:
         return "Label efficiency of linear probing"
-    encoders, rivals = {encoder for _, encoder, _ in answers}, {rival for _, _, rival in answers}
+    encoders, rivals = {encoder for _, encoder, _ in matches}, {rival for _, _, rival in matches}
     encoder = encoders.pop() if len(encoders) == 1 else "an encoder"
     rival = rivals.pop() if len(rivals) == 1 else "another"
     return f"Label efficiency of linear probing; dashed: the labels with which {encoder} matches {rival} with all"
 
 
-def _share_axis(axis, curve: pd.DataFrame, log: bool) -> None:
-    """The shares as percent, each fraction a tick; a name that would touch the one before it is left out."""
+def _fraction_axis(axis, curve: pd.DataFrame, log: bool) -> None:
+    """Sets the ticks, one per fraction, in percent; labels that would touch their neighbour are left out."""
     fractions, total = sorted(curve["fraction"].unique()), curve["images"].max()
     low = min(*fractions, (curve["images"] / total).min())
     if log:
@@ -143,30 +140,30 @@ def _share_axis(axis, curve: pd.DataFrame, log: bool) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     place = (np.log(fractions) - np.log(low)) / max(1e-9, -np.log(low)) if log else np.array(fractions)
     names, free = [percent(f) for f in fractions], np.inf
-    for i in reversed(range(len(fractions))):  # from the right: 100% is always named
+    for i in reversed(range(len(fractions))):  # from the right: 100% always has its label
         if free - place[i] < 0.05:
             names[i] = ""
         else:
             free = place[i]
     axis.set_xticklabels(names)
-    axis.set_xlabel(f"share of the {total:,.0f} training labels (%)")
+    axis.set_xlabel(f"fraction of the {total:,.0f} training labels (%)")
 
 
 def _label_ends(axis, curve: pd.DataFrame, colors: dict[str, str]) -> None:
-    """Names each curve at its end, as near as the names do not touch."""
+    """Labels each curve at its end, as close as possible without overlap."""
     ends = curve[curve["fraction"] == curve["fraction"].max()].set_index("encoder_label")["value"]
     order = ends[list(colors)].sort_values()
     low, high = axis.get_ylim()
     gap = np.arange(len(order)) * 0.075 * (high - low)
-    # The nearest places, in squares, with at least the gap between neighbours.
+    # The least-squares positions with at least the gap between neighbours.
     for (name, _), y in zip(order.items(), monotone(order.to_numpy() - gap) + gap, strict=True):
         text = {"va": "center", "fontsize": 9, "fontweight": "bold", "transform": axis.get_yaxis_transform()}
         axis.text(1.015, y, shorten(name, 24), color=colors[name], **text)
 
 
-def _draw_answer(axis, answer: Answer, colors: dict[str, str]) -> None:
-    """The rival's score with all labels, followed to the left, and the dashed line where the encoder reaches it."""
-    needed, _, rival = answer
+def _draw_match(axis, match: Match, colors: dict[str, str]) -> None:
+    """Draws the rival's score with all labels (dotted), and the dashed line where the encoder reaches it."""
+    needed, _, rival = match
     if needed.state == NOT_REACHED:
         axis.axhline(needed.target, color=colors[rival], lw=1, ls=":", zorder=2)
         return
@@ -189,18 +186,18 @@ def _draw_answer(axis, answer: Answer, colors: dict[str, str]) -> None:
 
 
 def _of_encoders(tuned: pd.DataFrame | None, colors: dict[str, str]) -> pd.DataFrame:
-    """The points of fine-tuning that belong to a curve; none where nothing is fine-tuned."""
+    """The fine-tuning points of the encoders that have a curve."""
     if tuned is None or tuned.empty:
         return pd.DataFrame(columns=["encoder_label", "train_fraction", "value", "low", "high"])
     return tuned[tuned["encoder_label"].isin(list(colors))]
 
 
 def _chance_handles(curve: pd.DataFrame, tuned: pd.DataFrame) -> list:
-    """Legend entries for the two kinds of chance, and for what is fine-tuned."""
+    """Legend entries for the two sources of variation, and for fine-tuning."""
     bars = Line2D([], [], color=GREY, marker="|", ms=9, mew=1.2, lw=0, label="95% bootstrap of the test images")
-    draws, label = int(curve["draws"].max()), "fine-tuned, on the published draw of the labels"
+    draws, label = int(curve["draws"].max()), "fine-tuned, on the published draw of labels"
     points = [] if tuned.empty else [Line2D([], [], color=GREY, marker="D", mfc="white", lw=0, label=label)]
     if draws == 1:
         return [bars, *points]
-    band = Patch(color=GREY, alpha=0.3, lw=0, label=f"lowest to highest of {draws} draws of the labels")
+    band = Patch(color=GREY, alpha=0.3, lw=0, label=f"lowest to highest of {draws} draws of labels")
     return [band, bars, *points]

@@ -1,4 +1,4 @@
-"""Label efficiency: what it is. Loads neither torch nor pandas."""
+"""The description of label efficiency. Loads neither torch nor pandas."""
 
 from panderm_utils import manifests
 from panderm_utils.manifests import Protocol, ProtocolChoice
@@ -6,7 +6,7 @@ from panderm_utils.protocols import label_efficiency
 
 
 def choose_rival(choice: ProtocolChoice, encoder: str) -> str | None:
-    """Returns whom an encoder is held against: the profile's `rival`, or for that one the first of the others."""
+    """Returns the encoder to compare with: the profile's `rival`, or for the rival itself the first other encoder."""
     rivals = (choice.settings["rival"], *choice.encoders) if "rival" in choice.settings else ()
     return next((name for name in rivals if name != encoder), None)
 
@@ -16,9 +16,9 @@ def extra_inputs(card, encoder, profile, parameters):
     return [manifests.load_encoder_manifest(rival)] if rival else []
 
 
-def companions(given, problems):
-    """Fine-tuning at the label fractions that `finetune_fractions` names, as runs of their own."""
-    text = given.get("finetune_fractions")
+def companions(parameters, problems):
+    """Returns separate runs of fine-tuning at the label fractions in `finetune_fractions`."""
+    text = parameters.get("finetune_fractions")
     if text in (None, "None"):
         return {}
     if fractions := manifests.read_fractions(text):
@@ -34,11 +34,11 @@ def recompute(record, folder):
 PROTOCOL = Protocol(
     name="label_efficiency",
     title="label efficiency",
-    question="How many labels does a frozen encoder need, and with how few does it match another one with all?",
+    question="How many labels does a frozen encoder need, and how few suffice to match another encoder with all?",
     reproduces="Fig. 2b",
-    teaches="how a score grows with the labels, how to draw a fair 5% of a dataset, how the chance of the draw "
-    "differs from the chance of the test images, and how to read off how much data is needed",
-    seconds_an_image=0.7,  # the features; the probes are minutes
+    teaches="how a score grows with the labels, how to draw a representative 5% of a dataset, how variation over draws "
+    "differs from variation over test images, and how to estimate how much data is needed",
+    seconds_an_image=0.7,  # features only; the probes take minutes
     settings={
         "drawing": "honest",
         "draws": 5,

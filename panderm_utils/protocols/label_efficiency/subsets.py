@@ -1,13 +1,13 @@
-"""Draws the training subsets of the label-efficiency study: which images are the 5%, which the 10%.
+"""The training subsets of label efficiency: which images are the 5%, the 10%, ...
 
 | drawing | what it is |
 |---|---|
-| published | upstream's one draw, not stratified, pinned by seed 42 whatever the run's own seed (`splits`) |
-| honest | several draws, each stratified by class, whole lesions or patients, nested, every class at least once |
+| published | upstream's single draw, not stratified, always with seed 42 (`data.label_fraction`) |
+| honest | several draws of whole lesions or patients, stratified by class, nested, every class at least once |
 
-An honest draw is one order of the groups in which every beginning is nearly stratified, and a fraction is the beginning
-whose images are nearest to its share. So the 5% is inside the 10%, and a subset depends on the table, the seed, the
-draw's number and the fraction alone: not on how many draws or which other fractions there are.
+An honest draw is an order of the groups in which every prefix is nearly stratified; a fraction is the prefix closest
+in size. So the 5% is inside the 10%, and a subset depends only on the table, the seed, the number of the draw and the
+fraction, not on how many draws or which other fractions there are.
 
 Symbols: n training rows, G groups, K classes.
 """
@@ -26,7 +26,7 @@ from panderm_utils.manifests import read_numbers
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 DRAWINGS = ("honest", "published")
-LARGE = 0.01  # share of the rows above which a group waits until it is no larger than all that is before it
+LARGE = 0.01  # a group with a larger fraction of the rows waits until it is no larger than all groups before it
 
 
 class SubsetError(ValueError):
@@ -38,9 +38,9 @@ class Subset:
     """The training rows of one fraction and draw.
 
     Attributes:
-        fraction: The share asked for; with whole groups the subset's own share, `len(rows) / n`, is near it.
-        draw: The draw's number, from 0.
-        rows: Positions in the training table (its file order), in the order in which they are trained on.
+        fraction: The requested fraction; with whole groups, `len(rows) / n` only approximates it.
+        draw: Number of the draw, from 0.
+        rows: Positions in the training table (in file order), in training order.
     """
 
     fraction: float
@@ -54,8 +54,8 @@ class Order:
 
     Attributes:
         rows: All n positions in the training table, in the order drawn.
-        ends: How many rows the first 1, 2, ..., G groups hold.
-        covering: How many groups it takes until every class is there.
+        ends: Number of rows in the first 1, 2, ..., G groups.
+        covering: Number of groups until every class is included.
     """
 
     rows: np.ndarray
@@ -64,18 +64,18 @@ class Order:
 
     @property
     def smallest(self) -> float:
-        """The smallest fraction, to six digits, that has every class."""
+        """The smallest fraction, to six digits, with every class."""
         enough = self.ends[self.covering - 1]
         before = self.ends[self.covering - 2] if self.covering > 1 else 0
         fraction = math.ceil(1e6 * (before + enough) / 2 / len(self.rows)) / 1e6
         return fraction if self.cut(fraction) >= enough else round(fraction + 1e-6, 6)
 
     def cut(self, fraction: float) -> int:
-        """How many rows a fraction has: those of the whole groups nearest to its share, the more of two as near."""
-        share = fraction * len(self.rows)
-        after = min(np.searchsorted(self.ends, share), len(self.ends) - 1)
+        """Returns the number of rows of a fraction, the nearest that whole groups allow; of two as near, the larger."""
+        rows = fraction * len(self.rows)
+        after = min(np.searchsorted(self.ends, rows), len(self.ends) - 1)
         before = self.ends[after - 1] if after else 0
-        return int(self.ends[after] if self.ends[after] - share <= share - before else before)
+        return int(self.ends[after] if self.ends[after] - rows <= rows - before else before)
 
 
 def draw_subsets(
@@ -85,54 +85,54 @@ def draw_subsets(
     draws: int = 5,
     seed: int = 0,
     group_columns: Sequence[str] = (),
-    usual: Sequence[float] = FRACTIONS,
+    default: Sequence[float] = FRACTIONS,
 ) -> list[Subset]:
-    """Returns the subsets of every fraction and draw, fraction by fraction; the last, once, has all training rows.
+    """Returns the subsets of every fraction and draw, fraction by fraction; the last has all training rows.
 
     Args:
         table: All rows of the dataset, `study.table`, with the columns split and label.
-        fractions: Shares in (0, 1], as numbers or as text, "0.05, 0.2". None: the usual ones, less those of which an
-            honest draw cannot keep every class, with a warning.
+        fractions: In (0, 1], as numbers or as text, "0.05, 0.2". None: the default ones, without those too small for an
+            honest draw to keep every class, with a warning.
         drawing: "honest", or "published", which has one draw and no groups.
-        group_columns: Columns whose values stay whole in an honest draw, as a manifest's `groups` name them; one that
-            the table lacks keeps nothing together.
-        usual: What None means, such as the profile's own fractions.
+        group_columns: Columns whose values stay together in an honest draw, as in a manifest's `groups`; a column that
+            the table lacks is ignored.
+        default: The fractions used for None, such as the profile's.
 
     Raises:
         SubsetError: The drawing is unknown, or as `honest_orders` and `honest_subsets`. ValueError: as
-            `splits.label_fraction`.
+            `data.label_fraction`.
     """
     if drawing not in DRAWINGS:
         raise SubsetError(f"drawing {drawing!r} is unknown; write one of {', '.join(map(repr, DRAWINGS))}")
     if drawing == "published":
-        return [published_subset(table, fraction) for fraction in settle_fractions(fractions, usual=usual)]
+        return [published_subset(table, fraction) for fraction in settle_fractions(fractions, default=default)]
     orders = honest_orders(table, draws, seed, [column for column in group_columns if column in table])
     smallest = max(order.smallest for order in orders)
-    return honest_subsets(table, settle_fractions(fractions, smallest, usual), orders)
+    return honest_subsets(table, settle_fractions(fractions, smallest, default), orders)
 
 
 def settle_fractions(
-    given: str | Iterable[float] | None = None, smallest: float = 0.0, usual: Sequence[float] = FRACTIONS
+    fractions: str | Iterable[float] | None = None, smallest: float = 0.0, default: Sequence[float] = FRACTIONS
 ) -> tuple[float, ...]:
     """Returns the fractions of `draw_subsets` as rising numbers that end with 1.0."""
-    if isinstance(given, str):
+    if isinstance(fractions, str):
         try:
-            given = read_numbers(given)
+            fractions = read_numbers(fractions)
         except ValueError:
-            raise SubsetError(f'fractions {given!r} are no numbers; write them as "0.05, 0.2, 1"') from None
-    if given is not None:
-        return tuple(sorted({*given, 1.0}))
-    if dropped := [f"{100 * fraction:g}%" for fraction in usual if fraction < smallest]:
+            raise SubsetError(f'fractions {fractions!r} are not numbers; write them as "0.05, 0.2, 1"') from None
+    if fractions is not None:
+        return tuple(sorted({*fractions, 1.0}))
+    if dropped := [f"{100 * fraction:g}%" for fraction in default if fraction < smallest]:
         warnings.warn(
             f"{', '.join(dropped)} of the labels cannot hold every class and are left out; the smallest usable "
             f"fraction is {smallest:g}",
             stacklevel=3,
         )
-    return tuple(sorted({*(fraction for fraction in usual if fraction >= smallest), 1.0}))
+    return tuple(sorted({*(fraction for fraction in default if fraction >= smallest), 1.0}))
 
 
 def subset_table(table: pd.DataFrame, subsets: Sequence[Subset], names: Sequence[str], draw: int = 0) -> pd.DataFrame:
-    """Returns the images of each class (rows, with a total) in every fraction of one draw (columns)."""
+    """Returns the number of images of each class (rows, with a total) in every fraction of one draw (columns)."""
     y = _training_rows(table)["label"].to_numpy()
     shown = [subset for subset in subsets if subset.draw == draw or subset.fraction == 1]
     columns = {f"{100 * s.fraction:g}%": np.bincount(y[s.rows], minlength=len(names)) for s in shown}
@@ -142,7 +142,7 @@ def subset_table(table: pd.DataFrame, subsets: Sequence[Subset], names: Sequence
 
 
 def published_subset(table: pd.DataFrame, fraction: float) -> Subset:
-    """Returns the rows that upstream trains on, of `data.label_fraction`; a class left without a row warns.
+    """Returns the rows that upstream trains on, from `data.label_fraction`; warns if a class is left without rows.
 
     Args:
         table: All rows of the dataset, with the columns split and label.
@@ -155,11 +155,11 @@ def published_subset(table: pd.DataFrame, fraction: float) -> Subset:
 def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequence[Order]) -> list[Subset]:
     """Returns the subset of every fraction and order, fraction by fraction.
 
-    Fraction 1.0 is one subset for all draws: all rows in the order of the published linear probe, whose very fit it is.
+    Fraction 1.0 is a single subset: all rows in the order of the published linear probe, so that the fit is the same.
 
     Raises:
         SubsetError: A fraction is not in (0, 1], or so small that a class is lost: names the class and the smallest
-            fraction that all draws can serve.
+            fraction that works for all draws.
     """
     subsets, smallest = [], max(order.smallest for order in orders)
     train = _training_rows(table)
@@ -171,10 +171,10 @@ def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequ
             continue
         for draw, order in enumerate(orders):
             rows = order.rows[: order.cut(fraction)]
-            if lost := sorted(set(train["label"]) - set(train["label"].iloc[rows])):
+            if missing := sorted(set(train["label"]) - set(train["label"].iloc[rows])):
                 raise SubsetError(
                     f"fraction {fraction:g} of {len(train):,} training rows is {len(rows)} in draw {draw} and has no "
-                    f"row of class {', '.join(map(str, lost))}; the smallest usable fraction is {smallest:g}"
+                    f"row of class {', '.join(map(str, missing))}; the smallest usable fraction is {smallest:g}"
                 )
             subsets.append(Subset(float(fraction), draw, rows))
     return subsets
@@ -185,7 +185,7 @@ def honest_orders(table: pd.DataFrame, draws: int = 5, seed: int = 0, group_colu
 
     Args:
         table: All rows of the dataset, with the columns split and label.
-        group_columns: Columns whose values must stay whole; rows that share a value in any of them are one group.
+        group_columns: Columns whose values stay together; rows that share a value in any of them are one group.
 
     Raises:
         SubsetError: There is no training row, or no draw.
@@ -213,47 +213,47 @@ def honest_orders(table: pd.DataFrame, draws: int = 5, seed: int = 0, group_colu
 
 
 def _order_groups(counts: np.ndarray, shuffled: np.ndarray, home: np.ndarray) -> tuple[list[int], int]:
-    """Orders groups so that every beginning is nearly stratified.
+    """Orders groups so that every prefix is nearly stratified.
 
-    The next group is the first one, in shuffled order, with an image of the class that is furthest behind: one that
-    has no image yet, else the one with the least (images so far + 1/2) / images in all, which is Sainte-Lague's rule
-    of sharing out seats. A large group waits, lest one patient be the whole 5%, unless its class is found nowhere else.
+    The next group is the first one, in shuffled order, with an image of the class that is furthest behind: a class
+    without images yet, else the one with the smallest (images so far + 1/2) / (all images), the Sainte-Lague method of
+    allocating seats. A large group waits, so that one patient is not the whole 5%, unless only it has the class.
 
     Args:
         counts: Images of each group and class [G, K].
         shuffled: The groups in random order [G].
-        home: One class of each group [G], under which it is found first: one of several classes would otherwise be
-            drawn more often than the rest.
+        home: One class of each group [G], under which it is queued first: groups with several classes would otherwise
+            be drawn more often than others.
 
     Returns:
-        The order [G], and how many groups it takes until every class is there.
+        The order [G], and the number of groups until every class is included.
     """
-    total, size, there = counts.sum(axis=0), counts.sum(axis=1).tolist(), counts > 0
+    total, size, has_class = counts.sum(axis=0), counts.sum(axis=1).tolist(), counts > 0
     limit, placed, done = LARGE * total.sum(), 0, np.zeros(len(total), dtype=np.int64)
     free = [True] * len(counts)
     queues = []
     for k in range(len(total)):
-        of_class = shuffled[there[shuffled, k]]
+        of_class = shuffled[has_class[shuffled, k]]
         away = home[of_class] != k
         queues.append(iter([*of_class[~away].tolist(), *of_class[away].tolist()]))
     waiting: list[list[int]] = [[] for _ in queues]
-    classes = [np.flatnonzero(row).tolist() for row in there]
+    classes = [np.flatnonzero(row).tolist() for row in has_class]
 
     def next_of_class(k: int) -> int | None:
-        fits = max(placed, limit)
+        largest = max(placed, limit)
         for g in waiting[k]:
-            if free[g] and size[g] <= fits:
+            if free[g] and size[g] <= largest:
                 return g
-        for g in queues[k]:  # goes on where it stopped
-            if free[g] and size[g] <= fits:
+        for g in queues[k]:  # continues where it stopped
+            if free[g] and size[g] <= largest:
                 return g
             if free[g]:
                 waiting[k].append(g)
         return min((g for g in waiting[k] if free[g]), key=size.__getitem__) if done[k] == 0 else None
 
     order, covering = [], 0
-    # No image yet: first the classes that need no large group.
-    behind = [-1.0 / counts[there[:, k]].sum(axis=1).min() for k in range(len(total))]
+    # Of the classes without images, first those that need no large group.
+    behind = [-1.0 / counts[has_class[:, k]].sum(axis=1).min() for k in range(len(total))]
     while len(order) < len(counts):
         for k in sorted(range(len(total)), key=behind.__getitem__):
             g = next_of_class(k)

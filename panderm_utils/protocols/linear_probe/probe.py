@@ -4,19 +4,19 @@ With N rows, D features and K classes, W `[K, D]` and b `[K]` minimise
 
     mean cross-entropy(W x + b)  +  (1 / C) * 0.5 * ||W||,    C = D * K / 100.
 
-Quirk of the published code, kept: the norm is not squared, so the penalty is not the usual ridge and W = 0 can be the
-exact optimum. The bias is free. (The paper's text gives the inverse coefficient.)
+Quirk of the published code, kept: the norm is not squared, so the penalty is not ridge and W = 0 can be the exact
+optimum. The bias is not penalised. (The paper's text gives the inverse coefficient.)
 
 Three solvers, all on the CPU:
 
-| solver | what it minimises | what it returns |
+| solver | objective | result |
 |---|---|---|
-| published | the objective above | where the published float32 L-BFGS stops, to the last digit; short of the optimum |
-| converged | the objective above | its optimum, several times faster |
-| sklearn | the *squared* norm, with the same C handed to scikit-learn | another model: for teaching the difference |
+| published | above | where the published float32 L-BFGS stops, to the last digit; short of the optimum |
+| converged | above | the optimum, several times faster |
+| sklearn | *squared* norm, same C passed to scikit-learn | a different model, to teach the difference |
 
-A fit computes on one thread, so that repeating it gives the same bits, whatever else the machine does and however many
-runs share it: the published path on two threads stops elsewhere on its plateau. Another kind of processor may too.
+A fit uses one thread, so that repeating it gives the same bits whatever else the machine does: with two threads the
+published path stops at another point of its plateau. So may another type of CPU.
 """
 
 import contextlib
@@ -53,13 +53,13 @@ class LinearProbe:
         weight: `[K, D]`; float32 from the published solver, else float64.
         bias: `[K]`, same dtype; minus infinity for a class without a training row (not from the published solver).
         solver: One of `SOLVERS`.
-        seed: Decides the initial weights of the published solver; the others do not depend on it.
+        seed: Seed of the initial weights of the published solver; the others do not depend on it.
         c: The penalty's C.
-        objective: The published objective on the training rows, in float64, whatever the solver minimised.
-        converged: Whether the solver's own stopping rule ended it, not the limit of iterations.
-        iterations: How many it took.
+        objective: The published objective on the training rows in float64, for every solver.
+        converged: Whether the solver met its stopping rule before the limit of iterations.
+        iterations: Number of iterations.
         seconds: Wall-clock time of the fit.
-        history: Columns iteration and loss: what the solver minimised, before the first and after each iteration.
+        history: Columns iteration and loss: the solver's objective, before the first and after each iteration.
     """
 
     weight: np.ndarray
@@ -74,15 +74,15 @@ class LinearProbe:
     history: pd.DataFrame = field(repr=False)
 
     def predict_proba(self, x) -> np.ndarray:
-        """Class probabilities `[N, K]` in float64 of features `[N, D]`.
+        """Returns class probabilities `[N, K]` in float64 of features `[N, D]`.
 
-        Logits and softmax have the precision of the weights, so the published solver's probabilities carry float32's
-        ties and rounding as the published ones do.
+        Logits and softmax have the precision of the weights, so the published solver's probabilities have the ties and
+        rounding of float32, like the published ones.
         """
         features = _features(x)
         if features.shape[1] != self.weight.shape[1]:
             raise ProbeError(
-                f"the probe was fitted on {self.weight.shape[1]} features a row, these rows have "
+                f"the probe was fitted on {self.weight.shape[1]} features per row, these rows have "
                 f"{features.shape[1]}: extract them with the same encoder"
             )
         weight, bias = torch.from_numpy(self.weight), torch.from_numpy(self.bias)
@@ -92,7 +92,7 @@ class LinearProbe:
         return torch.cat(blocks).numpy()
 
     def describe(self) -> dict:
-        """The settings and the outcome of the fit, ready for a record."""
+        """Returns the settings and the outcome of the fit, for a record."""
         names = ("solver", "seed", "c", "objective", "converged", "iterations")
         return {name: getattr(self, name) for name in names}
 
@@ -107,23 +107,22 @@ def fit_linear_probe(
     solver: str = "published",
     max_iterations: int = 1000,
 ) -> LinearProbe:
-    """Fits the linear probe of the paper on frozen features.
+    """Returns the linear probe of the paper, fitted on frozen features.
 
-    A class without a row keeps its place: the layer has `num_classes` outputs and C counts them all, so that C is the
-    same for every fraction of a training split. (Upstream counts the labels that occur, which is the same number
-    whenever it runs, and crashes when one is missing.) "published" then leaves that class a small probability;
-    "converged" and "sklearn" give it none, which is the limit that its free bias tends to.
+    A class without rows is kept: the layer has `num_classes` outputs and C depends on this number, so C is the same for
+    every label fraction. (Upstream counts the labels that occur and crashes if one is missing.) "published" leaves
+    such a class a small probability; "converged" and "sklearn" give it zero, the limit of its unpenalised bias.
 
     Args:
-        x: Features `[N, D]`, array or tensor; used as float32, copied, never changed.
+        x: Features `[N, D]`, array or tensor; copied to float32.
         y: Integer labels `[N]` in 0..K-1.
-        num_classes: K; None takes the highest label + 1.
-        seed: Seed of PyTorch's default initialisation; the caller's random state is left as it was.
-        solver: "published", "converged" or "sklearn", see the module.
+        num_classes: K; None: the highest label + 1.
+        seed: Seed of PyTorch's default initialisation; the global random state is not changed.
+        solver: "published", "converged" or "sklearn"; see the module docstring.
         max_iterations: Limit of L-BFGS iterations (published: 1,000, and 1.25 times as many evaluations).
 
     Raises:
-        ProbeError: Wrong shapes, features that are not finite, labels outside 0..K-1, one class only, an unknown
+        ProbeError: Wrong shapes, features that are not finite, labels outside 0..K-1, only one class, an unknown
             solver, or a published fit that overflowed.
     """
     if solver not in SOLVERS:
@@ -140,7 +139,7 @@ def fit_linear_probe(
     value = objective(features, labels, weight, bias, c)
     if not np.isfinite(value):
         raise ProbeError(
-            f"the {solver} solver overflowed (objective {value}): the features reach {features.abs().max():.3g}; "
+            f"the {solver} solver overflowed (objective {value}): features are as large as {features.abs().max():.3g}; "
             'scale them, or use solver="converged"'
         )
     if not converged:
@@ -163,26 +162,26 @@ def fit_linear_probe(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def penalty_c(num_features: int, num_classes: int) -> float:
-    """C = D * K / 100, as the published code has it."""
+    """Returns C = D * K / 100, as in the published code."""
     return num_features * num_classes / 100
 
 
 def _features(x) -> torch.Tensor:
-    """A float32 copy `[N, D]` of finite features. Always a copy: torch aligns it alike, so repeated fits sum alike."""
+    """A float32 copy `[N, D]` of finite features; always a copy, whose alignment makes repeated fits bit-equal."""
     x = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
     if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "fiub":
         raise ProbeError(f"features must be numbers [N, D] with N and D at least 1, got {x.dtype} {list(x.shape)}")
     features = torch.empty(x.shape, dtype=torch.float32)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is reported below
+    with np.errstate(over="ignore"):  # overflow is reported below
         features.numpy()[...] = x
     bad = [start + i for start in range(0, len(x), BLOCK) for i in _bad_rows(features[start : start + BLOCK])]
     if bad:
@@ -198,10 +197,10 @@ def _bad_rows(block: torch.Tensor) -> list[int]:
 
 
 def _labels(y, rows: int, num_classes: int | None) -> tuple[torch.Tensor, int]:
-    """The labels as int64 `[N]` and K, checked."""
+    """Returns the checked labels as int64 `[N]`, and K."""
     y = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
     if y.shape != (rows,):
-        raise ProbeError(f"labels must be one a row, [{rows}], got {list(y.shape)}")
+        raise ProbeError(f"labels must be one per row, [{rows}], got {list(y.shape)}")
     if y.dtype.kind not in "iub":
         raise ProbeError(f"labels must be integers, got {y.dtype}: convert them with y.astype(int)")
     labels = torch.from_numpy(y.astype(np.int64))
@@ -212,6 +211,6 @@ def _labels(y, rows: int, num_classes: int | None) -> tuple[torch.Tensor, int]:
     if len(labels.unique()) < 2:
         raise ProbeError(
             f"all {rows} training rows have label {labels[0].item()}: a probe needs at least two classes; "
-            "take a larger fraction"
+            "use a larger fraction"
         )
     return labels, num_classes

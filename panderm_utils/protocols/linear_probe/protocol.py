@@ -1,4 +1,4 @@
-"""Linear probing: what it is. Loads neither torch nor pandas."""
+"""The description of linear probing. Loads neither torch nor pandas."""
 
 from panderm_utils import results, stats
 from panderm_utils.manifests import Protocol
@@ -11,10 +11,10 @@ def recompute(record, folder):
 PROTOCOL = Protocol(
     name="linear_probe",
     title="linear probing",
-    question="How much of the diagnosis can a linear layer read off the features of a frozen encoder?",
+    question="How well can a linear layer diagnose from the features of a frozen encoder?",
     reproduces="Fig. 2a and Extended Data Fig. 1",
-    teaches="how a frozen encoder is judged: splits and leakage, features, a logistic regression and its penalty, "
-    "metrics for unequal classes and their intervals, and how to look at mistakes",
+    teaches="how a frozen encoder is evaluated: splits and leakage, features, a logistic regression and its penalty, "
+    "metrics for imbalanced classes and their intervals, and how to inspect mistakes",
     seconds_an_image=0.7,  # 123 GFLOP an image of ViT-L at the 175 GFLOP/s of two cores in float32
     settings={"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000, "weights": None},
     recompute=recompute,

@@ -1,7 +1,7 @@
-"""The three solvers behind `linear_probe.fit_linear_probe`, on checked tensors; see there for the objective.
+"""The three solvers of `linear_probe.fit_linear_probe`, on checked tensors; see there for the objective.
 
-Each takes x `[N, D]` float32, y `[N]` int64, K, C, a seed, the limit of iterations and a `Path` to note its losses on,
-and returns W `[K, D]`, b `[K]` and whether its own stopping rule ended it.
+Each takes x `[N, D]` float32, y `[N]` int64, K, C, a seed, the limit of iterations and a `Path` that records its
+losses, and returns W `[K, D]`, b `[K]` and whether it met its stopping rule.
 """
 
 import warnings
@@ -12,16 +12,16 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-GRADIENT_TOLERANCE = 3e-7  # looser ones (3e-5) were seen to end above the published solver's objective
-LOSS_TOLERANCE = 1e-10  # a smaller gain of one iteration is a crawl, or float32's noise
-WORTH_ANOTHER = 1e-9  # a start anew that gains less is the last
-DAMPING = 0.1  # of the mean eigenvalue, added to the covariance; 0.001 is slower on few rows
+GRADIENT_TOLERANCE = 3e-7  # looser ones (3e-5) can end above the published solver's objective
+LOSS_TOLERANCE = 1e-10  # a smaller gain per iteration is stagnation, or float32 noise
+WORTH_ANOTHER = 1e-9  # the last restart gains less
+DAMPING = 0.1  # fraction of the mean eigenvalue added to the covariance; 0.001 is slower on few rows
 DOUBLE_BELOW = 1_000_000  # features (N * D) up to which "converged" works on a float64 copy of them
 BLOCK = 8192  # rows at once where float64 is needed, so that no float64 copy of large features is made
 
 
 def objective(x, y, weight, bias, c: float) -> float:
-    """The published objective in float64: mean cross-entropy + (1 / C) * 0.5 * ||W||, x `[N, D]`, y `[N]`."""
+    """Returns the published objective in float64: mean cross-entropy + (1 / C) * 0.5 * ||W||, x `[N, D]`, y `[N]`."""
     x, y = torch.as_tensor(x), torch.as_tensor(y).long()
     weight, bias = torch.as_tensor(weight).double(), torch.as_tensor(bias).double()
     total = sum(
@@ -32,9 +32,9 @@ def objective(x, y, weight, bias, c: float) -> float:
 
 
 def solve_published(x, y, num_classes, c, seed, max_iterations, path):
-    """Upstream's path: nothing here may change the order or the precision of the arithmetic."""
+    """Follows upstream's path: nothing here may change the order or the precision of the arithmetic."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also reseed the caller's GPUs; the CPU's numbers are the same.
+        # Not torch.manual_seed, which would also reseed GPUs; the CPU numbers are the same.
         torch.default_generator.manual_seed(seed)
         layer = torch.nn.Linear(x.shape[1], num_classes, dtype=torch.float32)
     optimiser = torch.optim.LBFGS(layer.parameters(), lr=1, max_iter=max_iterations, line_search_fn="strong_wolfe")
@@ -51,10 +51,10 @@ def solve_published(x, y, num_classes, c, seed, max_iterations, path):
 
 
 def solve_converged(x, y, num_classes, c, seed, max_iterations, path):
-    """The optimum, by L-BFGS on centred and preconditioned features.
+    """Finds the optimum by L-BFGS on centred and preconditioned features.
 
-    Exact changes of variables only: the shift goes into the free bias, and on fewer rows than features an orthogonal
-    rotation leaves the norm of W as it is. V = W L with L L' = covariance + damping makes the problem round; the
+    All changes of variables are exact: the shift is absorbed by the bias, and with fewer rows than features an
+    orthogonal rotation preserves the norm of W. V = W L with L L' = covariance + damping improves the conditioning; the
     penalty stays on W. Parameters, softmax and sums are float64; only the two products with large features are float32.
     """
     present, y = torch.unique(y, return_inverse=True)
@@ -70,7 +70,7 @@ def solve_converged(x, y, num_classes, c, seed, max_iterations, path):
     targets = functional.one_hot(y, classes).double()
     prior = targets.mean(0)
 
-    # With W = 0 the best bias is the log prior. It is the optimum if no direction descends faster than the norm rises.
+    # At W = 0 the best bias is the log prior. W = 0 is optimal if no direction descends faster than the norm grows.
     slope = ((prior - targets).to(precision).T @ z).double() / rows
     if slope.norm() <= 0.5 / c:
         path.add(0, functional.cross_entropy(prior.log().expand(rows, -1), y).item())
@@ -79,14 +79,14 @@ def solve_converged(x, y, num_classes, c, seed, max_iterations, path):
     covariance = (z.T @ z).double() / rows
     damping = DAMPING * covariance.diagonal().mean()
     eye = torch.eye(len(covariance)).double()
-    weight, bias = torch.linalg.solve(covariance + damping * eye, -slope.T).T, prior.log()  # a step down from 0
+    weight, bias = torch.linalg.solve(covariance + damping * eye, -slope.T).T, prior.log()  # a descent step from 0
     gained, stationary = torch.inf, False
     while not stationary and gained > WORTH_ANOTHER and path.last < max_iterations:
         lower = torch.linalg.cholesky(covariance + damping * eye)
         before = path.losses.get(path.last, torch.inf)
         weight, bias, stationary = _descend(z, y, targets, weight, bias, lower, c, max_iterations - path.last, path)
         gained = before - path.losses[path.last]
-        # Only a crawl comes round again: near W = 0 the curvature of the norm, 1 / ||W||, outgrows the features'.
+        # A restart means stagnation: near W = 0 the curvature of the norm, 1 / ||W||, exceeds that of the features.
         damping = torch.maximum(damping, 4 * 0.5 / c / weight.norm())
     converged = stationary or path.last < max_iterations
     if rotation is not None:
@@ -95,7 +95,7 @@ def solve_converged(x, y, num_classes, c, seed, max_iterations, path):
 
 
 def _descend(z, y, targets, weight, bias, lower, c, limit, path):
-    """L-BFGS from (weight, bias) in V = W L: the new pair, and whether its gradient is within the tolerance."""
+    """Runs L-BFGS from (weight, bias) in V = W L: returns the new pair and whether its gradient is within tolerance."""
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)).double(), upper=False)
     v, bias = (weight @ lower).requires_grad_(), bias.clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
@@ -121,23 +121,23 @@ def _descend(z, y, targets, weight, bias, lower, c, limit, path):
 
     path.restart()
     optimiser.step(closure)
-    closure()  # the line search may have looked elsewhere last
+    closure()  # the last evaluation of the line search may be elsewhere
     steepest = max(v.grad.abs().max().item(), bias.grad.abs().max().item())
     return v.detach() @ inverse, bias.detach(), steepest <= GRADIENT_TOLERANCE
 
 
 def solve_sklearn(x, y, num_classes, c, seed, max_iterations, path):
-    """scikit-learn's LogisticRegression with the same C: there C weighs the *sum* of losses against 0.5 * ||W||^2."""
+    """Fits scikit-learn's LogisticRegression, where the same C weights the *sum* of losses against 0.5 * ||W||^2."""
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression  # here, as only this solver needs its second of import
+    from sklearn.linear_model import LogisticRegression  # a second of import that only this solver needs
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fit_linear_probe says it in our words
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fit_linear_probe warns instead
         model = LogisticRegression(C=c, max_iter=max_iterations).fit(x.numpy(), y.numpy())
     weight, bias = torch.from_numpy(model.coef_).double(), torch.from_numpy(model.intercept_).double()
-    if len(weight) == 1:  # two classes: one row of logits, shared out evenly, gives the same probabilities
+    if len(weight) == 1:  # two classes: splitting the one row of logits evenly gives the same probabilities
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    # It does not tell its path: the first (W = 0) and the last loss must do.
+    # It does not expose its path: only the first (W = 0) and the last loss are recorded.
     path.add(0, np.log(len(weight)))
     ridge = weight.square().sum().item() * (2 if len(weight) == 2 else 1) / (2 * c * len(x))
     present, places = torch.unique(y, return_inverse=True)
@@ -147,7 +147,7 @@ def solve_sklearn(x, y, num_classes, c, seed, max_iterations, path):
 
 
 class Path:
-    """Listens to a solver without touching its arithmetic: the losses it met, and a progress bar after 3 seconds."""
+    """Records the losses of a solver without touching its arithmetic, and shows a progress bar after 3 seconds."""
 
     def __init__(self, bar: tqdm):
         self.bar = bar
@@ -160,11 +160,11 @@ class Path:
         return max(self.losses, default=0)
 
     def restart(self) -> None:
-        """A new optimiser counts on from the last iteration."""
+        """Makes a new optimiser count on from the last iteration."""
         self.offset = self.last
 
     def note(self, optimiser: torch.optim.LBFGS, loss: torch.Tensor) -> None:
-        """Notes one evaluation. The line search accepts the lowest of an iteration's, so that one is kept."""
+        """Records one evaluation; keeps the lowest of an iteration, which the line search accepts."""
         self.add(self.offset + _state(optimiser).get("n_iter", 0), loss.item())
 
     def add(self, iteration: int, loss: float) -> None:
@@ -174,7 +174,7 @@ class Path:
         self.losses[iteration] = min(loss, self.losses.get(iteration, np.inf))
 
     def within(self, optimiser: torch.optim.LBFGS) -> bool:
-        """Whether L-BFGS ended by its tolerances rather than by its limits."""
+        """Whether L-BFGS stopped at its tolerances, not its limits."""
         state, group = _state(optimiser), optimiser.param_groups[0]
         return state["n_iter"] < group["max_iter"] and state["func_evals"] < group["max_eval"]
 
@@ -187,7 +187,7 @@ def _state(optimiser: torch.optim.LBFGS) -> dict:
 
 
 def _embed(weight, bias, present, num_classes):
-    """Puts the classes that have rows in their places; the others get W = 0 and a bias of minus infinity."""
+    """Expands to all classes: those without rows get W = 0 and a bias of minus infinity."""
     full_weight = torch.zeros(num_classes, weight.shape[1], dtype=weight.dtype)
     full_bias = torch.full((num_classes,), -torch.inf, dtype=bias.dtype)
     full_weight[present], full_bias[present] = weight, bias
