@@ -28,7 +28,7 @@ def calibration_of_records(
         scores: One row per record, from `paper_scores`.
 
     Returns:
-        Both begin with dataset, encoder, dataset_label, encoder_label, run_id. The first continues as `reliability`, the
+        Both begin with dataset, encoder, dataset_label, encoder_label, run_id. The first is as `reliability`, the
         second, one row per record, with classes, images and ece, brier with `_low`, `_high` each, ece_by_chance.
     """
     keys, tables, rows = ["dataset", "encoder", "dataset_label", "encoder_label", "run_id"], [], []
