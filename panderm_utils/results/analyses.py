@@ -28,8 +28,8 @@ def calibration_of_records(
         scores: One row per record, from `paper_scores`.
 
     Returns:
-        Both begin with dataset, encoder, dataset_label, encoder_label, run_id. The first continues as `reliability`, the
-        second, one row per record, with classes, images and ece, brier with `_low`, `_high` each, ece_by_chance.
+        Both begin with dataset, encoder, dataset_label, encoder_label, run_id. The first continues as `reliability`;
+        the second has one row per record: classes, images, ece and brier with `_low` and `_high` each, ece_by_chance.
     """
     keys, tables, rows = ["dataset", "encoder", "dataset_label", "encoder_label", "run_id"], [], []
     for run in scores.to_dict(orient="records"):
