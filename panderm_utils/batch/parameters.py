@@ -113,7 +113,7 @@ def settle_parameters(path: Path, protocol: Protocol, overrides: dict[str, str],
             near = difflib.get_close_matches(name, valid, n=1)
             hint = f"did you mean -p {near[0]}={text}? " if near else ""
             valid = ", ".join(valid)
-            problems.append(f"-p {name}={text}: {path.parent.name} has no such parameter; {hint}valid: {valid}")
+            problems.append(f"-p {name}={text}: {path.parent.name} has no such parameter; {hint}known: {valid}")
             continue
         kind = KINDS.get(name, str) if defaults[name] in (None, "auto") else type(defaults[name])
         try:

@@ -47,9 +47,7 @@ class LabelledImages:
         set_field(self, "rows", None if self.rows is None else np.asarray(self.rows, dtype=np.int64))
         sizes = {name: len(part) for name, part in vars(self).items() if part is not None}
         if len(set(sizes.values())) != 1 or self.y.ndim != 1 or (len(self.y) and self.y.dtype.kind not in "iu"):
-            raise FineTuneError(
-                f"pass one path, one integer label and one name per image, got {sizes} of {self.y.dtype}"
-            )
+            raise FineTuneError(f"pass one path, one integer label and one name per image, got {sizes}, {self.y.dtype}")
 
     def __len__(self) -> int:
         return len(self.paths)
