@@ -17,6 +17,7 @@ import pytest
 
 from panderm_utils.batch import leftovers
 from panderm_utils.batch.lock import started
+from panderm_utils.disk import temporary
 
 ROOT = Path(__file__).parents[2]
 # Starts a run's process in a session of its own, and that one two more that ignore SIGINT.
@@ -184,4 +185,4 @@ def test_half_written_files_of_the_dead_are_removed_and_a_record_that_was_being_
     found |= {path for path in root.glob("*/*/*") if path.name != "record.json"} | set(root.glob("records/*"))
     assert found == {*there, root / "records/b"}
     assert (root / "records/b/record.json").read_text() == f".b.{node}.{dead.pid}.old"
-    assert leftovers.temporary(root / "records/a").name == f".a.{node}.{os.getpid()}.new"
+    assert temporary(root / "records/a").name == f".a.{node}.{os.getpid()}.new"
