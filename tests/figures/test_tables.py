@@ -66,6 +66,20 @@ def test_only_the_published_settings_and_the_asked_seed_are_shown():
     assert selection.paper_scores(both, "paper", load_protocol("linear_probe"), solver="sklearn")["value"].max() == 0.4
 
 
+def test_a_setting_that_does_not_matter_leaves_all_others_asked_for():
+    both = pd.concat(
+        [
+            runs(("ddi", "panderm_large"), value=0.9),
+            runs(("ddi", "panderm_large"), value=0.4, solver="sklearn"),
+            runs(("ddi", "panderm_large"), value=0.5, train_fraction=0.1),
+            runs(("ddi", "panderm_large"), value=0.3, seed=1),
+        ]
+    )
+    found = selection.paper_scores(both, "paper", load_protocol("linear_probe"), solver=selection.ANY)
+    assert found.groupby("solver", dropna=False)["value"].max().tolist() == [0.9, 0.4]
+    assert len(found) == 2 * len(METRICS)
+
+
 def test_no_records_give_empty_tables_and_all_runs_missing():
     empty = selection.paper_scores(
         pd.DataFrame(columns=["dataset", "protocol", "encoder", "run_id", "metric", "value"]),

@@ -328,6 +328,18 @@ def test_notes_of_one_name_are_merged(space):
     assert record["data"] == {"n": 3}
 
 
+def test_a_record_that_would_not_be_json_is_refused_and_the_older_one_stays(space):
+    folder, _ = save(space)
+    before = (folder / "record.json").read_bytes()
+    run = records.begin_run(load_protocol("linear_probe"), "demo", "random_tiny", 0, space)
+    run.note(timings={"training_seconds": float("nan")})
+    with pytest.raises(ValueError, match="JSON"):
+        records.save_record(run, scores(), records.prediction_table(["a"], [0], [[1.0, 0.0]]), "accuracy")
+    assert run.folder == folder
+    assert (folder / "record.json").read_bytes() == before
+    assert [path.name for path in space.records.iterdir()] == [folder.name]
+
+
 def test_published_values_stand_beside_real_runs_only(tmp_path):
     rows = {
         "weighted_f1": {"value": 0.92, "low": 0.9, "high": 0.93},

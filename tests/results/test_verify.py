@@ -147,6 +147,22 @@ def test_one_changed_digit_of_a_stored_number_is_named(space):
     assert found["difference"].abs().iloc[0] == pytest.approx(1e-6)
 
 
+def test_the_text_names_each_number_that_differs_and_says_how_many_more_there_are():
+    wrong = [("a", f"m{i}", "value", 0.5, 0.25 + i, 0.0, verify.DIFFERS) for i in range(12)]
+    right = ("b", "accuracy", "value", 0.5, 0.5, 0.0, "")
+    lost = ("c", "", "", np.nan, np.nan, np.nan, "damaged: it is gone")
+    text = verify.describe_verification(pd.DataFrame([*wrong, right, lost], columns=verify.COLUMNS))
+    assert text.splitlines() == [
+        "3 records, 13 metrics recomputed with their intervals: 2 of the records cannot be confirmed",
+        "",
+        "a",
+        *(f"  m{i} value: stored 0.5, recomputed {i}.25" for i in range(10)),
+        "  ... and 2 more",
+        "c",
+        "  damaged: it is gone",
+    ]
+
+
 def lose_a_row(folder):
     table = pd.read_csv(folder / "draws.csv")
     table.iloc[:-1].to_csv(folder / "draws.csv", index=False)
