@@ -198,7 +198,7 @@ def test_a_lock_that_the_power_cut_short_is_nobodys(tmp_path):
 def test_a_zombie_is_dead_and_a_start_time_is_ones_own(monkeypatch, linux):
     if not linux:  # where there is no /proc
         monkeypatch.setattr(lock, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
-    assert lock.started(os.getpid())
+    assert lock.start_time(os.getpid())
     process = subprocess.Popen(["sleep", "600"])
     assert lock.start_time(process.pid) == lock.start_time(process.pid) != lock.start_time(os.getpid())
     process.kill()
