@@ -192,3 +192,8 @@ def test_answers_for_figures_name_the_best_and_the_next_best_or_those_asked_for(
     assert data_needed.find_match(draws_of("a", [[0.4, 0.5, 0.6]])) is None
     said = data_needed.match_sentences({"HAM10000": (needed, "c", "a"), "DDI": None})
     assert said.to_dict("records") == [{"Dataset": "HAM10000", "answer": "c with 50% of the labels matches a with all"}]
+
+
+def test_a_share_is_whole_from_ten_percent_up_and_never_a_power_of_ten():
+    shares = {1.0: "100", 0.996: "100", 0.5049: "50", 0.0996: "10", 0.0994: "9.9", 0.05: "5", 0.0123: "1.2"}
+    assert {share: data_needed.percent(share) for share in shares} == shares

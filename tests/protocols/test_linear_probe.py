@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from panderm_utils.protocols.linear_probe.probe import ProbeError, fit_linear_probe, penalty_c
-from panderm_utils.protocols.linear_probe.solvers import objective
+from panderm_utils.protocols.linear_probe.solvers import Path, objective
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -332,3 +332,23 @@ def test_describe_is_plain_values():
     facts = fit_linear_probe(X, Y, seed=2).describe()
     assert facts["solver"] == "published" and facts["seed"] == 2 and facts["c"] == 0.24
     assert all(type(value) in (str, int, float, bool) for value in facts.values())
+
+
+def test_a_solver_that_used_its_last_evaluation_did_not_converge():
+    """However few iterations that were: a limit that was met exactly is a limit."""
+    x = torch.zeros(2, requires_grad=True)
+    within = []
+    for most in (5, 1000):
+        optimiser = torch.optim.LBFGS([x], lr=0.01, max_iter=20_000, max_eval=most)
+
+        def loss(optimiser=optimiser):
+            optimiser.zero_grad()
+            value = (x - 1).square().sum()
+            value.backward()
+            return value
+
+        optimiser.step(loss)
+        within.append(Path.within(None, optimiser))
+        if most == 5:
+            assert optimiser.state[x]["func_evals"] == 5
+    assert within == [False, True]

@@ -16,6 +16,7 @@ from panderm_utils.protocols.fine_tune.recipe import (
     FineTuneError,
     FineTuneRecipe,
     learning_rates,
+    make_recipe,
     parameter_groups,
     parameter_table,
     steps_of_epoch,
@@ -129,3 +130,13 @@ def test_all_that_is_wrong_with_a_recipe_is_told_at_once() -> None:
     for part in ("batch_size 7 is not even", "warmup_epochs 10 is not in 0..5", "write one of recall, acc"):
         assert part in message
     assert "mixup -1.0 is negative" in message and "ema_decay 1.0" in message
+
+
+def test_a_shorter_training_has_a_shorter_warm_up_unless_one_is_named() -> None:
+    """A fifth of the epochs, at most the published ten."""
+    for epochs, warmup in ((5, 1), (20, 4), (50, 10), (100, 10)):
+        assert make_recipe({"epochs": epochs}).warmup_epochs == warmup
+        assert make_recipe({"epochs": 3}, epochs=epochs).warmup_epochs == warmup
+    assert make_recipe({"lr": 1e-3}).warmup_epochs == 10
+    assert make_recipe({"epochs": 20, "warmup_epochs": 7}).warmup_epochs == 7
+    assert make_recipe({"epochs": 20}, warmup_epochs=0).warmup_epochs == 0

@@ -314,3 +314,6 @@ def test_the_table_of_subsets_counts_the_classes_of_one_draw():
     assert counts.index.tolist() == ["nevus", "melanoma", "scar", "all"]
     assert counts["100%"].tolist() == [60, 30, 10, 100]
     assert counts["50%"].tolist() == [30, 15, 5, 50]
+    first, second = (subset for subset in drawn if subset.fraction == 0.1)
+    uneven = [first, subsets.Subset(0.1, 1, second.rows[:4])]  # which of the two was counted can be told
+    assert subsets.subset_table(table, uneven, list("abc")).loc["all"].tolist() == [len(first.rows)]
