@@ -137,6 +137,7 @@ def test_a_shorter_training_has_a_shorter_warm_up_unless_one_is_named() -> None:
     for epochs, warmup in ((5, 1), (20, 4), (50, 10), (100, 10)):
         assert make_recipe({"epochs": epochs}).warmup_epochs == warmup
         assert make_recipe({"epochs": 3}, epochs=epochs).warmup_epochs == warmup
+        assert make_recipe({}, epochs=epochs, warmup_epochs=None).warmup_epochs == warmup  # as the notebook asks
     assert make_recipe({"lr": 1e-3}).warmup_epochs == 10
     assert make_recipe({"epochs": 20, "warmup_epochs": 7}).warmup_epochs == 7
     assert make_recipe({"epochs": 20}, warmup_epochs=0).warmup_epochs == 0

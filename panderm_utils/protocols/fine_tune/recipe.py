@@ -116,7 +116,7 @@ def make_recipe(defaults: dict, **overrides) -> FineTuneRecipe:
         FineTuneError: An unknown name, or an invalid value.
     """
     changes = {**defaults, **{name: value for name, value in overrides.items() if value is not None}}
-    if "epochs" in changes and "warmup_epochs" not in {**defaults, **overrides}:
+    if "epochs" in changes and "warmup_epochs" not in changes:
         changes["warmup_epochs"] = min(FineTuneRecipe.warmup_epochs, changes["epochs"] // 5)
     valid = [field.name for field in fields(FineTuneRecipe)]
     if unknown := [name for name in changes if name not in valid]:
