@@ -12,22 +12,34 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
         signal.signal(number, usual)
 
 
-# Files that take longest: they begin first, so that none is still running when the other process has nothing left.
-LONGEST = (
-    "tests/notebooks/",
-    "tests/batch/test_slurm",
-    "tests/chaos/",
-    "tests/batch/",
-    "tests/protocols/",
-    "tests/data/",
+# Folders and files that take longest: they begin first, so that neither process is left alone with one of them.
+LONGEST = ("notebooks/", "batch/test_slurm", "chaos/", "batch/", "protocols/", "data/")
+# What starts processes, kernels, browsers or trainings; `make test-fast` runs the others.
+SLOW = (
+    *(
+        "notebooks/",
+        "batch/",
+        "chaos/",
+        "demo/",
+        "report/",
+        "test_disk",
+        "test_pool",
+        "test_torchvision",
+        "test_project",
+    ),
+    *("data/test_hostile", "data/test_own", "encoders/test_features", "encoders/test_encoders", "stats/test_embedding"),
+    *("protocols/test_finetune", "protocols/test_toy", "results/test_records", "results/test_scoreboard"),
 )
 
 
 def pytest_collection_modifyitems(items):
-    def place(item):
-        return next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(f"tests/{name}")), len(LONGEST))
+    def starts(item, name):
+        return item.nodeid.startswith(f"tests/{name}")
 
-    items.sort(key=place)
+    for item in items:
+        if any(starts(item, name) for name in SLOW):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if starts(item, name)), len(LONGEST)))
 
 
 @pytest.fixture(scope="module")
