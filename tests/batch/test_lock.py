@@ -109,7 +109,7 @@ def test_a_lock_is_one_holders_alone(tmp_path, holding):
 def test_a_batch_is_refused_by_the_systems_lock_before_the_owner_has_written_its_name(tmp_path, holding):
     holding(tmp_path / lock.NAME)
     assert (tmp_path / lock.NAME).read_bytes() == b""
-    with pytest.raises(lock.FolderError, match="another batch is at work in"), lock.lock_folder(tmp_path):
+    with pytest.raises(lock.FolderError, match="in use by another batch"), lock.lock_folder(tmp_path):
         pass
 
 

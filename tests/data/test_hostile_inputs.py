@@ -718,7 +718,7 @@ WEIGHTS |= section(
             r"head\.weight is \[\], .*should be",
         ),
         "fine-tuned with NaN": (fine_tuned("head.bias", torch.full((3,), torch.nan)), r".*not finite .*: head\.bias"),
-        "fine-tuned with whole numbers": (fine_tuned("head.bias", torch.zeros(3).int()), r".*no plain .*: head\.bias"),
+        "fine-tuned with whole numbers": (fine_tuned("head.bias", torch.zeros(3).int()), r".*not plain .*: head\.bias"),
     },
 )
 WEIGHTS["fine-tuned with code"] = (armed(), tuned, CALLS.replace("WORDS", r"posix\.system"))
@@ -840,7 +840,7 @@ GIVEN |= {
     "own data in a csv by 300 letters": (typed("--new-dataset", LONG, "--images", ".", "--name", "x"), "name too long"),
     "own data in a home of nobody": (
         typed("--new-dataset", "~nobody_of_these/x", "--images", ".", "--name", "x"),
-        "home",
+        "no such user; write the absolute path",
     ),
     "outputs by 300 letters": (typed("--plan", "--output-root", f"WORLD/{LONG}"), "File name too long"),
     "outputs by what is no UTF-8": (typed("--plan", "--output-root", "WORLD/\udcff"), "not UTF-8; rename that folder"),
