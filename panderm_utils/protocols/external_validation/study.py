@@ -105,9 +105,7 @@ def find_targets(
         shared = shared[shared["image"].isin(table["image"])].reset_index(drop=True)
         table = table[~table["image"].isin(shared["image"])].reset_index(drop=True)
         if len(set(melanoma_labels(card, table["label"]))) < 2:
-            left_out[card.name] = (
-                f"its {len(table):,} images that are not in the source are of one class: all melanoma, or none"
-            )
+            left_out[card.name] = f"its {len(table):,} images not in the source are of one class: all melanoma, or none"
         else:
             targets[card.name] = Target(dataset, table, shared)
     if not targets:
