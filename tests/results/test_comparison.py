@@ -452,8 +452,8 @@ def test_the_encoders_notebook_runs_on_whatever_is_there_and_says_what_is_missin
     if there == "all":
         picture = Image.open(space.figures / "table_comparisons.png").text
         assert set(picture["Records"].split()) == {path.name for path in space.records.iterdir()}
-        assert f"DINOv2 (large) {names['main']['difference'].iloc[1]:.3f}" in picture["Description"]
-        assert f"below 0.05 in {(names['main']['p_holm'] < 0.05).sum()} of 4" in picture["Description"]
+        assert f"DINOv2 (large) {names['headline_pairs']['difference'].iloc[1]:.3f}" in picture["Description"]
+        assert f"below 0.05 in {(names['headline_pairs']['p_holm'] < 0.05).sum()} of 4" in picture["Description"]
 
 
 def test_the_encoders_notebook_takes_another_reference_and_names_those_that_there_are(space):

@@ -212,7 +212,7 @@ def test_a_record_of_a_run_that_is_not_done_is_no_record(space, status):
     record = json.loads((folder / "record.json").read_text())
     assert record["status"] == "done"
     (folder / "record.json").write_text(json.dumps({**record, "status": status}))
-    said = f"{folder.name}: not a whole record .*status {status!r}.*delete the folder"
+    said = f"{folder.name}: not a complete record .*status {status!r}.*delete the folder"
     with pytest.raises(ValueError, match=said):
         results.read_record(folder)
     assert not results.is_done(folder)
