@@ -49,7 +49,7 @@ def blobs(count=40, width=30, apart=20.0):
 @pytest.mark.parametrize("installed", [True, False], ids=["umap", "no umap"])
 def test_what_is_near_stays_near_every_time(installed, monkeypatch, recwarn):
     if installed:
-        pytest.importorskip("umap")  # where it is not to be had, the other case is the only one
+        pytest.importorskip("umap")  # where it is not installed, the other case is the only one
     else:
         monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
     x, y = blobs()
