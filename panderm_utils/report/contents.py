@@ -24,7 +24,7 @@ FAILED = ".failed.ipynb"
 # The name in a call that writes a file: `tables.write_tables(table, folder, "name")`.
 WRITES = re.compile(r'(?:write_tables|save_figure)\([^"]*"([^"]+)"')
 
-ABOUT_NOTEBOOK = re.compile(r"\s*Reads records only.*", re.DOTALL)  # describes the notebook, not its figure
+ABOUT_NOTEBOOK = re.compile(r"\s*Only reads records.*", re.DOTALL)  # describes the notebook, not its figure
 
 
 @dataclass(frozen=True)
