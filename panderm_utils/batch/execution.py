@@ -113,7 +113,7 @@ def _execute_alone(job, log, environment, timeout, stop, warm) -> Outcome:
     # A study saves its record last, so a new one means that all of it is done, whatever happened to papermill then.
     recorded = job.record is not None and is_done(job.record) and _stamp(job) != before
     if recorded or (code == 0 and job.record is None):
-        remark = "" if code == 0 else f"its record is whole, but then: {diagnose(partial, job.log)[1]}"
+        remark = _remark(job) if code == 0 else f"its record is whole, but then: {diagnose(partial, job.log)[1]}"
         if partial.exists():
             partial.replace(job.output)
         failed.unlink(missing_ok=True)
@@ -134,6 +134,11 @@ def _execute_alone(job, log, environment, timeout, stop, warm) -> Outcome:
     if partial.exists():
         partial.replace(failed)
     return Outcome(job, "failed", seconds, cell, error, retryable=bool(killed))
+
+
+def _remark(job: Job) -> str:
+    """Returns what the closing table must say of a run that is done: that its data were incomplete."""
+    return json.loads((job.record / "record.json").read_bytes()).get("incomplete", "") if job.record else ""
 
 
 def child_environment(jobs: int) -> dict[str, str]:

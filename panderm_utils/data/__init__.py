@@ -4,7 +4,7 @@ import lazy_loader
 
 OFFERS = {
     "csv_tables": "DataError is_missing",
-    "dataset": "Dataset class_counts describe leakage_table load_dataset metadata_table split_table",
+    "dataset": "Dataset class_counts describe leakage_table load_dataset metadata_table shortfall split_table",
     "image_files": "ImageError ImageFolder image_error_reason open_image",
     "loading": "batch_loader",
     "own_data": "make_own_manifest",

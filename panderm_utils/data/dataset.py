@@ -170,18 +170,32 @@ def metadata_table(dataset: Dataset, split: str) -> pd.DataFrame:
     return pd.DataFrame({"filename": rows["image"], **kinds})
 
 
+def shortfall(dataset: Dataset) -> str:
+    """Returns in which splits and classes a dataset differs from its manifest's verified numbers; "" if in none."""
+    manifest, counts = dataset.manifest, class_counts(dataset)
+    parts = []
+    for name, size in ({} if "split_sizes" in manifest.unverified else manifest.split_sizes or {}).items():
+        if (found := counts[name].sum()) != size:
+            parts.append(f"{found:,} {name} images, not {size:,}")
+    for name, sizes in ({} if parts or "class_counts" in manifest.unverified else manifest.class_counts or {}).items():
+        classes = zip(manifest.class_names, counts[name], sizes, strict=True)
+        parts += [f"{found:,} {name} images of {k}, not {size:,}" for k, found, size in classes if found != size]
+    return ", ".join(parts)
+
+
 def describe(dataset: Dataset) -> dict:
     """Returns what a record keeps of its data, JSON-serialisable: digests, sizes and problem counts.
 
     `rows_sha256` covers image, split and label of every row used, in order; `csv_sha256` the bytes of the CSV.
     """
     used = dataset.table[["image", "split", "label"]].to_csv(index=False, lineterminator="\n")
-    sizes = dataset.table["split"].value_counts()
+    counts = class_counts(dataset)
     return {
         "dataset": dataset.manifest.name,
         "csv": dataset.manifest.csv,
         "csv_sha256": dataset.csv_sha256,
         "rows_sha256": hashlib.sha256(used.encode()).hexdigest(),
-        "split_sizes": {name: int(sizes.get(name, 0)) for name in SPLITS},
+        "split_sizes": {name: int(counts[name].sum()) for name in SPLITS},
+        "class_counts": {name: counts[name].tolist() for name in SPLITS},
         "problems": {kind: int(n) for kind, n in dataset.problems["kind"].value_counts(sort=False).items()},
     }

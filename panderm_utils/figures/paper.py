@@ -9,6 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from panderm_utils.figures.plots import GREY, METRIC_TITLES, finish_figure, style, wrap
+from panderm_utils.figures.tables import DAGGER, few_images
+from panderm_utils.stats import FEW_IMAGES
 
 FOUR_METRICS = ("weighted_f1", "auroc", "aupr", "balanced_accuracy")  # the metrics of Fig. 2d and Extended Data Fig. 1
 DATASET_WIDTH = 0.8  # inches; ten datasets are 9 inches wide, and 8-point text prints at 6 points in two columns
@@ -21,7 +23,8 @@ def scores_by_dataset(
 
     Args:
         scores: One row per bar: dataset_label, encoder_label, value, low, high, and optionally test_images, shown below
-            a dataset's name. Missing rows leave a gap; means are over the datasets that all shown encoders have.
+            a dataset's name; a dagger marks intervals that are too narrow. Missing rows leave a gap; means are over the
+            datasets that all shown encoders have.
         colors: Encoder label -> colour; its order is the order of the bars.
         axis: Axis to draw into, instead of a new figure.
         means: Whether to draw the dashed lines.
@@ -47,7 +50,9 @@ def scores_by_dataset(
         if not datasets:
             axis.text(0.5, 0.5, "no record yet", ha="center", transform=axis.transAxes, color=GREY)
         images = [count_images(scores[scores["dataset_label"] == d]) for d in datasets]
-        labels = [f"{wrap(d, 13)}\n{n}".rstrip() for d, n in zip(datasets, images, strict=True)]
+        marked = set(scores.loc[few_images(scores), "dataset_label"])
+        names = [wrap(d, 13) + DAGGER * (d in marked) for d in datasets]
+        labels = [f"{name}\n{n}".rstrip() for name, n in zip(names, images, strict=True)]
         axis.set_xticks(range(len(datasets)), labels)
         axis.set(ylim=(0, 1), xlim=(-0.6, max(1, len(datasets)) - 0.4))
         axis.tick_params(axis="x", length=0, labelsize=8)
@@ -126,7 +131,7 @@ def figure_2c(panel: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fal
 
 
 def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
-    """Draws each published number (diamond) on our value (dot) and interval, one line each; grey if we have none.
+    """Draws each published number (diamond) on our value (dot) and interval, one line each; grey without a verdict.
 
     Args:
         board: Rows of `results.scoreboard`.
@@ -156,16 +161,20 @@ def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
 
 
 def _draw_verdict(axis, place: float, row, color: str) -> None:
-    """Draws a line of the scoreboard: our interval, the published mark, and the verdict as text at the right."""
-    has_run = row.verdict != "not run"
-    if has_run:
-        axis.hlines(place, row.low, row.high, color=color, lw=4, alpha=0.45)
-        axis.plot(row.ours, place, "o", ms=6, mfc="white", mec=color, mew=1.5)
-    axis.plot(row.published, place, "D", ms=4.5, mfc="black" if has_run else "white", mec="black" if has_run else GREY)
-    outside = has_run and not np.isnan(row.by_how_much)
+    """Draws a line of the scoreboard: our interval, the published mark, and the verdict as text at the right.
+
+    Grey and hollow: the run cannot be compared, or there is none.
+    """
+    compared = row.verdict not in ("not comparable", "not run")
+    if not np.isnan(row.ours):
+        axis.hlines(place, row.low, row.high, color=color if compared else GREY, lw=4, alpha=0.45)
+        axis.plot(row.ours, place, "o", ms=6, mfc="white", mec=color if compared else GREY, mew=1.5)
+    ink, inside = ("black", "black") if compared else (GREY, "white")
+    axis.plot(row.published, place, "D", ms=4.5, mfc=inside, mec=ink)
+    outside = not np.isnan(row.by_how_much)
     text = f"outside by {row.by_how_much:+.4f}" if outside else row.verdict
     options = {"fontsize": 8, "va": "center", "fontweight": "bold" if outside else "normal"}
-    axis.text(1.02, place, text, transform=axis.get_yaxis_transform(), color="black" if has_run else GREY, **options)
+    axis.text(1.02, place, text, transform=axis.get_yaxis_transform(), color=ink, **options)
 
 
 def count_images(scores: pd.DataFrame) -> str:
@@ -183,6 +192,8 @@ def _name_encoders(figure: Figure, heading: str) -> None:
     handles = figure.axes[0].get_legend_handles_labels()
     if any(line.get_linestyle() == "--" for axis in figure.axes for line in axis.lines):
         heading += "; dashed: mean over the datasets"
+    if any(DAGGER in label.get_text() for axis in figure.axes for label in axis.get_xticklabels()):
+        heading += f"; {DAGGER} fewer than {FEW_IMAGES} test images of a class: interval too narrow"
     options = {"title": wrap(heading, int(12 * figure.get_figwidth())), "alignment": "left", "title_fontsize": 10}
     if handles[0]:
         columns = max(1, int(figure.get_figwidth() / 1.7))

@@ -9,6 +9,7 @@ from panderm_utils.disk import temporary
 from panderm_utils.figures.plots import METRIC_TITLES
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.results import order_encoders
+from panderm_utils.stats import PER_IMAGE
 
 # Upstream's results table: its column -> our metric.
 UPSTREAM_COLUMNS = {
@@ -19,6 +20,8 @@ UPSTREAM_COLUMNS = {
     "AUPR": "aupr",
 }
 
+DAGGER = "†"
+UNDEFINED = "– (one class only)"  # kappa, AUROC and AUPR compare classes
 INTERVAL = re.compile(r"\[(\S+), (\S+)\]")  # kept on one line in a narrow column
 
 
@@ -29,9 +32,21 @@ def encoder_colors(scores: pd.DataFrame) -> dict[str, str]:
 
 
 def metrics_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row per dataset and encoder, one column per metric, each cell `value [low, high]`."""
-    cells = scores[["value", "low", "high"]].itertuples(index=False)
-    return wide(scores, [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells])
+    """Returns one row per dataset and encoder, one column per metric, each cell `value [low, high]`.
+
+    A dagger marks intervals that too few test images of a class make too narrow; an undefined metric is a dash with
+    the reason.
+    """
+    cells = zip(scores["value"], scores["low"], scores["high"], few_images(scores), strict=True)
+    texts = [f"{v:.3f} [{a:.3f}, {b:.3f}]{DAGGER * few}" for v, a, b, few in cells]
+    return wide(scores, [UNDEFINED if pd.isna(v) else text for v, text in zip(scores["value"], texts, strict=True)])
+
+
+def few_images(scores: pd.DataFrame) -> pd.Series:
+    """Returns which rows have an interval that too few test images of a class make too narrow (`stats.evaluate`)."""
+    if "unstratified_low" not in scores:
+        return pd.Series(False, index=scores.index)
+    return scores["unstratified_low"].notna() & ~scores["metric"].isin(PER_IMAGE)
 
 
 def wide(rows: pd.DataFrame, texts: list[str]) -> pd.DataFrame:

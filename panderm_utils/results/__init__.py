@@ -6,12 +6,13 @@ OFFERS = {
     "analyses": "calibration_of_records operating_points_of_records subgroups_of_records",
     "comparison": "compare_encoders compare_protocols",
     "environment": "describe_environment peak_memory_mb",
-    "identity": "PROFILE_SETTINGS SCHEMA is_done run_id settle_settings",
+    "identity": "PROFILE_SETTINGS SCHEMA is_done read_record run_id settle_settings",
     "published": "SCOREBOARD_COLUMNS paper_items scoreboard scoreboard_alt_text scoreboard_sentence scoreboard_summary",
     "recorded_features": "agreement_table embed_features features_of_records open_examples",
-    "records": "begin_run compare_with_published parse_predictions prediction_table read_predictions read_record "
-    "read_records save_record summarise worst_mistakes",
-    "selection": "ANY differing_settings missing_runs order_encoders paper_scores published_verdicts",
+    "records": "begin_run note_data parse_predictions prediction_table read_predictions read_records save_record "
+    "summarise worst_mistakes",
+    "selection": "ANY missing_runs order_encoders paper_scores",
+    "verdicts": "compare_with_published differing_settings published_verdicts",
     "verification": "compare_metrics describe_verification recompute_predictions resampling verify_records",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

@@ -12,7 +12,7 @@ from panderm_utils.manifests import (
     load_paper_items,
     load_published_results,
 )
-from panderm_utils.results.selection import published_verdicts
+from panderm_utils.results.verdicts import NOT_COMPARABLE, NOT_RUN, OUTSIDE, REPRODUCED, published_verdicts
 from panderm_utils.workspace import Workspace
 
 RUN = ["dataset", "protocol", "encoder"]
@@ -26,6 +26,7 @@ SCOREBOARD_COLUMNS = [
     "verdict",
     "by_how_much",
     "difference",
+    "standard_errors",
     "differs",
 ]
 SCOREBOARD_COLUMNS += ["missing", "run_id", "source"]
@@ -40,9 +41,9 @@ def scoreboard(
 ) -> pd.DataFrame:
     """Returns one row per published number: SCOREBOARD_COLUMNS, then LABELS.
 
-    `verdict` is that of `published_verdicts`. `by_how_much` is the distance of the published number from our interval
-    if it is outside: positive above the interval (ours is too low), negative below. `difference` is ours minus
-    published, `differs` the settings in which our run differs. `missing` says what a run without a record needs.
+    `verdict`, `difference`, `standard_errors` and `differs` are those of `published_verdicts`. `by_how_much` is the
+    distance of the published number from our interval if it is outside: positive above the interval (ours is too low),
+    negative below. `missing` says what a run without a record needs.
 
     Args:
         runs: All rows of `read_records`.
@@ -53,19 +54,17 @@ def scoreboard(
     parts = []
     studied = {name: find(name) for _, name, _ in results}
     for name, protocol in studied.items():
-        ours = runs[runs["protocol"] == name]
-        parts.append(published_verdicts(ours, protocol, space.synthetic).assign(protocol=name))
+        parts.append(published_verdicts(runs, protocol, space.synthetic).assign(protocol=name))
     board = pd.concat(parts, ignore_index=True)
-    numbers = ["published", "ours", "low", "high"]
+    numbers = ["published", "ours", "low", "high", "difference", "standard_errors"]
     board[numbers] = board[numbers].astype(float)
     above, below = board["published"] - board["high"], board["published"] - board["low"]
-    board["by_how_much"] = above.where(above > 0, below.where(below < 0))
-    board["difference"] = board["ours"] - board["published"]
-    absent = set(board.loc[board["verdict"] == "not run", RUN].itertuples(index=False, name=None))
+    board["by_how_much"] = above.where(above > 0, below.where(below < 0)).where(board["verdict"] == OUTSIDE)
+    absent = set(board.loc[board["verdict"] == NOT_RUN, RUN].itertuples(index=False, name=None))
     needs = {key: missing(result, space) for key, result in results.items() if key in absent}
     keys = list(board[RUN].itertuples(index=False, name=None))
     board["missing"] = [
-        needs.get(key, "") if v == "not run" else "" for key, v in zip(keys, board["verdict"], strict=True)
+        needs.get(key, "") if v == NOT_RUN else "" for key, v in zip(keys, board["verdict"], strict=True)
     ]
     board["dataset_label"] = [load_dataset_manifest(name).short_title for name in board["dataset"]]
     board["encoder_label"] = [load_encoder_manifest(name).title for name in board["encoder"]]
@@ -82,8 +81,8 @@ def scoreboard(
 
 
 def scoreboard_summary(board: pd.DataFrame) -> pd.DataFrame:
-    """Returns, for each published run and in total, how many numbers are reproduced, outside, and not run."""
-    verdicts = {"reproduced": "reproduced", "outside the interval": "outside", "not run": "not run"}
+    """Returns, for each published run and in total, how many numbers have which verdict."""
+    verdicts = {name: name for name in (REPRODUCED, OUTSIDE, NOT_COMPARABLE, NOT_RUN)} | {OUTSIDE: "outside"}
     counts = pd.crosstab(board["run"], board["verdict"]).reindex(columns=list(verdicts), fill_value=0)
     counts = counts.reindex(board["run"].unique()).rename(columns=verdicts).rename_axis(columns=None)
     counts.insert(0, "published", counts.sum(axis=1))
@@ -93,7 +92,8 @@ def scoreboard_summary(board: pd.DataFrame) -> pd.DataFrame:
 
 def scoreboard_sentence(board: pd.DataFrame) -> str:
     """Returns the last line of `scoreboard_summary` as text."""
-    words = "{reproduced} of {published} numbers reproduced, {outside} outside our interval, {not run} not run"
+    words = "{reproduced} of {published} numbers reproduced, {outside} outside our interval, "
+    words += "{not comparable} not comparable, {not run} not run"
     return words.format(**scoreboard_summary(board).iloc[-1])
 
 
@@ -103,7 +103,7 @@ def scoreboard_alt_text(board: pd.DataFrame) -> str:
     for run, rows in board.groupby("run", sort=False):
         numbers = []
         for row in rows.itertuples():
-            ours = "not run" if pd.isna(row.ours) else f"ours {row.ours:.3f}, {row.verdict}"
+            ours = NOT_RUN if row.verdict == NOT_RUN else f"ours {row.ours:.3f}, {row.verdict}"
             numbers.append(f"{row.metric} {row.published:.3f} ({ours})")
         parts.append(f"{run}: {', '.join(numbers)}")
     return f"{scoreboard_sentence(board)}. {'; '.join(parts)}"

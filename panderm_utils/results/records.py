@@ -8,10 +8,12 @@ Tables and figures are drawn from records alone; every metric can be recomputed 
 """
 
 import gzip
+import hashlib
 import json
 import shutil
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,10 +21,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from panderm_utils import data
+from panderm_utils.data import Dataset
 from panderm_utils.disk import room_for, temporary
-from panderm_utils.manifests import Protocol, published_value
+from panderm_utils.manifests import Protocol
 from panderm_utils.results.environment import describe_environment, peak_memory_mb
-from panderm_utils.results.identity import SCHEMA, run_id, settle_settings
+from panderm_utils.results.identity import SCHEMA, read_record, run_id, settle_settings
 from panderm_utils.workspace import Workspace
 
 UNDEFINED = "undefined"  # a metric that the test split cannot give, such as AUROC of one class
@@ -32,13 +36,17 @@ class RecordWarning(UserWarning):
     """A record that cannot be read is left out."""
 
 
+class IncompleteWarning(UserWarning):
+    """The data miss the numbers in their manifest."""
+
+
 @dataclass
 class Run:
     """A run in progress: its identity, its folders, and the facts noted so far (see `note`)."""
 
     run_id: str
     dataset: str
-    protocol: str
+    protocol: Protocol
     encoder: str
     seed: int
     settings: dict
@@ -67,7 +75,7 @@ def begin_run(protocol: Protocol, dataset: str, encoder: str, seed: int, workspa
     """
     settings = settle_settings(protocol, workspace.profile, settings)
     name = run_id(protocol, workspace.profile, dataset, encoder, seed, **settings)
-    run = Run(name, dataset, protocol.name, encoder, seed, settings, workspace)
+    run = Run(name, dataset, protocol, encoder, seed, settings, workspace)
     show = getattr(warnings.showwarning, "shows", warnings.showwarning)  # a cell run twice must not install two hooks
 
     def listen(message, category, filename, lineno, file=None, line=None):
@@ -80,6 +88,36 @@ def begin_run(protocol: Protocol, dataset: str, encoder: str, seed: int, workspa
     warnings.showwarning = listen
     warnings.simplefilter("default", append=True)  # so that a second run sees warnings that Python has already shown
     return run
+
+
+def note_data(
+    run: Run, dataset: Dataset, allow_incomplete: bool = False, targets: Mapping[str, Dataset] | None = None
+) -> None:
+    """Notes the facts of a run's dataset, after a check that it is as large as its manifest says.
+
+    Args:
+        allow_incomplete: Whether data that miss the manifest's numbers are a warning, and the record's `incomplete`,
+            instead of an error. Synthetic stand-ins are smaller on purpose.
+        targets: Further datasets that the run is tested on, by name.
+
+    Raises:
+        DataError: The data are incomplete, and that is not allowed.
+    """
+    run.note(data=data.describe(dataset))
+    if targets is not None:
+        run.note(targets={name: data.describe(target) for name, target in targets.items()})
+    studied = [] if run.workspace.synthetic else [dataset, *(targets or {}).values()]
+    missing = [f"{one.manifest.name}: {text}" for one in studied if (text := data.shortfall(one))]
+    if not missing:
+        return
+    text = f"incomplete data: {'; '.join(missing)}"
+    if not allow_incomplete:
+        raise data.DataError(
+            f"{text}\nGet the complete data; or, for numbers that are not comparable with the paper's, set "
+            "allow_incomplete = True (-p allow_incomplete=True)"
+        )
+    run.note(incomplete=text)
+    warnings.warn(f"{text}; this run is not comparable with the paper's", IncompleteWarning, stacklevel=2)
 
 
 def prediction_table(image_ids, y, proba) -> pd.DataFrame:
@@ -118,6 +156,15 @@ def parse_predictions(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list
     return y, proba, table["filename"].tolist()
 
 
+def describe_scored(predictions: pd.DataFrame) -> dict:
+    """Returns the number of rows of a `prediction_table`, and a digest of their images and true labels, in order.
+
+    Two records with the same digest scored the same images under the same labels.
+    """
+    rows = predictions[["filename", "true_label"]].to_csv(index=False, lineterminator="\n")
+    return {"images": len(predictions), "rows_sha256": hashlib.sha256(rows.encode()).hexdigest()}
+
+
 def worst_mistakes(predictions: pd.DataFrame, names, count: int = 12) -> pd.DataFrame:
     """Returns the `count` most confident wrong predictions: `filename`, `caption`, `probability`."""
     table = predictions[predictions["true_label"] != predictions["predicted_label"]].copy()
@@ -130,24 +177,6 @@ def worst_mistakes(predictions: pd.DataFrame, names, count: int = 12) -> pd.Data
     return table.nlargest(count, "probability")[["filename", "caption", "probability"]].reset_index(drop=True)
 
 
-def compare_with_published(scores: pd.DataFrame, run: Run) -> pd.DataFrame:
-    """Returns the scores with the published value, the difference and a verdict, whether it lies in our interval.
-
-    The three columns are left out in the demo profile and for label fractions, which have no published value.
-    """
-    table = scores[["value", "low", "high"]].copy()
-    if run.workspace.synthetic or run.settings.get("train_fraction", 1.0) != 1.0:
-        return table
-    published = [published_value(run.dataset, run.protocol, run.encoder, metric) for metric in table.index]
-    table["published"] = pd.array(published, dtype="Float64")
-    table["difference"] = table["value"] - table["published"]
-    inside = (table["low"] <= table["published"]) & (table["published"] <= table["high"])
-    table["verdict"] = np.select(
-        [table["published"].isna(), inside.fillna(False)], ["not published", "reproduced"], "outside the interval"
-    )
-    return table
-
-
 def save_record(
     run: Run,
     metrics: pd.DataFrame,
@@ -157,7 +186,8 @@ def save_record(
 ) -> Path:
     """Writes the record of a finished run and returns its folder; an older record of the same id is replaced.
 
-    The folder is written under a temporary name and renamed, so a kill never leaves a partial record.
+    The folder is written under a temporary name and renamed, so a kill never leaves a partial record. The record holds
+    the digest of each of its files and of the rows it scored; see `describe_scored`.
 
     Args:
         metrics: Index: metric; columns: at least value, low, high (`stats.evaluate`).
@@ -165,12 +195,14 @@ def save_record(
         headline_metric: The metric that the paper reports for this kind of task.
         extra_tables: Further tables of the record by file name, such as "history.csv".
     """
+    tables = {**(extra_tables or {}), "predictions.csv": predictions}
+    files = {name: _csv(table, name) for name, table in tables.items()}
     record = {
         "schema": SCHEMA,
         "run_id": run.run_id,
         "status": "done",
         "dataset": run.dataset,
-        "protocol": run.protocol,
+        "protocol": run.protocol.name,
         "encoder": run.encoder,
         "seed": run.seed,
         "profile": run.workspace.profile,
@@ -179,14 +211,14 @@ def save_record(
         "headline_metric": headline_metric,
         "metrics": metrics.astype(object).where(metrics.notna(), None).to_dict(orient="index"),
         **run.notes,
+        "scored": describe_scored(predictions),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         "timings": {**run.notes.get("timings", {}), "total_seconds": round(time.perf_counter() - run.started, 3)},
         "peak_memory_mb": peak_memory_mb(),
         "environment": describe_environment(),
         "warnings": run.warnings,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    tables = {**(extra_tables or {}), "predictions.csv": predictions}
-    files = {name: _csv(table, name) for name, table in tables.items()}
     text = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
     files["record.json"] = text.encode()
     new, old = temporary(run.folder), temporary(run.folder, ".old")
@@ -202,23 +234,6 @@ def save_record(
             shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return run.folder
-
-
-def read_record(folder: str | Path) -> dict:
-    """Returns the record in `folder`.
-
-    Raises:
-        ValueError: The record is damaged or incomplete; the message says how and what to do.
-    """
-    folder = Path(folder)
-    try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        problem = _problem_of(record, folder)
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    if problem:
-        raise ValueError(f"{folder}: not a complete record ({problem}); delete the folder and repeat the run")
-    return record
 
 
 def summarise(run: Run, metrics: pd.DataFrame, headline_metric: str) -> pd.DataFrame:
@@ -244,8 +259,8 @@ def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
     """Reads all records below `root` (a workspace's `records` folder) into one tidy table: one row per run and metric.
 
     Columns: run_id, dataset, protocol, encoder, seed, profile, synthetic, the settings, headline (whether the metric
-    is the run's headline metric), metric, value, low, high and any other columns of the metrics, test_images (number,
-    if recorded), folder. A damaged record is left out with a RecordWarning.
+    is the run's headline metric), metric, value, low, high and any other columns of the metrics, test_images (number),
+    folder. A damaged record is left out with a RecordWarning.
     """
     rows = []
     for path in sorted(Path(root).glob("[!.]*/record.json")):
@@ -256,28 +271,12 @@ def read_records(root: str | Path, protocol: str | None = None) -> pd.DataFrame:
             continue
         keys = ("run_id", "dataset", "protocol", "encoder", "seed", "profile", "synthetic")
         shared = {**{k: record[k] for k in keys}, **record["settings"], "folder": str(path.parent)}
-        shared["test_images"] = record.get("data", {}).get("split_sizes", {}).get("test")
+        shared["test_images"] = record["scored"]["images"]
         for metric, numbers in record["metrics"].items():
             rows.append({**shared, "metric": metric, "headline": metric == record["headline_metric"], **numbers})
     columns = ["run_id", "dataset", "protocol", "encoder", "seed", "metric", "headline", "value", "low", "high"]
     table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=columns).astype({"headline": bool})
     return table if protocol is None else table[table["protocol"] == protocol].reset_index(drop=True)
-
-
-def _problem_of(record, folder: Path) -> str | None:
-    if not isinstance(record, dict):
-        return "record.json holds no object"
-    if record.get("schema", SCHEMA) != SCHEMA:  # checked first: another schema may have other keys
-        return f"it has schema {record['schema']!r}, this version of panderm_utils reads {SCHEMA}"
-    needed = ("schema", "run_id", "status", "dataset", "protocol", "encoder", "seed", "profile", "settings", "metrics")
-    if missing := [key for key in needed if key not in record]:
-        return f"record.json lacks {', '.join(missing)}"
-    if record["status"] != "done" or record["run_id"] != folder.name:
-        return f"record.json is of run {record['run_id']!r}, status {record['status']!r}"
-    metrics = record["metrics"].values() if isinstance(record["metrics"], dict) else [None]
-    if not all(isinstance(part, dict) for part in (record["settings"], *metrics)):
-        return "its settings or metrics do not have the layout of a record"
-    return None if (folder / "predictions.csv").is_file() else "predictions.csv is missing"
 
 
 def _number(value: float | None) -> str:

@@ -1,8 +1,8 @@
-"""Recomputes every metric of every record from its stored predictions and reports which differ.
+"""Verifies every record: its files and rows by their digests, its id by its settings, its metrics by recomputing them.
 
 A number of a record is confirmed if the same predictions, seed and number of replicates give it again, interval
 included. Each protocol recomputes its own, in `Protocol.recompute`. A record of an unknown protocol counts as
-unverified.
+unverified. What this cannot detect: a record whose predictions, metrics and digests were all forged to agree.
 """
 
 import warnings
@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from panderm_utils.manifests import ManifestError, Pair, Protocol
+from panderm_utils.manifests import ManifestError, Pair, Protocol, load_encoder_manifest
 from panderm_utils.pool import in_processes
-from panderm_utils.results.records import read_predictions, read_record
+from panderm_utils.results.identity import changed_files, load_record, settled_id
+from panderm_utils.results.records import describe_scored, read_predictions
 from panderm_utils.stats import MetricWarning
 
 TOLERANCE = 1e-9
 DIFFERS = "differs"
 SHOWN = 10  # maximum numbers per record in a message
+UNKNOWABLE = "A record forged in all its parts would pass; only running again can tell."
 COLUMNS = ["run_id", "metric", "column", "stored", "recomputed", "difference", "problem"]
 # Raised on reading a damaged file: missing, truncated, not gzip, not a table, not numbers, columns missing.
 DAMAGE = (OSError, EOFError, zlib.error, ValueError, KeyError)
@@ -49,7 +51,7 @@ def describe_verification(table: pd.DataFrame) -> str:
     records, compared = table["run_id"].nunique(), int((table["column"] == "value").sum())
     counted = f"{records:,} records, {compared:,} metrics recomputed with their intervals"
     if wrong.empty:
-        return f"{counted}: all equal (to {TOLERANCE:g})"
+        return f"{counted}: all equal (to {TOLERANCE:g}), all files as written. {UNKNOWABLE}"
     lines = [f"{counted}: {wrong['run_id'].nunique():,} of the records cannot be confirmed", ""]
     for run, rows in wrong.groupby("run_id", sort=False):
         lines.append(run)
@@ -62,19 +64,33 @@ def describe_verification(table: pd.DataFrame) -> str:
 
 
 def _verify_record(find: Callable[[str], Protocol], folder: Path) -> pd.DataFrame:
-    rows, problem = [], ""
+    rows, problems = [], []
     try:
-        record = read_record(folder)
-        recompute = find(record["protocol"]).recompute
-        rows = [(folder.name, *pair) for pair in _compared(recompute(record, folder))]
-        problem = "" if rows else "holds no metric"
+        record = load_record(folder)
+        problems += changed_files(record, folder)
+        protocol = find(record["protocol"])
+        rows = [(folder.name, *pair) for pair in _compared(protocol.recompute(record, folder))]
+        problems += [] if rows else ["holds no metric"]
+        problems += _inconsistencies(record, protocol, folder)
     except ManifestError as error:
-        problem = f"cannot be verified: {error}"
+        problems.append(f"cannot be verified: {error}")
     except DAMAGE as error:
-        problem = f"damaged: no {error.args[0]!r} in it" if isinstance(error, KeyError) else f"damaged: {error}"
-    if problem:
-        rows.append((folder.name, "", "", np.nan, np.nan, np.nan, problem))
+        problems.append(f"damaged: no {error.args[0]!r} in it" if isinstance(error, KeyError) else f"damaged: {error}")
+    rows += [(folder.name, "", "", np.nan, np.nan, np.nan, problem) for problem in problems]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _inconsistencies(record: dict, protocol: Protocol, folder: Path) -> Iterator[str]:
+    """Yields what in a record contradicts its id, as if another record had been put in its place."""
+    identity = (record["dataset"], record["encoder"], record["seed"], record["settings"])
+    if (expected := settled_id(protocol, *identity)) != folder.name:
+        yield f"its dataset, encoder, seed and settings are those of {expected}"
+    title = load_encoder_manifest(record["encoder"]).title
+    if (found := record.get("encoder_facts", {}).get("title", title)) != title:
+        yield f"its encoder was {found}, not {title}"
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
+    if describe_scored(table) != record["scored"]:
+        yield "the images and labels in predictions.csv are not those that were scored"
 
 
 def _compared(pairs: Iterator[Pair]) -> Iterator[tuple]:

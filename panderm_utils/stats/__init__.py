@@ -5,9 +5,10 @@ import lazy_loader
 OFFERS = {
     "calibration": "BINS evaluate_calibration reliability",
     "embedding": "choose_examples embed neighbour_agreement place_labels principal_plane",
-    "metrics": "METRICS MetricWarning Scorer accuracy auroc balanced_accuracy check_predictions classes_present "
-    "confusion evaluate on_test_set per_class_report pr_curves roc_curves score_table weighted_f1",
-    "resampling": "Confusions MetricError Ranking bootstrap intervals resampled_rows",
+    "metrics": "FEW_IMAGES METRICS MetricWarning PER_IMAGE Scorer accuracy auroc balanced_accuracy check_predictions "
+    "classes_present confusion evaluate on_test_set per_class_report pr_curves roc_curves score_table weighted_f1 "
+    "widest_interval",
+    "resampling": "Confusions MetricError Ranking bootstrap in_standard_errors intervals resampled_rows",
     "significance": "ALPHA holm paired_difference permutation_test",
     "subgroups": "FEWEST_IMAGES Gap compare_groups group_labels",
     "thresholds": "LEVELS operating_points",

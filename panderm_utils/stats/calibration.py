@@ -46,7 +46,7 @@ def evaluate_calibration(
         bins: Number of bins; equal_mass: bins hold equally many images instead of being equally wide.
 
     Raises:
-        MetricError: As `metrics.evaluate`, or proba holds scores that are not probabilities.
+        MetricError: As `metrics.evaluate`.
     """
     scorer = CalibrationScorer(y, proba, bins, equal_mass)
     value = on_test_set(scorer)
@@ -64,7 +64,7 @@ def reliability(y, proba, bins: int = BINS, equal_mass: bool = False) -> pd.Data
     low and high are Wilson's 95% interval of the observed fraction, which is valid for few images too. An empty bin is
     NaN. Arguments as in `evaluate_calibration`.
     """
-    probability, true = _predicted_and_true(*_check(y, proba))
+    probability, true = _predicted_and_true(*check_predictions(y, proba))
     edges = _edges(probability, bins, equal_mass)
     bin_index = _bin_indices(probability, edges)
     images, predicted, observed = (np.bincount(bin_index, weights, bins) for weights in (None, probability, true))
@@ -84,7 +84,7 @@ class CalibrationScorer:
     """
 
     def __init__(self, y, proba, bins: int = BINS, equal_mass: bool = False):
-        self.y, proba = _check(y, proba)
+        self.y, proba = check_predictions(y, proba)
         self._probability, true = _predicted_and_true(self.y, proba)
         bin_index = _bin_indices(self._probability, _edges(self._probability, bins, equal_mass))
         self._sums = summing(bin_index, bins)
@@ -107,17 +107,6 @@ class CalibrationScorer:
             excess = self._probability[:, None] - (uniform < self._probability[:, None])
             errors.append(np.abs(self._sums @ excess).sum(axis=0) / images)
         return np.concatenate(errors)
-
-
-def _check(y, proba) -> tuple[np.ndarray, np.ndarray]:
-    y, proba = check_predictions(y, proba)
-    invalid = (proba < 0).any(axis=1) | (np.abs(proba.sum(axis=1) - 1) > 0.01)
-    if invalid.any():
-        raise MetricError(
-            f"proba must be probabilities: {invalid.sum():,} of {len(y):,} rows are negative or do not sum to 1, first "
-            f"row {invalid.argmax()}; convert scores to probabilities, for example with a softmax"
-        )
-    return y, proba
 
 
 def _predicted_and_true(y, proba) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,12 @@ tied scores, except where scikit-learn is undefined, raises or returns zero:
 - A class without test images: balanced accuracy, AUROC and AUPR average over the other classes, weighted F1 gives it no
   weight. A MetricWarning names it. (Kappa numbers the classes that are true or predicted, like scikit-learn.)
 - Test images of one class only: kappa, AUROC and AUPR are NaN, with a MetricWarning.
-- Rows of proba need not sum to 1; NaN or infinity raises a MetricError.
+- Rows of proba that are not probabilities (negative, infinite, not summing to 1) raise a MetricError.
+
+With few test images of a class, the stratified interval is too narrow: with one, its recall is 0 or 1 in all resamples.
+The 95% interval of a recall between 0.6 and 0.9 contains it in 40 to 91 of 100 test sets with 5 images, 65 to 96 with
+10, 88 to 96 with 20 (simulated). Below FEW_IMAGES, a MetricWarning names the classes, and an unstratified interval is
+added, whose resamples also vary the number of images of each class.
 
 Symbols: N images, K classes, R resamples (`bootstrap`).
 """
@@ -25,32 +30,62 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
-from panderm_utils.stats.resampling import Confusions, MetricError, Ranking, bootstrap, intervals
+from panderm_utils.stats.resampling import LEVEL, Confusions, MetricError, Ranking, bootstrap, intervals
 
 METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
+PER_IMAGE = ("accuracy", "weighted_f1", "weighted_recall", "top3", "top5")  # means over images; others over classes
+FEW_IMAGES = 20  # test images of a class; with fewer, intervals of means over the classes are too narrow
+SUM_TOLERANCE = 0.01  # of the probabilities of an image: 23 of them, rounded to three digits, may be off by 0.0115
 
 
 class MetricWarning(UserWarning):
     """A metric is undefined, or leaves a class out."""
 
 
-def evaluate(y, proba, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+def evaluate(y, proba, replicates: int = 1000, seed: int = 0, class_names: Sequence[str] = ()) -> pd.DataFrame:
     """Returns value, low, high (percentiles), normal_low, normal_high (the paper's interval) of the six metrics.
 
     value is computed on the whole test set; it is not the mean of the replicates. See `bootstrap` for the resamples.
+    If a class has fewer than FEW_IMAGES test images, also unstratified_low and unstratified_high.
 
     Args:
         y: True labels [N], integers in 0..K-1.
-        proba: Class probabilities or scores [N, K].
+        proba: Class probabilities [N, K].
+        class_names: K names for warnings, in label order; by default the numbers.
     """
-    return score_table(Scorer(y, proba), METRICS, replicates, seed)
+    return score_table(Scorer(y, proba, class_names), METRICS, replicates, seed)
 
 
 def score_table(scorer, names: Sequence[str], replicates: int, seed: int) -> pd.DataFrame:
     """Returns the columns of `evaluate` for the metrics of any scorer."""
     columns = {"value": on_test_set(scorer), **intervals(bootstrap(scorer, scorer.y, replicates, seed))}
+    sizes = np.unique(scorer.y, return_counts=True)[1]
+    if len(sizes) > 1 and sizes.min() < FEW_IMAGES:
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a metric that is NaN in all resamples
+            values = bootstrap(scorer, np.zeros(len(scorer.y)), replicates, seed)
+            # Left out: resamples without a class that the metric needs.
+            low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        columns |= {"unstratified_low": low, "unstratified_high": high}
     return pd.DataFrame(columns, index=pd.Index(names, name="metric"))
+
+
+def widest_interval(metric: str, class_counts: Sequence[float]) -> float:
+    """Returns the greatest width of a 95% interval that so many test images per class explain.
+
+    The standard error of a mean over images is at most 0.5 / sqrt(N), that of a mean over classes at most
+    0.5 sqrt(sum of 1 / images of a class) / K, of an area (which compares classes) over K - 1 instead of K; a kappa
+    ranges over twice as much. A tenth is added for the noise of the bootstrap.
+
+    Args:
+        class_counts: Test images of each class [K].
+    """
+    counts = np.array([count for count in class_counts if count > 0], dtype=float)
+    classes = max(1, len(counts) - (metric in ("auroc", "aupr")))
+    error = 0.5 / np.sqrt(counts.sum()) if metric in PER_IMAGE else 0.5 * np.sqrt((1 / counts).sum()) / classes
+    return float(1.1 * 2 * ndtri((1 + LEVEL) / 2) * error * (2 if metric == "quadratic_kappa" else 1))
 
 
 def on_test_set(scorer) -> np.ndarray:
@@ -176,14 +211,13 @@ class Scorer:
 
         scorer(counts)  [R, 6] in the order of METRICS; counts [N, R]: how often each image is in each resample
 
-    Every class of y must be in every resample, as in `bootstrap.resampled_counts`. For a subgroup, make a scorer of its
-    rows.
+    In a resample that lacks a class of y, kappa, AUROC and AUPR may be NaN. For a subgroup, make a scorer of its rows.
     """
 
-    def __init__(self, y, proba):
+    def __init__(self, y, proba, class_names: Sequence[str] = ()):
         self.y, proba = check_predictions(y, proba)
         means = "balanced accuracy, AUROC and AUPR are means over the other classes"
-        present = classes_present(self.y, proba, "kappa, AUROC and AUPR", means)
+        present = classes_present(self.y, proba, class_names, "kappa, AUROC and AUPR", means)
         self._confusions = Confusions(self.y, proba)
         ranked = [1] if proba.shape[1] == 2 else present
         self._rankings = [Ranking(self.y, proba[:, k], k) for k in ranked] if len(present) > 1 else []
@@ -199,21 +233,26 @@ class Scorer:
         return np.stack([*from_labels, *means], axis=1)
 
 
-def classes_present(y, proba, comparing: str, means: str) -> np.ndarray:
-    """Returns the classes that have a test image; a MetricWarning names the others.
+def classes_present(y, proba, class_names, comparing: str, means: str) -> np.ndarray:
+    """Returns the classes that have a test image; a MetricWarning names the others, and those with few.
 
     Args:
+        class_names: K names, or none.
         comparing: The metrics that are NaN if there is only one class, for the warning.
         means: How metrics treat a missing class, for the warning.
     """
-    present = np.unique(y)
-    missing = np.setdiff1d(np.arange(proba.shape[1]), present)
-    text = f"no test image of class {_listed(missing)}: {means}"
+    names = list(class_names) or [f"class {k}" for k in range(proba.shape[1])]
+    counts = np.bincount(y, minlength=len(names))
+    few = [f"{names[k]} ({n})" for k, n in enumerate(counts) if 0 < n < FEW_IMAGES]
+    missing, present = [names[k] for k in np.flatnonzero(counts == 0)], np.flatnonzero(counts)
     if len(present) == 1:
-        text = f"all test images are of class {present[0]}: {comparing} compare classes and are NaN; "
-        text += "use a test split with two classes or more"
-    if len(missing):
-        warnings.warn(text, MetricWarning, stacklevel=4)  # at the call of `evaluate`
+        text = f"all test images are of {names[present[0]]}: {comparing} compare classes and are undefined; "
+        warnings.warn(f"{text}use a test split with two classes or more", MetricWarning, stacklevel=4)
+    elif missing:
+        warnings.warn(f"no test image of {_listed(missing)}: {means}", MetricWarning, stacklevel=4)
+    if few and len(present) > 1:
+        text = f"fewer than {FEW_IMAGES} test images of {_listed(few)}: intervals of metrics that average over classes "
+        warnings.warn(f"{text}are too narrow; compare unstratified_low and _high", MetricWarning, stacklevel=4)
     return present
 
 
@@ -292,5 +331,11 @@ def check_predictions(y, proba) -> tuple[np.ndarray, np.ndarray]:
         raise MetricError(
             f"proba has NaN or infinity in {len(broken)} of {len(y)} rows, first in row {broken[0]}: "
             "look at the features of these images, or predict in fp32"
+        )
+    invalid = (proba < 0).any(axis=1) | (np.abs(proba.sum(axis=1) - 1) > SUM_TOLERANCE)
+    if invalid.any():
+        raise MetricError(
+            f"proba must be probabilities: {invalid.sum():,} of {len(y):,} rows are negative or do not sum to 1, first "
+            f"row {invalid.argmax()}; convert scores to probabilities, for example with a softmax"
         )
     return y, proba

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 from tqdm.auto import tqdm
 
 LEVEL = 0.95
@@ -88,6 +88,12 @@ def intervals(values: np.ndarray, level: float = LEVEL) -> dict[str, np.ndarray]
     low, high = np.quantile(values, [tail, 1 - tail], axis=0)
     mean, reach = values.mean(axis=0), stdtrit(count - 1, 1 - tail) * values.std(axis=0, ddof=1)
     return {"low": low, "high": high, "normal_low": mean - reach, "normal_high": mean + reach}
+
+
+def in_standard_errors(difference, low, high):
+    """Returns differences from a value in standard errors of its interval; infinite if the interval has no width."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(difference, (high - low) / (2 * ndtri((1 + LEVEL) / 2)))
 
 
 class Confusions:

@@ -27,7 +27,7 @@ def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0
 
     Args:
         y: True labels [N], integers in 0..K-1.
-        proba_a: Class probabilities or scores [N, K].
+        proba_a: Class probabilities [N, K].
         proba_b: The same for the other model, with the images in the same order.
 
     Raises:

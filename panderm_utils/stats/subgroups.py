@@ -64,7 +64,7 @@ def compare_groups(y, proba, groups, metric: str, replicates: int = 1000, seed: 
 
     Args:
         y: True labels [N], integers in 0..K-1.
-        proba: Class probabilities or scores [N, K].
+        proba: Class probabilities [N, K].
         groups: The group of each image [N], text; see `group_labels`.
         metric: One of `metrics.METRICS`.
 

@@ -34,7 +34,7 @@ def operating_points(
 
     Args:
         y: True labels [N], integers in 0..K-1.
-        proba: Class probabilities or scores [N, K].
+        proba: Class probabilities [N, K].
         class_names: K names, in label order.
         levels: The fixed rates, above 0 and at most 1.
     """

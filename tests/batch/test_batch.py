@@ -27,6 +27,7 @@ from panderm_utils.protocols.fine_tune import recipe
 from panderm_utils.protocols.label_efficiency import choose_rival, subsets
 from panderm_utils.protocols.linear_probe import probe as linear_probe
 from panderm_utils.results import is_done, run_id
+from tests.small_record import write_small_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,11 +69,10 @@ while seed == 4:
 if seed == 5:
     time.sleep(600)
 if seed != 3:
-    folder.mkdir(parents=True, exist_ok=True)
+    from tests.small_record import write_small_record
     seen = {"types": [type(train_fraction).__name__, type(batch_size).__name__], "cwd": os.getcwd()}
     seen |= {"threads": os.environ.get("OMP_NUM_THREADS"), "prefix": sys.prefix}
-    (folder / "predictions.csv").write_text("filename\\n")
-    (folder / "record.json").write_text(json.dumps({"run_id": run, "status": "done", "schema": 2, "seen": seen}))
+    write_small_record(folder, seen=seen)
 """
 # By a clock that is 50 years slow.
 DRAW = """\
@@ -118,12 +118,6 @@ def space(tmp_path):
 def make(space, notebooks, **selection):
     selection = {"datasets": ["demo"], "encoders": ["random_tiny"], **selection}
     return plan.make_plan(space, notebooks=notebooks, **{"protocols": ["linear_probe"], **selection})
-
-
-def fake_record(folder, **changes):
-    folder.mkdir(parents=True)
-    (folder / "record.json").write_text(json.dumps({"run_id": folder.name, "status": "done", "schema": 2, **changes}))
-    (folder / "predictions.csv").write_text("filename\n")
 
 
 def alive(pid):
@@ -191,7 +185,7 @@ def test_what_is_done_is_skipped_and_drawings_follow_their_inputs(mixed, noteboo
         return [o.status for o in batch.run_batch(again, batch.BatchOptions(**options), say=lambda line: None)]
 
     assert statuses() == ["skipped", "skipped"]
-    fake_record(space.records / "another-run")
+    write_small_record(space.records / "another-run")
     assert statuses() == ["skipped", "done"]
     assert figure.read_text() == "another-run demo-linear_probe-random_tiny-seed0"
     figure.unlink()
@@ -210,7 +204,7 @@ def test_what_is_done_is_skipped_and_drawings_follow_their_inputs(mixed, noteboo
     ],
 )
 def test_only_a_whole_record_of_the_run_counts(tmp_path, damage):
-    fake_record(tmp_path / "run")
+    write_small_record(tmp_path / "run")
     assert is_done(tmp_path / "run")
     damage(tmp_path / "run")
     assert not is_done(tmp_path / "run")
@@ -218,13 +212,13 @@ def test_only_a_whole_record_of_the_run_counts(tmp_path, damage):
 
 
 def test_a_record_of_a_run_under_way_does_not_count(tmp_path):
-    fake_record(tmp_path / "run", status="running")
+    write_small_record(tmp_path / "run", status="running")
     assert not is_done(tmp_path / "run")
 
 
 def test_an_old_record_does_not_vouch_for_a_forced_run(space, notebooks):
     planned = make(space, notebooks, seeds=[3])
-    fake_record(planned.runs[0].record)
+    write_small_record(planned.runs[0].record)
     assert batch.run_batch(planned, batch.BatchOptions(force=True), say=lambda line: None)[0].status == "failed"
 
 

@@ -18,6 +18,7 @@ from panderm_utils.batch import estimates, leftovers, plan, progress
 from panderm_utils.batch import running as batch
 from panderm_utils.batch import running as devices
 from tests.batch.test_batch import PARAMETERS, make, write_notebook
+from tests.small_record import write_small_record
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,11 +45,10 @@ if seed == 9:
     raise ValueError("no image")
 """
 RECORD = """\
-folder.mkdir(parents=True, exist_ok=True)
-(folder / "predictions.csv").write_text("filename\\n")
+from tests.small_record import write_small_record
 from ipykernel.connect import get_connection_info
 seen = {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "address": get_connection_info(unpack=True)["ip"]}
-(folder / "record.json").write_text(json.dumps({"run_id": run, "status": "done", "schema": 2, "seen": seen}))
+write_small_record(folder, seen=seen)
 """
 
 
@@ -147,11 +147,8 @@ def test_a_kernel_that_does_not_start_is_tried_again(space, notebooks, tmp_path,
 
 
 def record_of(folder, seconds, memory=2_000, gpu=None, gpu_memory=None):
-    folder.mkdir(parents=True)
-    record = {"run_id": folder.name, "status": "done", "schema": 2, "timings": {"total_seconds": seconds}}
-    record |= {"peak_memory_mb": {"process": memory, "gpu": gpu_memory}, "environment": {"gpu": gpu}}
-    (folder / "record.json").write_text(json.dumps(record))
-    (folder / "predictions.csv").write_text("filename\n")
+    facts = {"peak_memory_mb": {"process": memory, "gpu": gpu_memory}, "environment": {"gpu": gpu}}
+    write_small_record(folder, timings={"total_seconds": seconds}, **facts)
 
 
 def test_a_plan_tells_what_like_runs_took_and_never_guesses(tmp_path):

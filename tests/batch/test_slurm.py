@@ -41,10 +41,8 @@ try:
 except KeyboardInterrupt:
     (space.root / f"saved-{seed}").touch()
     raise
-folder.mkdir(parents=True, exist_ok=True)
-(folder / "predictions.csv").write_text("filename\\\\n")
-threads = os.environ["OMP_NUM_THREADS"]
-(folder / "record.json").write_text(json.dumps({"run_id": run, "status": "done", "schema": 2, "threads": threads}))
+from tests.small_record import write_small_record
+write_small_record(folder, threads=os.environ["OMP_NUM_THREADS"])
 """.replace("\\\\", "\\")
 
 

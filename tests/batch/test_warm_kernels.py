@@ -72,10 +72,8 @@ with multiprocessing.get_context("fork").Pool(1) as pool:
 plt.plot([1, 2]);
 """
 RECORD = """\
-folder.mkdir(parents=True, exist_ok=True)
-(folder / "predictions.csv").write_text("filename\\n")
-record = {"run_id": run, "status": "done", "schema": 2, "seen": globals().get("seen"), "drawn": globals().get("drawn")}
-(folder / "record.json").write_text(json.dumps(record))
+from tests.small_record import write_small_record
+write_small_record(folder, seen=globals().get("seen"), drawn=globals().get("drawn"))
 """
 
 

@@ -45,6 +45,7 @@ from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols.fine_tune.model import FineTuneModel, load_finetuned
 from tests.batch.test_batch import PARAMETERS, write_notebook
 from tests.data.test_data import GOOD, card, lay_out
+from tests.small_record import write_small_record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,9 +112,7 @@ def template(tmp_path_factory) -> Path:
     (root / "weights").mkdir()
     torch.save(good_tensors(), root / "weights/good.pth")
     record = root / "outputs/demo/records/ddi-linear_probe-random_tiny-seed0"
-    record.mkdir(parents=True)
-    (record / "record.json").write_text(json.dumps({"run_id": record.name, "status": "done", "schema": 2}))
-    (record / "predictions.csv").write_text("filename\n")
+    write_small_record(record)
     Image.new("RGB", (8, 8)).save(root / "data/secret.png")  # outside of every image root
     return root
 
@@ -1003,15 +1002,12 @@ HOSTILE_TEXT = """'"\"""\\n{seed} $HOME `id` %s \u200f\u00e9\ttab\nimport os; os
 def test_papermill_hands_a_text_on_as_it_is_and_writes_to_no_other_folder(tmp_path):
     """A real kernel, in a folder whose name papermill would fill in with a parameter."""
     keep = """\
-import json
 from panderm_utils import results, workspace
 from panderm_utils.protocols import linear_probe
+from tests.small_record import write_small_record
 space = workspace.open_workspace(profile, output_root=output_root)
 folder = space.records / results.run_id(linear_probe.PROTOCOL, profile, dataset, encoder, seed)
-folder.mkdir(parents=True)
-(folder / "predictions.csv").write_text("filename\\n")
-record = {"run_id": folder.name, "status": "done", "schema": 2, "seen": behaviour}
-(folder / "record.json").write_text(json.dumps(record))
+write_small_record(folder, seen=behaviour)
 """
     notebooks, outputs = tmp_path / "notebooks", tmp_path / "out{seed} \"x'"
     for name in ("ham10000", "demo"):

@@ -12,8 +12,7 @@ from panderm_utils.figures import paper as paper_plots
 from panderm_utils.figures import plots, tables
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import load_protocol
-from panderm_utils.protocols.fine_tune.metrics import FINE_TUNE_METRICS
-from panderm_utils.results import records, run_id, selection
+from panderm_utils.results import published_verdicts, records, selection
 
 METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
 
@@ -91,9 +90,7 @@ def test_no_records_give_empty_tables_and_all_runs_missing():
     paper = manifests.load_profile("paper")
     assert len(missing) == len(load_protocol("linear_probe").supported(paper.datasets)) * len(paper.encoders)
     assert not set(missing["dataset"]) & {"ph2", "med_node"}
-    assert set(selection.published_verdicts(empty, load_protocol("linear_probe"), synthetic=False)["verdict"]) == {
-        "not run"
-    }
+    assert set(published_verdicts(empty, load_protocol("linear_probe"), synthetic=False)["verdict"]) == {"not run"}
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -117,9 +114,7 @@ def test_figures_and_tables_of_nothing_are_drawn_and_say_so(tmp_path, own):
     assert tables.metrics_table(scores).empty
     tables.write_tables(tables.metrics_table(scores), tmp_path, "table")
     assert tables.upstream_results(scores) == {}
-    assert set(selection.published_verdicts(scores, load_protocol("linear_probe"), synthetic=False)["verdict"]) == {
-        "not run"
-    }
+    assert set(published_verdicts(scores, load_protocol("linear_probe"), synthetic=False)["verdict"]) == {"not run"}
 
 
 def test_missing_runs_name_the_command(scores):
@@ -143,67 +138,6 @@ def test_upstreams_table_has_its_columns_and_four_decimals():
     )
     text = tables.upstream_results(scores)["panderm_large"].to_csv(index=False)
     assert text == "Dataset,W_F1,AUROC,BACC,ACC,AUPR\nham10000,0.0935,0.0835,0.1135,0.1235,0.0735\n"
-
-
-def test_verdicts_compare_with_the_published_numbers(scores):
-    verdicts = selection.published_verdicts(scores, load_protocol("linear_probe"), synthetic=False).set_index("metric")
-    published = next(r for r in manifests.load_published_results() if r.protocol == "linear_probe")
-    assert verdicts["published"].to_dict() == published.metrics
-    for metric, row in verdicts.iterrows():
-        inside = row["low"] <= published.metrics[metric] <= row["high"]
-        assert row["verdict"] == ("reproduced" if inside else "outside the interval")
-    assert set(verdicts["verdict"]) == {"reproduced", "outside the interval"}
-
-
-def test_drawn_images_are_never_compared_with_published_numbers(scores):
-    verdicts = selection.published_verdicts(scores, load_protocol("linear_probe"), synthetic=True)
-    assert len(verdicts) == 6
-    assert set(verdicts["verdict"]) == {"not run"}
-    assert verdicts["ours"].isna().all()
-
-
-def fine_tuned(dataset, encoder, seed=0, **settings):
-    """A fine-tuning run's rows, each metric at 0.5 in 0.4 to 0.9."""
-    usual = {**load_protocol("fine_tune").settings, **settings, "protocol": "fine_tune", "seed": seed}
-    name = run_id(load_protocol("fine_tune"), "paper", dataset, encoder, seed, **settings)
-    shared = {"run_id": name, "dataset": dataset, "encoder": encoder, **usual}
-    return pd.DataFrame([shared | {"metric": m, "value": 0.5, "low": 0.4, "high": 0.9} for m in FINE_TUNE_METRICS])
-
-
-def test_every_published_metric_is_one_that_the_protocol_s_records_have():
-    known = {"linear_probe": METRICS, "fine_tune": FINE_TUNE_METRICS}
-    for result in manifests.load_published_results():
-        assert set(result.metrics) <= set(known[result.protocol])
-        settings = {*load_protocol(result.protocol).settings, "seed"}
-        assert set(result.settings) <= settings, "a name that no run has is never compared"
-
-
-def test_published_fine_tuning_is_held_against_the_nearest_run_and_says_what_differs():
-    usual, exact = fine_tuned("pad_ufes", "panderm_large"), fine_tuned("pad_ufes", "panderm_large", 122, monitor="acc")
-    short = fine_tuned("pad_ufes", "panderm_large", 122, monitor="acc", epochs=5, lr=0.001)
-    said = [
-        fine_tuned("ham10000", "panderm_base"),
-        fine_tuned("ham10000", "panderm_large", epochs=50, monitor="recall"),
-    ]
-    verdicts = selection.published_verdicts(
-        pd.concat([usual, short, exact, *said]), load_protocol("fine_tune"), synthetic=False
-    )
-    runs = verdicts.drop_duplicates(["dataset", "encoder"]).set_index(["dataset", "encoder"])
-    assert runs.loc[("pad_ufes", "panderm_large"), "run_id"] == exact["run_id"].iloc[0]
-    assert set(verdicts["differs"]) == {"nothing"}  # None is as published, and so is what says the published value
-    settings = "monitor acc, weighted_sampling True, tta False, seed 122, epochs 50"
-    assert runs.loc[("pad_ufes", "panderm_large"), "settings"] == settings
-    inside = verdicts["published"].between(0.4, 0.9)
-    assert (verdicts["verdict"] == np.where(inside, "reproduced", "outside the interval")).all()
-    assert 0 < inside.sum() < len(verdicts) == 20
-
-    others = selection.published_verdicts(
-        pd.concat([usual, short]), load_protocol("fine_tune"), synthetic=False
-    ).set_index("dataset")
-    assert set(others.loc["pad_ufes", "run_id"]) == {usual["run_id"].iloc[0]}
-    assert set(others.loc["pad_ufes", "differs"]) == {"monitor recall, not acc; seed 0, not 122"}
-    assert set(others.loc["ham10000", "verdict"]) == {"not run"}
-    assert others.loc["ham10000", "differs"].isna().all()
 
 
 def test_runs_of_every_seed_come_in_order_where_asked_for():

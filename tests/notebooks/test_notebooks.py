@@ -92,7 +92,7 @@ def test_the_data_cells_of_every_other_dataset_run(demo, dataset, monkeypatch):
 
 @pytest.mark.parametrize("dataset", STUDIED)
 def test_a_study_runs_and_leaves_its_record(demo, dataset):
-    record = records.read_record(demo.records / f"{dataset}-linear_probe-panderm_tiny-seed0")
+    record = results.read_record(demo.records / f"{dataset}-linear_probe-panderm_tiny-seed0")
     card = manifests.load_dataset_manifest(dataset)
     assert record["synthetic"]
     assert record["headline_metric"] == card.headline_metric
@@ -143,7 +143,7 @@ def test_the_report_shows_every_run_and_every_number_is_verified(demo):
     index = (demo.root / "report/index.html").read_text()
     for folder in demo.records.iterdir():
         assert f'href="runs/{folder.name}.html"' in index
-        protocol = records.read_record(folder)["protocol"]
+        protocol = results.read_record(folder)["protocol"]
         notebook = demo.root / "report/notebooks" / protocol / f"{folder.name}.html"
         assert notebook.read_text().count('src="data:image/png') >= 3
     done = run_all("--verify", output=demo.root.parent)
@@ -186,8 +186,8 @@ def test_curves_rise_and_separate_and_the_dashed_line_is_drawn(demo):
 @pytest.mark.parametrize("encoder", ["panderm_tiny", "random_tiny"])
 def test_all_labels_give_the_linear_probe_s_own_scores_and_every_draw_can_be_scored_anew(demo, encoder):
     folder = record_of(demo, "label_efficiency", "demo", encoder)
-    record = records.read_record(folder)
-    probe = records.read_record(demo.records / f"demo-linear_probe-{encoder}-seed0")
+    record = results.read_record(folder)
+    probe = results.read_record(demo.records / f"demo-linear_probe-{encoder}-seed0")
     assert record["features"] == probe["features"]
     for metric, numbers in probe["metrics"].items():  # of another solver, which stops a little before the optimum
         assert record["metrics"][metric]["value"] == pytest.approx(numbers["value"], abs=0.03)
@@ -204,7 +204,7 @@ def test_all_labels_give_the_linear_probe_s_own_scores_and_every_draw_can_be_sco
 def test_label_efficiency_leaves_its_record(demo, dataset):
     """Few draws: that it runs where small fractions cannot hold every class, and what it leaves."""
     folder = record_of(demo, "label_efficiency", dataset, **settings_of(FEW))
-    dropped = "cannot hold every class" in str(records.read_record(folder)["warnings"])
+    dropped = "cannot hold every class" in str(results.read_record(folder)["warnings"])
     assert dropped == (pd.read_csv(folder / "curve.csv")["fraction"].min() > 0.05)
     assert dropped or dataset == "hiba"
     assert pd.read_csv(folder / "curve.csv")["fraction"].max() == 1
@@ -214,7 +214,7 @@ def test_label_efficiency_leaves_its_record(demo, dataset):
 @pytest.mark.parametrize("encoder", ["panderm_tiny", "random_tiny"])
 def test_external_validation_scores_the_source_and_every_target_and_all_of_it_can_be_computed_anew(demo, encoder):
     folder = record_of(demo, "external_validation", "ham10000", encoder)
-    record = records.read_record(folder)
+    record = results.read_record(folder)
     read = external_validation.read_external_predictions(folder)
     assert list(read) == ["demo", "pad_ufes", "ph2", "med_node"]
     assert record["left_out"] == {}
@@ -231,7 +231,7 @@ def test_external_validation_scores_the_source_and_every_target_and_all_of_it_ca
     for metric, numbers in again.iterrows():
         assert record["metrics"][metric] == pytest.approx(numbers.to_dict(), abs=1e-12)
     if encoder == "panderm_tiny":  # linear probing had extracted the same features of the source
-        probe = records.read_record(demo.records / "ham10000-linear_probe-panderm_tiny-seed0")
+        probe = results.read_record(demo.records / "ham10000-linear_probe-panderm_tiny-seed0")
         assert {split: record["features"][split] for split in ("train", "test")} == probe["features"]
 
 
@@ -246,7 +246,7 @@ def test_figure_2c_draws_every_record_of_external_validation(demo):
 @pytest.mark.parametrize("dataset", TUNED)
 def test_fine_tuning_leaves_its_record(demo, dataset):
     folder = record_of(demo, "fine_tune", dataset, **settings_of(SHORT))
-    record, card = records.read_record(folder), manifests.load_dataset_manifest(dataset)
+    record, card = results.read_record(folder), manifests.load_dataset_manifest(dataset)
     assert (record["settings"]["epochs"], record["training"]["recipe"]["epochs"]) == (2, 2)
     for file, suffix in (("predictions.csv", ""), ("predictions_tta.csv", "_tta")):
         y, proba, _ = records.read_predictions(folder, file)
@@ -286,7 +286,7 @@ def test_a_checkpoint_is_evaluated_without_pretrained_weights_or_training(demo, 
     evaluated = record_of(demo, "fine_tune", "pad_ufes", checkpoint=checkpoint, replicates=50, tta=0)
     there, again = (records.read_predictions(f) for f in (demo.records / folder.name, evaluated))
     np.testing.assert_array_equal(again[1], there[1])
-    assert records.read_record(evaluated)["training"]["evaluated_only"]
+    assert results.read_record(evaluated)["training"]["evaluated_only"]
     # of another dataset, with fewer classes
     other = run_all(*given, "--datasets", "ham10000", output=demo.root.parent)
     assert other.returncode == 1
@@ -345,7 +345,7 @@ def test_own_data_without_a_val_split_are_fine_tuned_to_the_last_epoch(demo, tmp
     done = run_all(*selection, *short, "--data-root", tmp_path / "data", output=tmp_path, root=tmp_path / "clone")
     assert done.returncode == 0, done.stdout[-4000:]
     (folder,) = (tmp_path / "paper/records").iterdir()
-    assert records.read_record(folder)["training"]["chosen"] == "last epoch (no val split)"
+    assert results.read_record(folder)["training"]["chosen"] == "last epoch (no val split)"
     assert not (folder / "predictions_val.csv").exists()
 
 
@@ -361,11 +361,11 @@ def run_all_cells(path, output, monkeypatch):
 
 def test_run_all_in_jupyterlab_needs_no_preparation_and_gives_the_batch_s_numbers(demo, monkeypatch):
     folder = demo.records / "hiba-linear_probe-panderm_tiny-seed0"
-    before = records.read_record(folder)
+    before = results.read_record(folder)
     done = run_all_cells(ROOT / "notebooks/linear_probe/hiba.ipynb", demo.root.parent, monkeypatch)
     (summary,) = [cell for cell in done.cells if "results.summarise(" in cell.source]
     assert summary.outputs[0].data["text/html"].count("hiba-linear_probe-panderm_tiny-seed0") == 2
-    after = records.read_record(folder)
+    after = results.read_record(folder)
     assert after["written"] != before["written"]
     assert after["metrics"] == before["metrics"]
     assert after["features"] == before["features"]

@@ -22,7 +22,7 @@ from panderm_utils.protocols.external_validation.study import (
     melanoma_labels,
     target_features,
 )
-from panderm_utils.results import records, selection
+from panderm_utils.results import read_record, records, selection
 from panderm_utils.stats import metrics
 
 HAM, PAD, PH2 = (manifests.load_dataset_manifest(name) for name in ("ham10000", "pad_ufes", "ph2"))
@@ -187,7 +187,7 @@ def test_every_number_of_a_record_can_be_computed_anew_and_drawn(three, answers,
     more = external_validation.record_tables(answers, external, targets)
     folder = records.save_record(run, scores, records.prediction_table(names, y, proba), "auroc", more)
 
-    kept = records.read_record(folder)["metrics"]
+    kept = read_record(folder)["metrics"]
     read = external_validation.read_external_predictions(folder)
     assert list(read) == ["pad_ufes", "ph2"]
     of_source = metrics.evaluate(*records.read_predictions(folder)[:2], 50, 0)

@@ -1,8 +1,10 @@
 """Verification: what is right is confirmed, one changed digit is named, and nothing is passed over."""
 
 import gzip
+import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from panderm_utils.protocols import list_protocols, load_protocol
 from panderm_utils.protocols.fine_tune.metrics import evaluate_fine_tuning
 from panderm_utils.protocols.label_efficiency import subsets
 from panderm_utils.protocols.label_efficiency import sweep as label_efficiency
-from panderm_utils.results import records
+from panderm_utils.results import read_record, records
 from panderm_utils.results import verification as verify
 from panderm_utils.stats import metrics
 
@@ -90,7 +92,7 @@ def test_every_number_of_every_protocol_is_recomputed_and_equal(space):
     assert found["difference"].abs().max() <= verify.TOLERANCE
     stored = {(r.run_id, r.metric, r.column): r.stored for r in found.itertuples()}
     for folder in space.records.iterdir():
-        for metric, numbers in records.read_record(folder)["metrics"].items():
+        for metric, numbers in read_record(folder)["metrics"].items():
             assert set(numbers) == {"value", "low", "high", "normal_low", "normal_high"}
             assert {column: stored[folder.name, metric, column] for column in numbers} == numbers
     (sweep,) = space.records.glob("*label_efficiency*")
@@ -102,7 +104,8 @@ def test_every_number_of_every_protocol_is_recomputed_and_equal(space):
     assert len(checked) == 5 * (6 + 2 + 2 * 6)  # its own test split, AUROC of two targets, all of external.csv
     text = verify.describe_verification(found)
     assert text.startswith("5 records, ")
-    assert text.endswith("all equal (to 1e-09)")
+    assert "all equal (to 1e-09), all files as written" in text
+    assert "A record forged in all its parts would pass" in text
 
 
 @pytest.mark.parametrize(
@@ -120,10 +123,13 @@ def test_one_changed_digit_of_a_prediction_is_named_and_no_other_record_is(space
     y, proba, names = records.parse_predictions(pd.read_csv(folder / file, dtype=str).head(IMAGES))
     last = proba.shape[1] - 1  # two classes have one column
     right = names[next(i for i in range(IMAGES) if y[i] == last == proba[i].argmax())]
-    change(folder / file, rf"({right},{last},{last},{'[^,]+,' * (last if last > 1 else 0)})0\.", r"\g<1>0.0000")
+    if last == 1:
+        change(folder / file, rf"({right},1,1,)0\.", r"\g<1>0.0000")
+    else:  # the first and last probability change places, so that they still sum to 1
+        change(folder / file, rf"({right},2,2,)([^,]+)(,[^,]+,)([^,\n]+)", r"\g<1>\g<4>\g<3>\g<2>")
     found = wrong(verify.verify_records(space.records, load_protocol))
     assert set(found["run_id"]) == {folder.name}
-    assert set(found["problem"]) == {verify.DIFFERS}
+    assert set(found["problem"]) == {verify.DIFFERS, f"{file} was changed after it was written"}
     (row,) = found[found["metric"].str.fullmatch(metric) & (found["column"] == "value")].itertuples()
     assert row.difference == pytest.approx(-1 / IMAGES)  # one image fewer is right
     text = verify.describe_verification(found)
@@ -139,6 +145,10 @@ def test_one_changed_digit_of_a_stored_number_is_named(space):
     change(folder / "curve.csv", r"(?m)^(0.5,.*,aupr,0\.\d\d)\d", lambda m: m[1] + str((int(m[0][-1]) + 1) % 10))
     change(folder / "draws.csv", r"(?m)^(1.0,.*,aupr,0\.\d\d)\d", lambda m: m[1] + str((int(m[0][-1]) + 1) % 10))
     found = wrong(verify.verify_records(space.records, load_protocol))
+    changed = found["problem"].ne(verify.DIFFERS)
+    files = {"draws.csv was changed after it was written", "curve.csv was changed after it was written"}
+    assert set(found.loc[changed, "problem"]) == files
+    found = found[~changed]
     assert found[["metric", "column"]].to_numpy().tolist() == [
         ["auroc", "high"],
         ["aupr of 100%, draw 0 (draws.csv)", "value"],
@@ -192,7 +202,7 @@ def test_what_cannot_be_verified_is_told_by_name_and_counts(space, damage, told)
     damage(folder)
     found = verify.verify_records(space.records, load_protocol)
     assert set(wrong(found)["run_id"]) == {folder.name}
-    assert told in wrong(found)["problem"].iloc[0]
+    assert any(told in problem for problem in wrong(found)["problem"])
     assert other.name in set(found["run_id"])  # the rest is verified all the same
     assert folder.name in verify.describe_verification(found)
 
@@ -208,3 +218,56 @@ def test_metrics_that_are_undefined_stay_so(space):
     assert wrong(verify.verify_records(space.records, load_protocol)).empty
     change(folder / "record.json", '(?s)("auroc": {\\s*"value": )null', r"\g<1>0.5")
     assert wrong(verify.verify_records(space.records, load_protocol))["metric"].tolist() == ["auroc"]
+
+
+def shuffled_names(folder):
+    """Another image under each name: the metrics stay what they are."""
+    table = pd.read_csv(folder / "predictions.csv", dtype=str)
+    table["filename"] = table["filename"].to_numpy()[::-1]
+    table.to_csv(folder / "predictions.csv", index=False, lineterminator="\n")
+
+
+def record_of_another_encoder(folder):
+    """Whole, consistent and under the name of this run."""
+    other = save(workspace.open_workspace("paper", output_root=folder.parents[2] / "other"), "linear_probe", seed=9)
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+    change(folder / "record.json", f'"run_id": "{other.name}"', f'"run_id": "{folder.name}"')
+
+
+def with_new_digest(folder):
+    """Names shuffled by someone who knows of the digests of files."""
+    shuffled_names(folder)
+    digest = hashlib.sha256((folder / "predictions.csv").read_bytes()).hexdigest()
+    change(folder / "record.json", '("predictions.csv": ")[0-9a-f]+', rf"\g<1>{digest}")
+
+
+@pytest.mark.parametrize(
+    ("forge", "told"),
+    [
+        (shuffled_names, "predictions.csv was changed after it was written"),
+        (with_new_digest, "the images and labels in predictions.csv are not those that were scored"),
+        (
+            record_of_another_encoder,
+            "seed and settings are those of demo-linear_probe-random_tiny-seed9",
+        ),
+        (lambda folder: change(folder / "record.json", r'"schema": \d+', '"schema": 99'), "it has schema 99"),
+    ],
+)
+def test_a_forged_record_whose_numbers_fit_is_told(space, forge, told):
+    folder, _ = save(space, "linear_probe", seed=5), save(space, "linear_probe", seed=6)
+    forge(folder)
+    found = wrong(verify.verify_records(space.records, load_protocol))
+    assert set(found["run_id"]) == {folder.name}
+    assert any(told in problem for problem in found["problem"]), found["problem"].tolist()
+
+
+@pytest.mark.parametrize("file", ["predictions.csv", "record.json"])
+def test_tables_leave_out_a_record_whose_files_were_changed(space, file):
+    folder, other = save(space, "linear_probe", seed=5), save(space, "linear_probe", seed=6)
+    if file == "predictions.csv":
+        shuffled_names(folder)
+    else:
+        change(folder / "record.json", '("predictions.csv": ")[0-9a-f]', r"\g<1>")
+    with pytest.warns(records.RecordWarning, match="predictions.csv was changed"):
+        assert set(records.read_records(space.records)["run_id"]) == {other.name}

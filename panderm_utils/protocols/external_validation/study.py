@@ -167,7 +167,7 @@ def score_targets(predictions: dict[str, tuple], replicates: int = 1000, seed: i
     parts = []
     for name, (y, proba, _) in predictions.items():
         counts = {"dataset": name, "images": len(y), "melanoma": int(np.sum(y))}
-        scores = evaluate(y, proba, replicates, seed).reset_index()
+        scores = evaluate(y, proba, replicates, seed, CLASSES).reset_index()
         parts.append(pd.DataFrame({**counts, **scores}))
     return pd.concat(parts, ignore_index=True)
 
