@@ -105,10 +105,9 @@ def _metadata(run: dict, names: list[str]) -> tuple[pd.DataFrame, dict]:
         selection = f"--protocols {run['protocol']} --datasets {run['dataset']} --encoders {run['encoder']}"
         command = f"python run_all.py --profile {run['profile']} {selection} --seeds {run['seed']} --force"
         return pd.DataFrame(), {"why": "its record was written before records kept metadata", "command": command}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if table.pop("filename").tolist() != names:
-        raise ValueError(f"{path}: its images are not those of predictions.csv, in their order; repeat the run")
-    return table, {} if len(table.columns) else {
-        "why": "its CSV has no column that the manifest maps",
-        "command": "none",
-    }
+    # An image listed in two rows counts once.
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("filename").set_index("filename")
+    if set(table.index) != set(names):
+        raise ValueError(f"{path}: its images are not those of predictions.csv; repeat the run")
+    why = {} if len(table.columns) else {"why": "its CSV has no column that the manifest maps", "command": "none"}
+    return table.loc[names], why

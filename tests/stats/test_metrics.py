@@ -106,6 +106,7 @@ def test_values_are_those_of_scikit_learn(name):
     y, proba = case(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "fewer than 20 test images", metrics.MetricWarning)
         table = metrics.evaluate(y, proba, replicates=5)
     np.testing.assert_allclose(table["value"], by_scikit_learn(y, proba), **EXACT)
     assert metrics.auroc(y, proba) == table.loc["auroc", "value"]
@@ -161,11 +162,16 @@ def test_constant_scores_are_chance():
     assert table.loc["quadratic_kappa", "value"] == 0
 
 
-def test_rows_need_not_sum_to_one():
-    y, proba = draw(80, 3)
-    np.testing.assert_allclose(
-        metrics.evaluate(y, 5 * proba, replicates=9), metrics.evaluate(y, proba, replicates=9), **EXACT
-    )
+@pytest.mark.parametrize("proba", [[[0.7, 0.7], [0.7, 0.7]], [[1.2, -0.2], [0.5, 0.5]], [[5, 0], [0, 5]]])
+def test_what_is_no_probability_is_refused(proba):
+    with pytest.raises(metrics.MetricError, match="of 2 rows are negative or do not sum to 1, first row 0"):
+        metrics.evaluate([0, 1], proba)
+
+
+def test_probabilities_rounded_to_three_digits_are_taken():
+    y, proba = draw(400, 23)
+    with pytest.warns(metrics.MetricWarning, match="fewer than 20"):
+        metrics.Scorer(y, proba.round(3))
 
 
 def test_order_of_images_and_their_repetition_change_no_value():
@@ -179,7 +185,7 @@ def test_a_class_without_a_test_image_is_left_out_and_named():
     y, proba = draw(300, 6)
     keep = ~np.isin(y, [2, 5])
     y, proba = y[keep], proba[keep]
-    with pytest.warns(metrics.MetricWarning, match="no test image of class 2, 5") as caught:
+    with pytest.warns(metrics.MetricWarning, match="no test image of class 2, class 5") as caught:
         table = metrics.evaluate(y, proba, replicates=40)
     assert len(caught) == 1
     assert table.notna().all(axis=None)
@@ -207,6 +213,7 @@ def test_a_class_without_a_test_image_is_left_out_and_named():
 def test_kappa_skips_a_class_that_is_neither_true_nor_predicted():
     y, proba = draw(200, 4)
     proba[:, 1] = 0
+    proba /= proba.sum(axis=1, keepdims=True)
     y, proba = y[y != 1], proba[y != 1]
     with pytest.warns(metrics.MetricWarning):
         scorer = metrics.Scorer(y, proba)
@@ -219,7 +226,9 @@ def test_kappa_skips_a_class_that_is_neither_true_nor_predicted():
 @pytest.mark.parametrize(("num_classes", "label"), [(2, 0), (2, 1), (4, 2)])
 def test_a_split_of_one_class_is_nan_only_with_a_warning(num_classes, label):
     _, proba = draw(40, num_classes)
-    with pytest.warns(metrics.MetricWarning, match=f"all test images are of class {label}.*NaN.*two classes or more"):
+    with pytest.warns(
+        metrics.MetricWarning, match=f"all test images are of class {label}.*undefined.*two classes or more"
+    ):
         table = metrics.evaluate(np.full(40, label), proba, replicates=10)
     undefined = ["quadratic_kappa", "auroc", "aupr"]
     assert table.loc[undefined].isna().all(axis=None)
@@ -231,9 +240,33 @@ def test_a_split_of_one_class_is_nan_only_with_a_warning(num_classes, label):
 def test_a_class_with_one_test_image_stays_in_every_replicate():
     y, proba = case("imbalanced, a class with one image")
     assert (y == 3).sum() == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert metrics.evaluate(y, proba, replicates=50).notna().all(axis=None)
+    with pytest.warns(metrics.MetricWarning) as caught:
+        table = metrics.evaluate(y, proba, replicates=50, class_names=["nv", "bcc", "df", "mel"])
+    assert table.notna().all(axis=None)
+    (told,) = [str(warning.message) for warning in caught]
+    assert told.startswith("fewer than 20 test images of ")
+    assert "mel (1)" in told
+
+
+def test_few_images_of_a_class_have_an_unstratified_interval_beside_the_one_that_is_too_narrow():
+    """One image of class 2, rightly predicted: stratified resamples never miss it, others do."""
+    y, proba = draw(200, 2)
+    y, proba = np.append(y, 2), np.vstack([np.column_stack([proba, np.zeros(200)]), [0.1, 0.1, 0.8]])
+    with pytest.warns(metrics.MetricWarning, match=r"fewer than 20 test images of class 2 \(1\)"):
+        table = metrics.evaluate(y, proba, replicates=300)
+    width = table["high"] - table["low"]
+    unstratified = table["unstratified_high"] - table["unstratified_low"]
+    assert unstratified["balanced_accuracy"] > 1.5 * width["balanced_accuracy"]
+    assert unstratified["accuracy"] == pytest.approx(width["accuracy"], rel=0.3)
+    # By hand: resamples of all rows alike, in which the mean is over the classes that are there.
+    generator, recalls = np.random.default_rng(1), []
+    for _ in range(2000):
+        rows = generator.integers(0, len(y), len(y))
+        right = proba[rows].argmax(axis=1) == y[rows]
+        recalls.append(np.mean([right[y[rows] == k].mean() for k in np.unique(y[rows])]))
+    found = table.loc["balanced_accuracy", ["unstratified_low", "unstratified_high"]].to_numpy(float)
+    np.testing.assert_allclose(found, np.quantile(recalls, [0.025, 0.975]), atol=0.03)
+    assert "unstratified_low" not in metrics.evaluate(*draw(200, 3), replicates=5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -278,6 +311,7 @@ def test_the_per_class_report_names_what_it_cannot_tell():
     assert np.isnan(alone.loc["nv", "auroc"])
     assert alone.loc["nv", "precision"] == 1
     proba[:, 2] = 0
+    proba /= proba.sum(axis=1, keepdims=True)
     with pytest.warns(metrics.MetricWarning, match="^scc: NaN"):
         assert np.isnan(metrics.per_class_report(y, proba, ["nv", "mel", "scc", "df"]).loc["scc", "precision"])
 

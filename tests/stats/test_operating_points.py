@@ -18,7 +18,8 @@ def predictions(images=80, classes=2, seed=0, digits=1):
     rng = np.random.default_rng(seed)
     y = np.concatenate([np.arange(classes), rng.integers(0, classes, images - classes)])
     z = 1.2 * np.eye(classes)[y] + rng.normal(size=(images, classes))
-    return y, (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)).round(digits)  # many ties
+    proba = (np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)).round(digits)  # many ties
+    return y, proba / proba.sum(axis=1, keepdims=True)
 
 
 def by_loop(positive, score, levels=LEVELS):
