@@ -21,7 +21,7 @@ import psutil
 
 from panderm_utils.batch.lock import start_time
 
-LOOK = 0.002  # seconds
+LOOK, LOOK_CLOSELY = 0.02, 0.002  # seconds; closely for what is over in a moment
 LIMIT = 300  # seconds in which a batch of seconds must end
 PROBE, TUNE = house.run_name("linear_probe"), house.run_name("fine_tune")
 
@@ -227,7 +227,8 @@ class Chaos:
                 for key, found in scene.processes().items():
                     if key.startswith("papermill ") and len(found) > 1:
                         left.append(f"{scene.outputs}: {len(found)} at once: {key}")
-            time.sleep(LOOK)
+            closely = any(accident.when is Scene.is_writing for accident in waiting)
+            time.sleep(LOOK_CLOSELY if closely else LOOK)
         return hit
 
     def _draw(self, accident: Accident) -> float:
