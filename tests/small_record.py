@@ -3,7 +3,9 @@
 import hashlib
 import json
 
-from panderm_utils.results import SCHEMA
+import pandas as pd
+
+from panderm_utils.results import SCHEMA, describe_scored
 
 PREDICTIONS = b"filename\n"
 
@@ -16,3 +18,14 @@ def write_small_record(folder, **more):
     record |= {"encoder": "random_tiny", "seed": 0, "profile": "demo", "settings": {}, "metrics": {}, "scored": {}}
     record["files"] = {"predictions.csv": hashlib.sha256(PREDICTIONS).hexdigest()}
     (folder / "record.json").write_text(json.dumps({**record, **more}))
+
+
+def rewrite_predictions(folder, change):
+    """Replaces the predictions of a record by what `change` makes of them, as if so written."""
+    path = folder / "predictions.csv"
+    table = change(pd.read_csv(path))
+    table.to_csv(path, index=False)
+    record = json.loads((folder / "record.json").read_text())
+    record["files"]["predictions.csv"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    record["scored"] = describe_scored(table)
+    (folder / "record.json").write_text(json.dumps(record))
