@@ -105,7 +105,7 @@ def make_plan(
     models = {name: _load(find_encoder, name, problems) for part in parts for name in part.encoders}
     _leave_out_misfits(parts, cards, models, named, bool(encoders), profile, problems)
     problems += _out_of_place(parts, cards, overrides, space)
-    problems += [f"seed {n}: write a whole number from 0 to {2**32 - 1}" for n in seeds if not 0 <= n < 2**32]
+    problems += [f"seed {n}: {remedy}" for n in seeds if (remedy := manifests.SEED.remedy(n))]
     drafts = list(_drafts(parts, cards, models, profile, overrides, space, notebooks, problems))
     if problems:
         raise PlanError("\n".join(dict.fromkeys(problems)))
@@ -162,7 +162,7 @@ def _with_companions(parts: list[Part], profile: Profile, encoders, overrides, n
     """Adds the runs of other protocols that a protocol's parameters ask for, on its own datasets."""
     by_name = {part.protocol.name: part for part in parts}
     for part in parts:
-        for name, variants in part.protocol.companions(overrides, problems).items():
+        for name, variants in part.protocol.companions(overrides).items():
             if name in by_name:
                 by_name[name].variants += variants
             elif other := _load(lambda name: _find(name, notebooks), name, problems):
