@@ -70,8 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     other = parser.add_argument_group("instead of running")
     other.add_argument("--list", action="store_true", help="list datasets, encoders, protocols, profiles")
     other.add_argument(
-        "--plan", action="store_true", help="list the runs, what they need, what is missing, where to get it"
+        "--plan", action="store_true", help="what can run now, what is nearly there or missing, and where to get it"
     )
+    other.add_argument("--verbose", action="store_true", help="with --plan: also each run, and each path and licence")
     other.add_argument(
         "--report", action="store_true", help="write the report of existing records (a batch does so at its end)"
     )
@@ -109,6 +110,8 @@ def main(arguments: list[str] | None = None, notebooks: Path = batch.NOTEBOOKS) 
         parser.error("--new-dataset needs --images DIR and --name NAME")
     if (options.images or options.name) and not options.new_dataset:
         parser.error("--images and --name go with --new-dataset CSV")
+    if options.verbose and not options.plan:
+        parser.error("--verbose goes with --plan")
     if options.jobs and options.gpus:
         parser.error("--gpus runs one notebook per GPU; leave --jobs out")
     if options.slurm_option and not (options.slurm or options.slurm_script):
@@ -180,7 +183,7 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
     if options.verify:
         return verify(space, options.jobs or 2)
     if options.plan:
-        print(batch.describe_plan(planned))
+        print(batch.describe_plan(planned, options.verbose))
         return 0
     if options.report:
         return 0 if report(options, planned, notebooks) else 1

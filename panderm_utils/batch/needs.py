@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panderm_utils import manifests
+from panderm_utils.batch.data_root import DataRoot
 from panderm_utils.workspace import Workspace
 
 
@@ -18,8 +19,10 @@ class Need:
     Attributes:
         kind: "data" or "weights"; `name` is the dataset's or the encoder's.
         paths: Where they are, or are expected.
-        state: "found", "missing", or how they are obtained, such as "drawn on first use".
+        state: "found", "missing", "incomplete", or how they are obtained, such as "drawn on first use".
         source: Where to get them.
+        problem, remedy: What is wrong with data that are incomplete or missing, and what puts that right if they are
+            nearly there.
     """
 
     kind: str
@@ -28,9 +31,13 @@ class Need:
     state: str
     source: str
     licence: str
+    problem: str = ""
+    remedy: str = ""
 
     def describe_missing(self) -> str:
-        """Returns the message that names the missing file and where to get it."""
+        """Returns the message that says what is missing and how to mend it, or where to get it."""
+        if self.remedy or self.state == "incomplete":
+            return f"{self.kind} of {self.name}: {'; '.join(filter(None, (self.problem, self.remedy)))}"
         place = next((path for path in self.paths if not path.exists()), self.paths[0])
         return f"{self.kind} of {self.name}: {place} is missing; source: {self.source}"
 
@@ -49,21 +56,24 @@ def find_encoder(name: str) -> manifests.EncoderManifest:
     return manifest
 
 
-def data_need(card: manifests.DatasetManifest, space: Workspace) -> Need:
-    """Returns the need for a dataset's data, with whether they are present."""
+def data_need(card: manifests.DatasetManifest, space: Workspace, root: DataRoot) -> Need:
+    """Returns the need for a dataset's data, with whether they are present; `root` is the workspace's data root."""
     paths = (space.data_root / card.csv, space.data_root / card.image_root)
     if space.synthetic:
         return Need("data", card.name, paths, "drawn on first use", "this repository", "MIT")
     source = "your own files" if card.own else _sources(card)
-    state = "missing" if card.missing_path(space.data_root) else "found"
-    return Need("data", card.name, paths, state, source, card.licence)
+    finding = root.find(card)
+    state = "missing" if card.missing_path(space.data_root) else "incomplete" if finding.problem else "found"
+    return Need("data", card.name, paths, state, source, card.licence, *finding)
 
 
-def other_need(other: manifests.DatasetManifest | manifests.EncoderManifest, space: Workspace) -> Need | None:
+def other_need(
+    other: manifests.DatasetManifest | manifests.EncoderManifest, space: Workspace, root: DataRoot
+) -> Need | None:
     """Returns the need for a second encoder's weights, or for a further dataset, which the run can do without."""
     if isinstance(other, manifests.EncoderManifest):
         return weights_need(other, space, None)
-    need = data_need(other, space)
+    need = data_need(other, space, root)
     return dataclasses.replace(need, state="missing, so not a target") if need.state == "missing" else need
 
 

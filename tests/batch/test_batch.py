@@ -313,7 +313,7 @@ def test_missing_data_and_weights_are_reported_and_start_nothing(tmp_path, noteb
     assert str(tmp_path / "weights/panderm_ll_data6_checkpoint-499.pth") in outcomes[0].error
     assert batch.exit_status(outcomes) == 1
     assert not space.root.exists()
-    text = estimates.describe_plan(planned)
+    text = estimates.describe_plan(planned, verbose=True)
     assert "CC BY-NC-ND 4.0" in text
     assert "0 done, 0 to run, 2 missing" in text
 
@@ -322,7 +322,7 @@ def test_what_is_there_is_found(tmp_path, notebooks):
     space = workspace.open_workspace("paper", tmp_path / "data", tmp_path / "weights", tmp_path)
     csv = tmp_path / "data/HAM10000_clean/ISIC2018_splits/HAM_clean.csv"
     csv.parent.mkdir(parents=True)
-    csv.touch()
+    csv.write_text("image,split,label\n")
     weights = tmp_path / "weights/panderm_ll_data6_checkpoint-499.pth"
     weights.parent.mkdir()
     weights.touch()
@@ -462,8 +462,9 @@ def test_a_protocol_takes_the_datasets_that_fit_it(space):
 def test_targets_are_checked_and_named_and_may_be_missing(tmp_path):
     space = workspace.open_workspace("paper", tmp_path / "data", tmp_path, tmp_path)
     card = manifests.load_dataset_manifest("ham10000")
-    for place in (card.csv, card.image_root):
-        (space.data_root / place).mkdir(parents=True)
+    (space.data_root / card.image_root).mkdir(parents=True)
+    (space.data_root / card.csv).parent.mkdir()
+    (space.data_root / card.csv).write_text("image,split,label\n")
     (run,) = plan.make_plan(space, ["ham10000"], ["random_tiny"], EXTERNAL).runs
     assert not run.missing
     states = {need.name: need.state for need in run.needs}
