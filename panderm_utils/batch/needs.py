@@ -4,6 +4,8 @@ Imports neither torch nor pandas, so that `run_all.py --plan` answers at once.
 """
 
 import dataclasses
+import glob
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +92,13 @@ def weights_need(model: manifests.EncoderManifest, space: Workspace, override: s
     for path in places:
         if path.is_file():
             return dataclasses.replace(need, paths=(path,))
-    state = "downloaded by timm on first use" if model.layout == "timm" and override is None else "missing"
-    return dataclasses.replace(need, paths=(places[0],), state=state)
+    if model.layout == "timm" and override is None:
+        return dataclasses.replace(need, paths=(places[0],), state="downloaded by timm on first use")
+    need = dataclasses.replace(need, paths=(places[0],), state="missing")
+    if near := next(iter(sorted(places[0].parent.glob(f"*/{glob.escape(file)}"))), None):
+        remedy = f"mv {shlex.quote(str(near))} {shlex.quote(str(places[0]))}"
+        return dataclasses.replace(need, problem=f"the file lies in {near.parent}", remedy=remedy)
+    return need
 
 
 def _sources(manifest) -> str:

@@ -102,8 +102,10 @@ def settle_parameters(path: Path, protocol: Protocol, overrides: dict[str, str],
             continue
         rule = protocol.rule(name) or _like(defaults[name])
         typed[name] = rule.read(text)
-        if remedy := rule.remedy(typed[name]):
+        if protocol.rule(name) is None and (remedy := rule.remedy(typed[name])):
             problems.append(f"-p {name}={text}: {remedy}")
+    for name, remedy in protocol.remedies({**defaults, **typed}).items():
+        problems.append(f"-p {name}={overrides.get(name, defaults[name])}: {remedy}")
     settings = {name: value for name, value in {**defaults, **typed}.items() if name in protocol.settings}
     return Settled(typed, settings)
 

@@ -5,7 +5,7 @@ import lazy_loader
 OFFERS = {
     "entries": "Access ClassName DatasetManifest EncoderManifest PaperItem Profile ProtocolChoice PublishedResult "
     "SPLITS",
-    "parameters": "DEVICE ENCODER FLAG FRACTION FRACTIONS PARAMETERS PATH PRECISION ParameterError Rule SEED number "
+    "parameters": "DEVICE ENCODER FLAG FRACTION FRACTIONS PARAMETERS FILE PRECISION ParameterError Rule SEED number "
     "one_of text whole",
     "problems": "NAME_RULE valid_name",
     "protocol": "Pair Protocol",

@@ -12,6 +12,7 @@ from typing import Any
 
 from panderm_utils.manifests.reading import list_datasets, list_encoders
 from panderm_utils.manifests.typed_yaml import FRACTIONS_RULE, read_fractions
+from panderm_utils.workspace import settle_path
 
 
 class ParameterError(ValueError):
@@ -85,6 +86,7 @@ FLAG = Rule(bool, "True or False")
 FRACTION = number("a number above 0, up to 1", lambda value: 0 < value <= 1)
 FRACTIONS = text(f"{FRACTIONS_RULE}, as in 0.1,0.5", lambda value: bool(read_fractions(value)))
 PATH = text("a path")
+FILE = text("the path of a file or folder that exists", lambda path: settle_path(path).exists())
 DEVICES = ("auto", "cpu", "cuda", "cuda:1", "mps")
 DEVICE = text(f"one of {', '.join(DEVICES)}", re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch, lambda: DEVICES)
 ENCODER = text(
@@ -103,7 +105,7 @@ PARAMETERS = {
     "dataset": DATASET,
     "profile": one_of("demo", "paper"),
     "encoder": ENCODER.or_else(None),
-    "weights": PATH.or_else(None),
+    "weights": FILE.or_else(None),
     "data_root": PATH.or_else(None),
     "weights_root": PATH.or_else(None),
     "output_root": PATH.or_else(None),

@@ -76,10 +76,16 @@ class Protocol:
 
     def check_parameters(self, values: Mapping[str, Any]) -> None:
         """Raises ParameterError if any of its notebook's parameters is invalid; `values` may hold other names too."""
+        if remedies := self.remedies(values):
+            raise ParameterError("\n".join(f"{name} = {values[name]!r}: {text}" for name, text in remedies.items()))
+
+    def remedies(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Returns what to write instead, for each invalid parameter among `values`."""
         rules = {name: self.rule(name) for name in (*PARAMETERS, *self.parameters) if name in values}
-        remedies = {name: rule.remedy(values[name]) for name, rule in rules.items()}
-        if invalid := [f"{name} = {values[name]!r}: {remedy}" for name, remedy in remedies.items() if remedy]:
-            raise ParameterError("\n".join(invalid))
+        remedies = {name: remedy for name, rule in rules.items() if (remedy := rule.remedy(values[name]))}
+        if values.get("precision") == "fp16" and values.get("device") == "cpu":
+            remedies["precision"] = "is for GPUs only; with the device cpu, write fp32 or bf16"
+        return remedies
 
     def lacks(self, card: DatasetManifest) -> str:
         """Returns what the dataset lacks for this protocol; "" if it is suitable."""

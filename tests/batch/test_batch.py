@@ -330,7 +330,11 @@ def test_what_is_there_is_found(tmp_path, notebooks):
     assert [need.name for need in make(space, notebooks, **selection).runs[0].missing] == ["ham10000"]  # no images yet
     (tmp_path / "data/HAM10000_clean/ISIC2018").mkdir()
     assert make(space, notebooks, **selection).runs[0].missing == ()
-    weights.rename(tmp_path / "mine.pth")
+    weights.parent.joinpath("deeper").mkdir()
+    weights.rename(weights.parent / "deeper" / weights.name)
+    (need,) = make(space, notebooks, **selection).runs[0].missing
+    assert need.remedy == f"mv {weights.parent / 'deeper' / weights.name} {weights}"
+    (weights.parent / "deeper" / weights.name).rename(tmp_path / "mine.pth")
     assert make(space, notebooks, **selection, overrides=[f"weights={tmp_path}/mine.pth"]).runs[0].missing == ()
 
 
@@ -376,6 +380,7 @@ def test_a_run_whose_papermill_dies_after_the_record_is_done_for_the_batch_the_n
         ({"overrides": ["behaviour=", "train_fraction=10"]}, "train_fraction=10: write a number above 0, up to 1"),
         ({"seeds": [-1]}, "seed -1: write a whole number, 0 to 4294967295"),
         ({"overrides": ["wieghts=x.pth"]}, "did you mean -p weights=x.pth"),
+        ({"overrides": ["weights=x.pth"]}, "x.pth: write the path of a file or folder that exists, or None"),
         ({"overrides": ["seed=3"]}, "write --seeds 3"),
         ({"overrides": ["solver"]}, "write -p solver=VALUE"),
         ({"datasets": ["ddi"]}, "python run_all.py --sync"),

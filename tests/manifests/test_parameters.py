@@ -87,8 +87,16 @@ def test_a_text_of_the_command_line_is_the_value_of_a_notebook(protocol, name, t
     assert valid or "write " in rule.remedy(read)
 
 
+def test_a_precision_that_the_device_lacks_is_refused():
+    protocol = load_protocol("linear_probe")
+    assert protocol.remedies({"precision": "bf16", "device": "cpu"}) == {}
+    assert protocol.remedies({"precision": "fp16", "device": "cuda"}) == {}
+    assert "is for GPUs only" in protocol.remedies({"precision": "fp16", "device": "cpu"})["precision"]
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("seed", True), ("seed", 1.0), ("train_fraction", True), ("solver", None), ("weights", 3)]
+    ("name", "value"),
+    [("seed", True), ("seed", 1.0), ("train_fraction", True), ("solver", None), ("weights", 3), ("weights", "no.pth")],
 )
 def test_a_value_of_another_type_is_refused(name, value):
     assert PARAMETERS[name].remedy(value)

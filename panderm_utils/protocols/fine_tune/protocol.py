@@ -3,7 +3,7 @@
 import dataclasses
 
 from panderm_utils import results
-from panderm_utils.manifests import FLAG, FRACTION, PATH, PRECISION, Protocol, number, one_of, text, whole
+from panderm_utils.manifests import FILE, FLAG, FRACTION, PRECISION, Protocol, number, one_of, text, whole
 from panderm_utils.protocols import fine_tune
 
 RATE = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
@@ -56,7 +56,7 @@ PROTOCOL = Protocol(
     trains=True,
     parameters={
         **{name: rule.or_else(None) for name, rule in RECIPE.items()},  # None: as published, or the profile's
-        "checkpoint": PATH.or_else(None),
+        "checkpoint": FILE.or_else(None),
         "precision": PRECISION.or_else("auto"),
         "micro_batch": whole(2, even=True).or_else("auto"),
         "checkpointing": FLAG,
