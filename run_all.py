@@ -270,9 +270,11 @@ def verify(space: workspace.Workspace, jobs: int) -> int:
 def check_data(options: argparse.Namespace) -> int:
     """Prints what a run would say of the named datasets, by default of all that are there; returns the exit status."""
     root = workspace.settle_folder("data_root", options.data_root)
-    cards = [manifests.load_dataset_manifest(name) for name in options.check_data or manifests.list_datasets()]
-    cards = [card for card in cards if card.own or card.name in manifests.load_profile("paper").datasets]
-    there = cards if options.check_data else [card for card in cards if not card.missing_path(root)]
+    named = options.check_data or [name for name in options.datasets if name != "all"]
+    cards = [manifests.load_dataset_manifest(name) for name in named or manifests.list_datasets()]
+    if not named:  # those of the paper and the user's own
+        cards = [card for card in cards if card.own or card.name in manifests.load_profile("paper").datasets]
+    there = cards if named else [card for card in cards if not card.missing_path(root)]
     if not there:
         print(f"run_all.py: no dataset is in {root}; see {program()} --profile paper --plan", file=sys.stderr)
         return 1

@@ -53,26 +53,27 @@ def _check(card: DatasetManifest, root: DataRoot, pixels: bool) -> tuple[dict[st
             problems = dataset.problems
         except data.DataError as failure:
             error, problems = str(failure), failure.problems
+            if problems is None:  # the CSV could not be opened
+                return {"result": "errors"}, [error], False
     counts = problems[problems["severity"] != "note"]["kind"].value_counts()
-    sizes = list(problems.loc[problems["kind"] == "split size", "message"])
+    sizes = problems[problems["kind"] == "split size"]
     warned = problems[problems["severity"] == "warning"].groupby("kind", sort=False)
-    row = {"result": "errors" if error else "other sizes" if sizes else "warnings" if len(warned) else "ok"}
+    row = {"result": "errors" if error else "other sizes" if len(sizes) else "warnings" if len(warned) else "ok"}
     if dataset is not None:
         found = dataset.table["split"].value_counts()
         row |= {"rows": f"{len(dataset.table):,}", SIZES: "/".join(f"{found.get(s, 0):,}" for s in SPLITS)}
         expected = card.split_sizes or {}
-        row["manifest"] = (
-            "/".join(f"{expected[s]:,}" if s in expected else "?" for s in SPLITS) if expected else "unknown"
-        )
+        known = "/".join(f"{expected[s]:,}" if s in expected else "-" for s in SPLITS)
+        row["manifest"] = known if expected else "unknown"
         leaks = data.leakage_table(dataset)["in two splits"].dropna()
         row["leakage"] = ", ".join(f"{count:,} {kind}" for kind, count in leaks.items() if count) or "0"
     row |= {name: f"{sum(counts.get(kind, 0) for kind in kinds):,}" for name, kinds in KINDS.items()}
     row["unreadable"] = row["unreadable"] if pixels else "not checked"
     row["other"] = f"{sum(counts.drop(ELSEWHERE, errors='ignore')):,}"
     lines = [error] if error else []
-    lines += [f"{card.name}: {text}" for text in sizes]
+    lines += [f"{card.name}: {text}" for text in sizes.loc[sizes["severity"] == "note", "message"]]
     for kind, members in warned:
         first = members.iloc[0]
         place = "" if first.isna()["row"] else f"{root.path / card.csv}:{first['row']}: "
         lines.append(f"{card.name}: warning: {len(members):,} x {kind}: {place}{first['message']}")
-    return row, lines, not (error or sizes)
+    return row, lines, not (error or len(sizes))

@@ -112,6 +112,14 @@ def test_what_is_not_there_is_trouble_only_if_named(tmp_path, capsys):
     assert "did you mean 'hiba'" in capsys.readouterr().err
 
 
+def test_a_csv_that_is_a_folder_is_an_error(tmp_path, capsys):
+    for place in (HIBA.csv, HIBA.image_root):
+        (tmp_path / place).mkdir(parents=True)
+    status, table, text = check(tmp_path, capsys)
+    assert (status, table["hiba"]["result"]) == (1, "errors")
+    assert "there is no CSV" in text
+
+
 def test_pixels_go_with_check_data():
     with pytest.raises(SystemExit):
         run_all.main(["--pixels"])
