@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import run_all
 from panderm_utils import manifests
 from panderm_utils.batch.data_root import DataRoot, count_problems
 
+ROOT = Path(__file__).parents[2]
 HIBA = manifests.load_dataset_manifest("hiba")  # HIBA/hiba.csv and HIBA/images
 HAM = manifests.load_dataset_manifest("ham10000")  # two folders in one folder
 
@@ -181,3 +183,12 @@ def test_a_target_that_would_stop_a_run_is_told(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "external_validation: random_tiny on ham10000" in text
     assert "ph2 (optional for 1 run): " in text
+
+
+def test_a_plan_of_real_data_loads_neither_torch_nor_pandas(tmp_path):
+    put(HIBA, tmp_path / HIBA.csv, tmp_path / HIBA.image_root)
+    code = "import sys, run_all; run_all.main(sys.argv[1:]); print({'torch', 'pandas'} & set(sys.modules))"
+    arguments = ["--profile", "paper", "--plan", "--datasets", "hiba", "--data-root", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
+    assert "on hiba" in done.stdout
