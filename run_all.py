@@ -1,7 +1,8 @@
 """Plans runs, executes their notebooks with papermill, makes the paper's tables and figures, and writes the report.
 
   python run_all.py                                    the demo: synthetic images, tiny encoders
-  python run_all.py --profile paper --plan             what the paper's runs need, and where to get it
+  python run_all.py --profile paper --plan             which runs can start, what others need, and where to get it
+  python run_all.py --check-data                       check the data as a run would
   python run_all.py --profile paper --data-root D --weights-root W --output-root O
   python run_all.py --new-dataset my.csv --images DIR --name mine
   python run_all.py --verify                           recompute every number from the stored predictions
@@ -70,8 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
     other = parser.add_argument_group("instead of running")
     other.add_argument("--list", action="store_true", help="list datasets, encoders, protocols, profiles")
     other.add_argument(
-        "--plan", action="store_true", help="list the runs, what they need, what is missing, where to get it"
+        "--plan", action="store_true", help="what can run now, what is nearly there or missing, and where to get it"
     )
+    other.add_argument("--verbose", action="store_true", help="with --plan: also each run, and each path and licence")
+    other.add_argument(
+        "--check-data", nargs="*", metavar="NAME", help="check datasets as a run would; default: all that are there"
+    )
+    other.add_argument("--pixels", action="store_true", help="with --check-data: also decode every image")
     other.add_argument(
         "--report", action="store_true", help="write the report of existing records (a batch does so at its end)"
     )
@@ -109,6 +115,10 @@ def main(arguments: list[str] | None = None, notebooks: Path = batch.NOTEBOOKS) 
         parser.error("--new-dataset needs --images DIR and --name NAME")
     if (options.images or options.name) and not options.new_dataset:
         parser.error("--images and --name go with --new-dataset CSV")
+    if options.verbose and not options.plan:
+        parser.error("--verbose goes with --plan")
+    if options.pixels and options.check_data is None:
+        parser.error("--pixels goes with --check-data")
     if options.jobs and options.gpus:
         parser.error("--gpus runs one notebook per GPU; leave --jobs out")
     if options.slurm_option and not (options.slurm or options.slurm_script):
@@ -161,6 +171,8 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
             return show_list(notebooks)
         if options.new_dataset:
             return add_dataset(options, notebooks)
+        if options.check_data is not None:
+            return check_data(options)
         if options.sync or options.check:
             return sync_or_check(options, notebooks)
         folders = (options.data_root, options.weights_root, options.output_root)
@@ -180,7 +192,7 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
     if options.verify:
         return verify(space, options.jobs or 2)
     if options.plan:
-        print(batch.describe_plan(planned))
+        print(batch.describe_plan(planned, options.verbose))
         return 0
     if options.report:
         return 0 if report(options, planned, notebooks) else 1
@@ -253,6 +265,24 @@ def verify(space: workspace.Workspace, jobs: int) -> int:
         return 1
     print(results.describe_verification(checks))
     return int((checks["problem"] != "").any())
+
+
+def check_data(options: argparse.Namespace) -> int:
+    """Prints what a run would say of the named datasets, by default of all that are there; returns the exit status."""
+    root = workspace.settle_folder("data_root", options.data_root)
+    named = options.check_data or [name for name in options.datasets if name != "all"]
+    cards = [manifests.load_dataset_manifest(name) for name in named or manifests.list_datasets()]
+    if not named:  # those of the paper and the user's own
+        cards = [card for card in cards if card.own or card.name in manifests.load_profile("paper").datasets]
+    there = cards if named else [card for card in cards if not card.missing_path(root)]
+    if not there:
+        print(f"run_all.py: no dataset is in {root}; see {program()} --profile paper --plan", file=sys.stderr)
+        return 1
+    text, usable = batch.check_data(there, root, options.pixels)
+    print(text)
+    if absent := [card.name for card in cards if card not in there]:
+        print(f"\nNot there: {', '.join(absent)}; see {program()} --profile paper --plan")
+    return int(not usable)
 
 
 def show_list(notebooks: Path) -> int:

@@ -4,6 +4,7 @@ import lazy_loader
 
 OFFERS = {
     "commands": "what_is_missing",
+    "data_check": "check_data",
     "estimates": "describe_plan format_duration",
     "execution": "diagnose",
     "leftovers": "clear_leftovers remove_partial_files",

@@ -5,12 +5,13 @@ Similar runs differ in nothing but their seed; without one the cost is "unknown"
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from panderm_utils import manifests, protocols
+from panderm_utils.batch.needs import Need
 from panderm_utils.batch.plan import Job, Plan
 from panderm_utils.disk import free
 from panderm_utils.results import is_done
@@ -58,11 +59,64 @@ class Costs:
         return sorted(jobs, key=lambda job: -cost.seconds if (cost := self.of(job)) else -float("inf"))
 
 
-def describe_plan(plan: Plan) -> str:
-    """Returns the text of `--plan`: the runs, their states and costs, what they need and where to get it."""
+def describe_plan(plan: Plan, verbose: bool = False) -> str:
+    """Returns the text of `--plan`: the runs that can start now, what is nearly there, what is missing, and the costs.
+
+    Args:
+        verbose: Also list every run with its cost, and everything that they need with paths and licences.
+    """
     costs = Costs(plan.space.records)
     states = ["done" if is_done(r.record) else "missing" if r.missing else "to run" for r in plan.runs]
-    lines = [f"{len(plan.runs)} runs (profile {plan.space.profile}):"]
+    undone = [run for state, run in zip(states, plan.runs, strict=True) if state != "done"]
+    ready = [run for run in undone if not run.missing]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "to run", "missing"))
+    lines = [
+        f"{len(plan.runs)} runs (profile {plan.space.profile}): {counts}; then {len(plan.paper)} tables and figures"
+    ]
+    lines += ["", "Can run now:" if ready else "Nothing can run now.", *_describe_ready(ready)]
+    waiting = Counter(need for run in undone for need in run.needs if need.state.startswith(("missing", "incomplete")))
+    nearly = {need: count for need, count in waiting.items() if need.remedy or need.state == "incomplete"}
+    lines += ["", "Nearly there:", *_describe_nearly(nearly)] if nearly else []
+    if absent := {need: count for need, count in waiting.items() if need not in nearly}:
+        lines += ["", "Missing:"]
+        for need, count in sorted(absent.items(), key=lambda pair: (pair[0].kind, pair[0].state, pair[0].name)):
+            lines.append(f"  {need.kind:8}{_waiting(need, count)}: {need.source}")
+        lines.append("  Runs that lack data or weights are left out; the others run.")
+    lines += _list_all(plan, states, costs) if verbose else []
+    lines += ["", *_describe_costs(plan, undone, costs)]
+    if barriers := [need.name for need in waiting if REGISTRATION.search(_conditions(need)) and need not in nearly]:
+        lines.append("Registration or a signed agreement is needed for: " + ", ".join(barriers))
+    lines.append(f"Outputs: {plan.space.root}")
+    return "\n".join(lines if verbose else [*lines, "Each run, and each path and licence: --plan --verbose"])
+
+
+def _describe_ready(ready: list[Job]) -> list[str]:
+    """Returns a line for each protocol and set of encoders that study the same datasets."""
+    datasets, encoders = defaultdict(dict), defaultdict(list)
+    for run in ready:
+        datasets[run.protocol, run.parameters["encoder"]][run.notebook.stem] = True
+    for (protocol, encoder), names in datasets.items():
+        encoders[protocol, tuple(names)].append(encoder)
+    return [
+        f"  {protocol}: {', '.join(models)} on {', '.join(names)}" for (protocol, names), models in encoders.items()
+    ]
+
+
+def _describe_nearly(needs: dict[Need, int]) -> list[str]:
+    """Returns what is wrong with data that are nearly there, and on a line of its own what puts that right."""
+    groups = defaultdict(list)
+    for need, count in needs.items():
+        groups[need.problem, need.remedy].append(_waiting(need, count))
+    return [
+        line
+        for (problem, remedy), names in groups.items()
+        for line in (f"  {', '.join(names)}: {problem}", f"      {remedy}" if remedy else "")
+        if line
+    ]
+
+
+def _list_all(plan: Plan, states: list[str], costs: Costs) -> list[str]:
+    lines = ["", "Runs:"]
     for state, run in zip(states, plan.runs, strict=True):
         cost = f"  {costs.of(run) or 'unknown'}" if state != "done" else ""
         lines.append(f"  {state:8} {run.name}{cost}")
@@ -71,15 +125,12 @@ def describe_plan(plan: Plan) -> str:
         lines.append(f"  {need.kind:8} {need.name}: {need.state}")
         lines += [f"           at      {path}" for path in need.paths]
         lines += [f"           from    {need.source}", f"           licence {need.licence}"]
-    undone = [run for state, run in zip(states, plan.runs, strict=True) if state != "done"]
-    lines += ["", *_describe_costs(plan, undone, costs)]
-    if barriers := [need for need in plan.needs if need.state == "missing" and REGISTRATION.search(_conditions(need))]:
-        lines.append("Registration or a signed agreement is needed for: " + ", ".join(need.name for need in barriers))
-    counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "to run", "missing"))
-    lines += ["", f"{counts}; then {len(plan.paper)} tables and figures. Outputs: {plan.space.root}"]
-    if "missing" in states:
-        lines.append("Runs whose data or weights are missing are reported and left out; the others run.")
-    return "\n".join(lines)
+    return lines
+
+
+def _waiting(need: Need, count: int) -> str:
+    optional = "optional for " if need.state not in ("missing", "incomplete") else ""
+    return f"{need.name} ({optional}{count} run{'s' * (count != 1)})"
 
 
 def format_duration(seconds: float) -> str:

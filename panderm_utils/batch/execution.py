@@ -28,6 +28,7 @@ from panderm_utils.workspace import REPOSITORY
 POLL = 0.1  # seconds
 RELEASE = 3.0  # seconds within which a dying process has closed its files
 DEFAULT_SIZE = 2_000_000  # bytes of an executed notebook, where there is none yet to measure
+LONGEST_ERROR = 500  # characters in the summary
 DISK_FULL = 100_000  # with fewer free bytes, papermill may have been unable to write its error
 EXIT_LINE = re.compile(r"the kernel ended with exit code (\d+); its peak memory was ([\d,]+) MB")  # see `kernels`
 NOT_STARTED = ("Kernel died before replying", "Kernel didn't respond")  # nbclient's messages
@@ -155,7 +156,7 @@ def child_environment(jobs: int) -> dict[str, str]:
 
 
 def diagnose(notebook: Path, log: Path) -> tuple[str, str]:
-    """Returns the id of the failed cell and the last line of its error, from the partial notebook or else the log."""
+    """Returns the id of the failed cell and the line of its error that helps, from the partial notebook or the log."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -164,11 +165,11 @@ def diagnose(notebook: Path, log: Path) -> tuple[str, str]:
     for cell in cells:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
-                return cell.get("id", ""), _last_line(f"{output['ename']}: {output['evalue']}", output["ename"])
+                return cell.get("id", ""), _headline(output["ename"], output["evalue"])
     # A dead kernel leaves no error in the notebook; papermill's log has the cell that it was executing, counted from 1.
     entered = re.findall(r"Executing Cell (\d+)-", text)
     index = int(entered[-1]) - 1 if entered else -1
-    return cells[index].get("id", "") if 0 <= index < len(cells) else "", _last_line(text, "")
+    return cells[index].get("id", "") if 0 <= index < len(cells) else "", _last_line(text)
 
 
 def _describe_kill(code: int, log: Path) -> str | None:
@@ -177,7 +178,7 @@ def _describe_kill(code: int, log: Path) -> str | None:
         return "papermill was killed, probably because memory ran out"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     if "Executing Cell" not in text and any(message in text for message in NOT_STARTED):
-        return f"the kernel did not start ({_last_line(text, '')})"
+        return f"the kernel did not start ({_last_line(text)})"
     exit_line = EXIT_LINE.search(text)
     if exit_line and int(exit_line[1]) == 128 + signal.SIGKILL:
         code, memory = exit_line.groups()
@@ -236,10 +237,18 @@ def _stamp(job: Job) -> tuple | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def _last_line(text: str, kind: str) -> str:
+def _headline(name: str, message: str) -> str:
+    """Returns an error in a line: its first, which says what is wrong, and its last if the first only introduces it."""
+    lines = _plain_lines(message) or [""]
+    shown = [lines[0], lines[-1]] if lines[0].endswith(":") and len(lines) > 1 else lines[:1]
+    return f"{name}: {' '.join(shown)}".rstrip()[:LONGEST_ERROR]
+
+
+def _last_line(text: str) -> str:
+    return (_plain_lines(text) or ["papermill ended without a message"])[-1][:LONGEST_ERROR]
+
+
+def _plain_lines(text: str) -> list[str]:
+    """Returns the lines of a text that are not blank, without colours."""
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text)
-    lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    if not lines:
-        return "papermill ended without a message"
-    last = lines[-1][:500]
-    return last if last.startswith(kind) else f"{kind}: {last}"
+    return [line.strip() for line in plain.splitlines() if line.strip()]

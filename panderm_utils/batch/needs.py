@@ -4,10 +4,13 @@ Imports neither torch nor pandas, so that `run_all.py --plan` answers at once.
 """
 
 import dataclasses
+import glob
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from panderm_utils import manifests
+from panderm_utils.batch.data_root import DataRoot
 from panderm_utils.workspace import Workspace
 
 
@@ -18,8 +21,10 @@ class Need:
     Attributes:
         kind: "data" or "weights"; `name` is the dataset's or the encoder's.
         paths: Where they are, or are expected.
-        state: "found", "missing", or how they are obtained, such as "drawn on first use".
+        state: "found", "missing", "incomplete", or how they are obtained, such as "drawn on first use".
         source: Where to get them.
+        problem, remedy: What is wrong with data that are incomplete or missing, and what puts that right if they are
+            nearly there.
     """
 
     kind: str
@@ -28,9 +33,13 @@ class Need:
     state: str
     source: str
     licence: str
+    problem: str = ""
+    remedy: str = ""
 
     def describe_missing(self) -> str:
-        """Returns the message that names the missing file and where to get it."""
+        """Returns the message that says what is missing and how to mend it, or where to get it."""
+        if self.remedy or self.state == "incomplete":
+            return f"{self.kind} of {self.name}: {'; '.join(filter(None, (self.problem, self.remedy)))}"
         place = next((path for path in self.paths if not path.exists()), self.paths[0])
         return f"{self.kind} of {self.name}: {place} is missing; source: {self.source}"
 
@@ -49,21 +58,24 @@ def find_encoder(name: str) -> manifests.EncoderManifest:
     return manifest
 
 
-def data_need(card: manifests.DatasetManifest, space: Workspace) -> Need:
-    """Returns the need for a dataset's data, with whether they are present."""
+def data_need(card: manifests.DatasetManifest, space: Workspace, root: DataRoot) -> Need:
+    """Returns the need for a dataset's data, with whether they are present; `root` is the workspace's data root."""
     paths = (space.data_root / card.csv, space.data_root / card.image_root)
     if space.synthetic:
         return Need("data", card.name, paths, "drawn on first use", "this repository", "MIT")
     source = "your own files" if card.own else _sources(card)
-    state = "missing" if card.missing_path(space.data_root) else "found"
-    return Need("data", card.name, paths, state, source, card.licence)
+    finding = root.find(card)
+    state = "missing" if card.missing_path(space.data_root) else "incomplete" if finding.problem else "found"
+    return Need("data", card.name, paths, state, source, card.licence, *finding)
 
 
-def other_need(other: manifests.DatasetManifest | manifests.EncoderManifest, space: Workspace) -> Need | None:
+def other_need(
+    other: manifests.DatasetManifest | manifests.EncoderManifest, space: Workspace, root: DataRoot
+) -> Need | None:
     """Returns the need for a second encoder's weights, or for a further dataset, which the run can do without."""
     if isinstance(other, manifests.EncoderManifest):
         return weights_need(other, space, None)
-    need = data_need(other, space)
+    need = data_need(other, space, root)
     return dataclasses.replace(need, state="missing, so not a target") if need.state == "missing" else need
 
 
@@ -80,8 +92,13 @@ def weights_need(model: manifests.EncoderManifest, space: Workspace, override: s
     for path in places:
         if path.is_file():
             return dataclasses.replace(need, paths=(path,))
-    state = "downloaded by timm on first use" if model.layout == "timm" and override is None else "missing"
-    return dataclasses.replace(need, paths=(places[0],), state=state)
+    if model.layout == "timm" and override is None:
+        return dataclasses.replace(need, paths=(places[0],), state="downloaded by timm on first use")
+    need = dataclasses.replace(need, paths=(places[0],), state="missing")
+    if near := next(iter(sorted(places[0].parent.glob(f"*/{glob.escape(file)}"))), None):
+        remedy = f"mv {shlex.quote(str(near))} {shlex.quote(str(places[0]))}"
+        return dataclasses.replace(need, problem=f"the file lies in {near.parent}", remedy=remedy)
+    return need
 
 
 def _sources(manifest) -> str:

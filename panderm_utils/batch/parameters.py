@@ -3,12 +3,11 @@
 import ast
 import difflib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from panderm_utils.manifests import FRACTIONS_RULE, Protocol, read_fractions
+from panderm_utils.manifests import Protocol, Rule
 from panderm_utils.workspace import settle_path
 
 # Parameters that the batch sets itself, and the flag for each.
@@ -20,20 +19,6 @@ FLAGS = {
     "data_root": "--data-root",
     "weights_root": "--weights-root",
     "output_root": "--output-root",
-}
-
-# Checked here because a notebook would reject them only after minutes; a test compares them with the package.
-CHOICES = {
-    "solver": ("published", "converged", "sklearn"),
-    "precision": ("fp32", "bf16", "fp16"),
-    "drawing": ("honest", "published"),
-    "target_images": ("all", "test"),
-    "monitor": ("recall", "acc"),
-}
-KINDS = {  # types of the parameters whose default is None or "auto"; those not listed are strings
-    **dict.fromkeys(("epochs", "warmup_epochs", "batch_size", "micro_batch"), int),
-    **dict.fromkeys(("lr", "layer_decay", "drop_path", "weight_decay", "mixup", "cutmix", "smoothing"), float),
-    "weighted_sampling": bool,
 }
 
 
@@ -93,10 +78,10 @@ class Settled:
 
 
 def settle_parameters(path: Path, protocol: Protocol, overrides: dict[str, str], problems: list[str]) -> Settled:
-    """Returns the overrides, converted to the types of the notebook's defaults, and the settings that name the run.
+    """Returns the overrides as typed values, and the settings that name the run.
 
-    Unknown names, values of the wrong type and values that the notebook would reject are appended to `problems`:
-    papermill would only warn, or the run would fail late.
+    Unknown names, of which papermill would only warn, and values that break the parameter's rule, which the notebook
+    checks too, are appended to `problems`.
     """
     try:
         defaults = read_parameters(path)
@@ -115,36 +100,18 @@ def settle_parameters(path: Path, protocol: Protocol, overrides: dict[str, str],
             valid = ", ".join(valid)
             problems.append(f"-p {name}={text}: {path.parent.name} has no such parameter; {hint}known: {valid}")
             continue
-        kind = KINDS.get(name, str) if defaults[name] in (None, "auto") else type(defaults[name])
-        try:
-            typed[name] = defaults[name] if text == str(defaults[name]) else _convert(text, kind)
-        except ValueError:
-            expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-            problems.append(f"-p {name}={text}: not {expected}; write one, or {name}={defaults[name]} for the default")
-            continue
-        if valid := typed[name] != defaults[name] and _valid_values(name, typed[name]):
-            problems.append(f"-p {name}={text}: invalid {name}; write {valid}")
+        rule = protocol.rule(name) or _like(defaults[name])
+        typed[name] = rule.read(text)
+        if protocol.rule(name) is None and (remedy := rule.remedy(typed[name])):
+            problems.append(f"-p {name}={text}: {remedy}")
+    for name, remedy in protocol.remedies({**defaults, **typed}).items():
+        problems.append(f"-p {name}={overrides.get(name, defaults[name])}: {remedy}")
     settings = {name: value for name, value in {**defaults, **typed}.items() if name in protocol.settings}
     return Settled(typed, settings)
 
 
-def _valid_values(name: str, value) -> str:
-    """Returns a description of the valid values if this one is invalid, else ""."""
-    if name in CHOICES and value not in CHOICES[name]:
-        return f"one of {', '.join(CHOICES[name])}"
-    if name == "fractions" and not read_fractions(value):
-        return f"{FRACTIONS_RULE}, as in 0.1,0.5"
-    if name == "train_fraction" and not 0 < value <= 1:
-        return "a number above 0, up to 1"
-    return "1 or more" if name in ("batch_size", "replicates", "draws") and value < 1 else ""
-
-
-def _convert(text: str, kind: type):
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    value = kind(text)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(text)
-    return value
+def _like(default) -> Rule:
+    """Returns the rule of a parameter that has none: a value of its default's type."""
+    words = {bool: "True or False", int: "a whole number", float: "a number"}
+    kind = str if default is None else type(default)
+    return Rule(kind, words.get(kind, "text")).or_else(default)

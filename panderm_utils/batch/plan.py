@@ -10,6 +10,7 @@ from itertools import chain, product
 from pathlib import Path
 
 from panderm_utils import manifests, protocols, results
+from panderm_utils.batch.data_root import DataRoot
 from panderm_utils.batch.needs import Need, data_need, find_encoder, other_need, weights_need
 from panderm_utils.batch.parameters import PlanError, Settled, read_parameters, settle_parameters, split_overrides
 from panderm_utils.manifests import EncoderManifest, Profile, Protocol, unknown_name
@@ -43,7 +44,7 @@ class Job:
 
     @property
     def missing(self) -> tuple[Need, ...]:
-        return tuple(need for need in self.needs if need.state == "missing")
+        return tuple(need for need in self.needs if need.state in ("missing", "incomplete"))
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def make_plan(
     models = {name: _load(find_encoder, name, problems) for part in parts for name in part.encoders}
     _leave_out_misfits(parts, cards, models, named, bool(encoders), profile, problems)
     problems += _out_of_place(parts, cards, overrides, space)
-    problems += [f"seed {n}: write a whole number from 0 to {2**32 - 1}" for n in seeds if not 0 <= n < 2**32]
+    problems += [f"seed {n}: {remedy}" for n in seeds if (remedy := manifests.SEED.remedy(n))]
     drafts = list(_drafts(parts, cards, models, profile, overrides, space, notebooks, problems))
     if problems:
         raise PlanError("\n".join(dict.fromkeys(problems)))
@@ -162,7 +163,7 @@ def _with_companions(parts: list[Part], profile: Profile, encoders, overrides, n
     """Adds the runs of other protocols that a protocol's parameters ask for, on its own datasets."""
     by_name = {part.protocol.name: part for part in parts}
     for part in parts:
-        for name, variants in part.protocol.companions(overrides, problems).items():
+        for name, variants in part.protocol.companions(overrides).items():
             if name in by_name:
                 by_name[name].variants += variants
             elif other := _load(lambda name: _find(name, notebooks), name, problems):
@@ -203,6 +204,7 @@ def _out_of_place(parts: list[Part], cards: dict, overrides: dict, space: Worksp
 def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems) -> Iterator["_Draft"]:
     """Yields the runs of one seed; appends errors in their parameters to `problems`."""
     accepted = {part.protocol.name: _parameter_names(notebooks / part.protocol.name) for part in parts}
+    root = DataRoot(space.data_root)
     studied = {name for part in parts for name in part.datasets}
     for part in parts:
         protocol = part.protocol
@@ -225,8 +227,10 @@ def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems
             except ValueError as error:
                 problems.append(str(error))
                 continue
-            needs = [data_need(card, space), weights_need(model, space, file)]
-            needs += [other_need(other, space) for other in others if other.name not in studied]
+            needs = [data_need(card, space, root), weights_need(model, space, file)]
+            further = {other.name: other_need(other, space, root) for other in others}
+            # One that the batch studies too is listed as that run's need, unless it would stop this run.
+            needs += [n for name, n in further.items() if name not in studied or (n and n.state == "incomplete")]
             yield _Draft(protocol, dataset, encoder, notebook, settled, tuple(dict.fromkeys(filter(None, needs))))
 
 

@@ -21,7 +21,12 @@ MAX_COLUMNS = 10_000
 
 
 class DataError(ValueError):
-    """The dataset cannot be used as it is; the message lists every fatal problem with file, row and remedy."""
+    """The dataset cannot be used as it is; the message lists every fatal problem with file, row and remedy.
+
+    `problems` is `Problems.table()`, with all problems found before the error.
+    """
+
+    problems: pd.DataFrame | None = None
 
 
 @dataclass
@@ -60,7 +65,9 @@ class Problems:
                 lines.append(f"  {place}: {printable(image + problem['message'])}")
             if count > MAX_SHOWN:
                 lines.append(f"  ... and {count - MAX_SHOWN:,} more of this kind ({kind})")
-        raise DataError("\n".join(lines))
+        error = DataError("\n".join(lines))
+        error.problems = self.table()
+        raise error
 
 
 def printable(text: str, length: int = 1000) -> str:

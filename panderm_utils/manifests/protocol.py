@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from panderm_utils.manifests.entries import DatasetManifest, EncoderManifest, Profile
+from panderm_utils.manifests.parameters import PARAMETERS, ParameterError, Rule
 from panderm_utils.manifests.reading import load_dataset_manifest
 
 # Metric, column, number in the record, number recomputed from the predictions.
@@ -39,13 +40,14 @@ class Protocol:
         dataset_keys: Keys that a dataset's manifest must have, such as "melanoma".
         architectures: Supported encoder architectures; (): any.
         trains: Whether a run leaves checkpoints; other runs leave features.
+        parameters: Rules of its notebook's parameters that are not in PARAMETERS, or differ there.
         weights_parameters: Notebook parameters that name a weights file; the first that is set wins.
         single_dataset: Notebook parameters specific to one dataset, such as the path of a checkpoint.
         published: Returns the published value of each setting that is None by default.
         extra_inputs: Takes the dataset's manifest, the encoder's name, the profile and the parameters of a run; returns
             the manifests of other datasets (optional) and encoders that the run reads. ValueError: one does not exist.
-        companions: Takes a batch's parameter overrides and a list for problems; returns protocol -> parameters of
-            each run of another protocol that this one also requests.
+        companions: Takes a batch's parameter overrides; returns protocol -> parameters of each run of another protocol
+            that this one also requests.
     """
 
     name: str
@@ -61,11 +63,29 @@ class Protocol:
     dataset_keys: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     trains: bool = False
+    parameters: Mapping[str, Rule] = field(default_factory=dict)
     weights_parameters: tuple[str, ...] = ("weights",)
     single_dataset: tuple[str, ...] = ()
     published: Callable[[], dict] = field(default=_empty)
     extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = field(default=_nothing)
-    companions: Callable[[dict, list[str]], dict[str, list[dict]]] = field(default=_empty)
+    companions: Callable[[dict], dict[str, list[dict]]] = field(default=_empty)
+
+    def rule(self, parameter: str) -> Rule | None:
+        """Returns the rule of a parameter of its notebook, None if it has none."""
+        return self.parameters.get(parameter, PARAMETERS.get(parameter))
+
+    def check_parameters(self, values: Mapping[str, Any]) -> None:
+        """Raises ParameterError if any of its notebook's parameters is invalid; `values` may hold other names too."""
+        if remedies := self.remedies(values):
+            raise ParameterError("\n".join(f"{name} = {values[name]!r}: {text}" for name, text in remedies.items()))
+
+    def remedies(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Returns what to write instead, for each invalid parameter among `values`."""
+        rules = {name: self.rule(name) for name in (*PARAMETERS, *self.parameters) if name in values}
+        remedies = {name: remedy for name, rule in rules.items() if (remedy := rule.remedy(values[name]))}
+        if values.get("precision") == "fp16" and values.get("device") == "cpu":
+            remedies["precision"] = "is for GPUs only; with the device cpu, write fp32 or bf16"
+        return remedies
 
     def lacks(self, card: DatasetManifest) -> str:
         """Returns what the dataset lacks for this protocol; "" if it is suitable."""

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import typing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,15 +16,11 @@ import psutil
 import pytest
 
 from panderm_utils import workspace
-from panderm_utils.batch import estimates, execution, leftovers, parameters, plan
+from panderm_utils.batch import estimates, execution, leftovers, plan
 from panderm_utils.batch import running as batch
-from panderm_utils.encoders import loading as encoders
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import load_protocol
-from panderm_utils.protocols.external_validation import study as external_validation
-from panderm_utils.protocols.fine_tune import recipe
-from panderm_utils.protocols.label_efficiency import choose_rival, subsets
-from panderm_utils.protocols.linear_probe import probe as linear_probe
+from panderm_utils.protocols.label_efficiency import choose_rival
 from panderm_utils.results import is_done, run_id
 from tests.small_record import write_small_record
 
@@ -58,7 +53,7 @@ folder = space.records / run
 # Seed 0: well; 1: fails; 2: its kernel dies; 3: leaves no record; 4: never ends and ignores Ctrl-C; 5: sleeps.
 ACT = """\
 if seed == 1:
-    raise ValueError("row 7 of my.csv\\nhas no image")
+    raise ValueError("x: 1 x missing column, 12 x missing file\\n  my.csv:1: no `label`\\n  ... and 2 more")
 if seed == 2:
     os._exit(1)
 while seed == 4:
@@ -145,18 +140,37 @@ def mixed(tmp_path_factory, notebooks):
 def test_one_failure_does_not_stop_the_rest_and_each_says_where_and_why(mixed):
     space, _, outcomes, said = mixed
     assert [o.status for o in outcomes] == ["done", "failed", "failed", "failed", "done"]
-    assert (outcomes[1].cell, outcomes[1].error) == ("cell-1", "ValueError: has no image")
+    assert (outcomes[1].cell, outcomes[1].error) == ("cell-1", "ValueError: x: 1 x missing column, 12 x missing file")
     assert outcomes[2].cell == "cell-1"
     assert "died" in outcomes[2].error
     assert "without writing a complete record" in outcomes[3].error
     assert batch.exit_status(outcomes) == 1
     text = batch.describe_outcomes(outcomes)
-    assert "cell cell-1: ValueError: has no image" in text
+    assert "cell cell-1: ValueError: x: 1 x missing column, 12 x missing file\n" in text
     assert str(outcomes[1].job.log) in text
     assert "2 done, 3 failed" in text
     assert [line[:5] for line in said if line.startswith("[")] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]", "[1/1]"]
     for seed in range(4):
         assert not alive(int((space.root / f"kernel-{seed}").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("x: 12 x missing file\n  x.csv:2: a.jpg\n  ... and 2 more of this kind", "E: x: 12 x missing file"),
+        (
+            "2 processes ended with 1; the end of x.log:\n  a\n  b: no memory",
+            "E: 2 processes ended with 1; the end of x.log: b: no memory",
+        ),
+        ("\x1b[31mno\x1b[0m\n", "E: no"),
+        ("", "E:"),
+    ],
+)
+def test_the_summary_shows_the_line_of_an_error_that_helps(tmp_path, message, line):
+    failed = nbformat.v4.new_output("error", ename="E", evalue=message, traceback=[])
+    cells = [nbformat.v4.new_code_cell("1", id="a"), nbformat.v4.new_code_cell("2", id="b", outputs=[failed])]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "x.ipynb")
+    assert execution.diagnose(tmp_path / "x.ipynb", tmp_path / "x.log") == ("b", line)
 
 
 def test_executed_notebooks_are_kept_whole_or_marked_as_failed(mixed):
@@ -293,7 +307,7 @@ def test_missing_data_and_weights_are_reported_and_start_nothing(tmp_path, noteb
     assert str(tmp_path / "weights/panderm_ll_data6_checkpoint-499.pth") in outcomes[0].error
     assert batch.exit_status(outcomes) == 1
     assert not space.root.exists()
-    text = estimates.describe_plan(planned)
+    text = estimates.describe_plan(planned, verbose=True)
     assert "CC BY-NC-ND 4.0" in text
     assert "0 done, 0 to run, 2 missing" in text
 
@@ -302,7 +316,7 @@ def test_what_is_there_is_found(tmp_path, notebooks):
     space = workspace.open_workspace("paper", tmp_path / "data", tmp_path / "weights", tmp_path)
     csv = tmp_path / "data/HAM10000_clean/ISIC2018_splits/HAM_clean.csv"
     csv.parent.mkdir(parents=True)
-    csv.touch()
+    csv.write_text("image,split,label\n")
     weights = tmp_path / "weights/panderm_ll_data6_checkpoint-499.pth"
     weights.parent.mkdir()
     weights.touch()
@@ -310,7 +324,11 @@ def test_what_is_there_is_found(tmp_path, notebooks):
     assert [need.name for need in make(space, notebooks, **selection).runs[0].missing] == ["ham10000"]  # no images yet
     (tmp_path / "data/HAM10000_clean/ISIC2018").mkdir()
     assert make(space, notebooks, **selection).runs[0].missing == ()
-    weights.rename(tmp_path / "mine.pth")
+    weights.parent.joinpath("deeper").mkdir()
+    weights.rename(weights.parent / "deeper" / weights.name)
+    (need,) = make(space, notebooks, **selection).runs[0].missing
+    assert need.remedy == f"mv {weights.parent / 'deeper' / weights.name} {weights}"
+    (weights.parent / "deeper" / weights.name).rename(tmp_path / "mine.pth")
     assert make(space, notebooks, **selection, overrides=[f"weights={tmp_path}/mine.pth"]).runs[0].missing == ()
 
 
@@ -348,12 +366,15 @@ def test_a_run_whose_papermill_dies_after_the_record_is_done_for_the_batch_the_n
         ({"encoders": ["timm:vit_tiny_patch16_224x"]}, "timm:vit_tiny_patch16_224"),
         ({"protocols": ["linear_prob"]}, "did you mean 'linear_probe'"),
         ({"overrides": ["trian_fraction=0.1"]}, "did you mean -p train_fraction=0.1"),
-        ({"overrides": ["batch_size=many"]}, "not a whole number"),
-        ({"overrides": ["train_fraction=nan"]}, "not a number"),
-        ({"overrides": ["solver=newton"]}, "invalid solver; write one of published, converged, sklearn"),
+        ({"overrides": ["batch_size=many"]}, "write a whole number, 1 or more"),
+        ({"overrides": ["train_fraction=nan"]}, "train_fraction=nan: write a number above 0, up to 1"),
+        ({"overrides": ["solver=newton"]}, "solver=newton: write one of published, converged, sklearn"),
         ({"overrides": ["train_fraction=0"]}, "write a number above 0, up to 1"),
-        ({"overrides": ["batch_size=0"]}, "write 1 or more"),
+        ({"overrides": ["batch_size=0"]}, "write a whole number, 1 or more"),
+        ({"overrides": ["behaviour=", "train_fraction=10"]}, "train_fraction=10: write a number above 0, up to 1"),
+        ({"seeds": [-1]}, "seed -1: write a whole number, 0 to 4294967295"),
         ({"overrides": ["wieghts=x.pth"]}, "did you mean -p weights=x.pth"),
+        ({"overrides": ["weights=x.pth"]}, "x.pth: write the path of a file or folder that exists, or None"),
         ({"overrides": ["seed=3"]}, "write --seeds 3"),
         ({"overrides": ["solver"]}, "write -p solver=VALUE"),
         ({"datasets": ["ddi"]}, "python run_all.py --sync"),
@@ -363,17 +384,6 @@ def test_a_run_whose_papermill_dies_after_the_record_is_done_for_the_batch_the_n
 def test_what_is_unknown_is_an_error_before_anything_runs(space, notebooks, selection, message):
     with pytest.raises(plan.PlanError, match=message):
         make(space, notebooks, **selection)
-
-
-def test_the_choices_are_those_of_the_package():
-    known = {"solver": linear_probe.SOLVERS, "precision": encoders.PRECISIONS, "drawing": subsets.DRAWINGS}
-    known["monitor"] = recipe.MONITORS
-    known["target_images"] = external_validation.TARGET_IMAGES
-    assert {name: tuple(values) for name, values in known.items()} == parameters.CHOICES
-    open_ones = {name: value for name, value in load_protocol("fine_tune").settings.items() if value is None}
-    kinds = {name: kind for name, kind in typing.get_type_hints(recipe.FineTuneRecipe).items() if name in open_ones}
-    texts = {"monitor": str, "ema_decay": float | None}  # the one is a text, the other no notebook's parameter
-    assert kinds == {**{name: kind for name, kind in parameters.KINDS.items() if name in open_ones}, **texts}
 
 
 def test_each_protocol_has_its_own_usual_datasets_and_encoders(space):
@@ -403,7 +413,7 @@ def test_label_efficiency_asks_for_fine_tuning_at_fractions_as_runs_of_their_own
     assert names() == names("finetune_fractions=None") == probes
     assert names("finetune_fractions=0.1, 1") == [*probes, run("fine_tune", "panderm_tiny", train_fraction=0.1), tuned]
     assert names("finetune_fractions=1", protocols=["label_efficiency", "fine_tune"]) == [*probes, tuned]
-    with pytest.raises(plan.PlanError, match=r"write numbers above 0, up to 1, as in finetune_fractions=0\.1,0\.5"):
+    with pytest.raises(plan.PlanError, match="finetune_fractions=10%: write numbers above 0, up to 1"):
         names("finetune_fractions=10%")
     with pytest.raises(plan.PlanError, match="linear_probe has no such parameter"):
         names("finetune_fractions=0.1", protocols=["linear_probe"])
@@ -451,8 +461,9 @@ def test_a_protocol_takes_the_datasets_that_fit_it(space):
 def test_targets_are_checked_and_named_and_may_be_missing(tmp_path):
     space = workspace.open_workspace("paper", tmp_path / "data", tmp_path, tmp_path)
     card = manifests.load_dataset_manifest("ham10000")
-    for place in (card.csv, card.image_root):
-        (space.data_root / place).mkdir(parents=True)
+    (space.data_root / card.image_root).mkdir(parents=True)
+    (space.data_root / card.csv).parent.mkdir()
+    (space.data_root / card.csv).write_text("image,split,label\n")
     (run,) = plan.make_plan(space, ["ham10000"], ["random_tiny"], EXTERNAL).runs
     assert not run.missing
     states = {need.name: need.state for need in run.needs}

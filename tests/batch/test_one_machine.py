@@ -160,7 +160,7 @@ def test_a_plan_tells_what_like_runs_took_and_never_guesses(tmp_path):
         (space.checkpoints / name / "best.safetensors").write_bytes(bytes(3_000_000))
     chosen = {"datasets": ["ham10000"], "encoders": ["panderm_large", "panderm_base"]}
     planned = plan.make_plan(space, **chosen, protocols=["fine_tune", "linear_probe"])
-    text = estimates.describe_plan(planned)
+    text = estimates.describe_plan(planned, verbose=True)
     assert "ham10000-fine_tune-panderm_large-seed0  90 min, 4.1 GB, 9.9 GB of a H100 (from 2 similar runs)" in text
     assert "ham10000-fine_tune-panderm_base-seed0  unknown" in text
     assert "GPU time: 90 min for 1 runs" in text
@@ -170,7 +170,9 @@ def test_a_plan_tells_what_like_runs_took_and_never_guesses(tmp_path):
     other = plan.make_plan(space, datasets=["ddi"], encoders=["panderm_large"], protocols=["linear_probe"])
     assert "Registration or a signed agreement is needed for: ddi" in estimates.describe_plan(other)
     quicker = plan.make_plan(space, **chosen, protocols=["fine_tune"], seeds=[0], overrides=["epochs=5"])
-    assert "unknown" in estimates.describe_plan(quicker).splitlines()[1]  # with other settings, runs are not similar
+    assert "Time and memory of 2 runs: unknown" in estimates.describe_plan(
+        quicker
+    )  # with other settings, runs are not similar
 
 
 def test_the_longest_run_starts_first_and_the_time_left_is_what_like_runs_took(space, notebooks):

@@ -40,7 +40,7 @@ def test_help_names_every_flag_of_the_readme(capsys):
     flags = (
         "profile data-root weights-root output-root datasets protocols encoders seeds list plan jobs force sync check"
     )
-    flags += " report verify only slurm slurm-script slurm-option"
+    flags += " verbose check-data pixels report verify only slurm slurm-script slurm-option"
     assert [f for f in [*flags.split(), "new-dataset", "images", "name"] if f"--{f}" not in text] == []
 
 
@@ -52,7 +52,7 @@ def test_list_names_every_dataset_and_encoder(capsys):
 
 def test_the_plan_of_the_paper_says_where_to_get_everything(capsys, tmp_path):
     folders = ["--data-root", str(tmp_path), "--weights-root", str(tmp_path), "--output-root", str(tmp_path)]
-    assert run_all.main(["--profile", "paper", "--plan", *folders]) == 0
+    assert run_all.main(["--profile", "paper", "--plan", "--verbose", *folders]) == 0
     text = capsys.readouterr().out
     profile = manifests.load_profile("paper")
     chosen = {protocol: profile.choice(protocol) for protocol in profile.protocols}
@@ -88,7 +88,7 @@ def test_what_is_wrong_is_told_in_a_line_with_status_2(capsys, arguments, messag
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--new-dataset", "x.csv"], ["--images", "x"], ["--jobs", "0"], ["--seeds", "a"]]
+    "arguments", [["--new-dataset", "x.csv"], ["--images", "x"], ["--jobs", "0"], ["--seeds", "a"], ["--verbose"]]
 )
 def test_flags_that_do_not_go_together_are_refused(arguments):
     with pytest.raises(SystemExit) as told:

@@ -127,9 +127,9 @@ def test_all_that_is_wrong_with_a_recipe_is_told_at_once() -> None:
     with pytest.raises(FineTuneError) as error:
         FineTuneRecipe(batch_size=7, epochs=5, monitor="f1", mixup=-1.0, ema_decay=1.0)
     message = str(error.value)
-    for part in ("batch_size 7 is not even", "warmup_epochs 10 is not in 0..5", "write one of recall, acc"):
+    for part in ("batch_size 7: write an even number", "warmup_epochs 10 is not in 0..5", "write one of recall, acc"):
         assert part in message
-    assert "mixup -1.0 is negative" in message and "ema_decay 1.0" in message
+    assert "mixup -1.0: write a number, 0 or more" in message and "ema_decay 1.0" in message
 
 
 def test_a_shorter_training_has_a_shorter_warm_up_unless_one_is_named() -> None:

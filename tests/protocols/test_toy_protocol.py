@@ -99,7 +99,7 @@ def test_a_protocol_is_a_module_a_notebook_and_a_line(tmp_path):
     assert "You learn** why accuracy flatters" in title
     assert command(root, "--check").returncode == 0
 
-    planned = command(root, "--plan")
+    planned = command(root, "--plan", "--verbose")
     assert "to run   ddi-class_frequencies-panderm_tiny-seed0" in planned.stdout
     chosen = (
         "--datasets",

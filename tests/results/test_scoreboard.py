@@ -108,7 +108,7 @@ def test_what_is_missing_is_looked_for(space):
     card = manifests.load_dataset_manifest("ham10000")
     (space.data_root / card.image_root).mkdir(parents=True)
     (space.data_root / card.csv).parent.mkdir()
-    (space.data_root / card.csv).touch()
+    (space.data_root / card.csv).write_text("image,split,label\n")
     assert said(HAM) == "the weights; then: "
     space.weights_root.mkdir()
     (space.weights_root / manifests.load_encoder_manifest("panderm_large").weights_file).touch()

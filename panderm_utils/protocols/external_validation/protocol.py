@@ -1,9 +1,18 @@
 """The description of external validation. Loads neither torch nor pandas."""
 
-from panderm_utils.manifests import DatasetManifest, Profile, Protocol, list_datasets, load_dataset_manifest
+from panderm_utils.manifests import (
+    DatasetManifest,
+    Profile,
+    Protocol,
+    list_datasets,
+    load_dataset_manifest,
+    one_of,
+    text,
+)
 from panderm_utils.protocols import external_validation
 
 NAME = "external_validation"
+TARGET_IMAGES = ("all", "test")
 
 
 class TargetError(ValueError):
@@ -71,6 +80,7 @@ PROTOCOL = Protocol(
         "replicates": 1000,
         "weights": None,
     },
+    parameters={"targets": text("names of datasets").or_else(None), "target_images": one_of(*TARGET_IMAGES)},
     dataset_keys=("melanoma",),
     recompute=recompute,
     extra_inputs=extra_inputs,

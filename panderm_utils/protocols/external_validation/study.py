@@ -32,7 +32,7 @@ import pandas as pd
 from panderm_utils.data import Dataset, class_counts, load_dataset
 from panderm_utils.encoders import Encoder, Features, extract_features
 from panderm_utils.manifests import SPLITS, DatasetManifest, Pair, load_dataset_manifest
-from panderm_utils.protocols.external_validation.protocol import TargetError
+from panderm_utils.protocols.external_validation.protocol import TARGET_IMAGES, TargetError
 from panderm_utils.results import (
     compare_metrics,
     parse_predictions,
@@ -45,7 +45,6 @@ from panderm_utils.stats import evaluate
 
 CLASSES = ("rest", "melanoma")
 FILES = ("external.csv", "predictions_external.csv.gz", "excluded.csv")
-TARGET_IMAGES = ("all", "test")
 EXCLUDED = ("excluded_file", "excluded_isic_id")  # columns: images left out, by kind of match
 
 

@@ -3,11 +3,28 @@
 import dataclasses
 
 from panderm_utils import results
-from panderm_utils.manifests import Protocol
+from panderm_utils.manifests import FILE, FLAG, FRACTION, PRECISION, Protocol, number, one_of, text, whole
 from panderm_utils.protocols import fine_tune
 
-RECIPE = ("epochs", "warmup_epochs", "batch_size", "lr", "layer_decay", "drop_path", "weight_decay", "mixup", "cutmix")
-RECIPE = (*RECIPE, "smoothing", "weighted_sampling", "monitor", "ema_decay")
+RATE = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+WEIGHT = number("a number, 0 or more", lambda value: value >= 0)
+
+# The settings of the recipe that a run may change, and their rules.
+RECIPE = {
+    "epochs": whole(1),
+    "warmup_epochs": whole(0),
+    "batch_size": whole(2, even=True),  # images are mixed in pairs
+    "lr": number("a number above 0", lambda value: value > 0),
+    "layer_decay": FRACTION,
+    "drop_path": RATE,
+    "weight_decay": WEIGHT,
+    "mixup": WEIGHT,
+    "cutmix": WEIGHT,
+    "smoothing": RATE,
+    "weighted_sampling": FLAG,
+    "monitor": one_of("recall", "acc"),
+    "ema_decay": number("a number from 0, below 1", lambda value: 0 <= value < 1).or_else(None),
+}
 
 
 def published() -> dict:
@@ -37,6 +54,16 @@ PROTOCOL = Protocol(
     },
     architectures=("beit",),  # PanDerm's
     trains=True,
+    parameters={
+        **{name: rule.or_else(None) for name, rule in RECIPE.items()},  # None: as published, or the profile's
+        "checkpoint": FILE.or_else(None),
+        "precision": PRECISION.or_else("auto"),
+        "micro_batch": whole(2, even=True).or_else("auto"),
+        "checkpointing": FLAG,
+        "processes": whole(1),
+        "trackers": text(),
+        "tta": whole(0),
+    },
     weights_parameters=("checkpoint", "weights"),
     single_dataset=("checkpoint",),
     published=published,

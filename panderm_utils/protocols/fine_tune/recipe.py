@@ -21,7 +21,9 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-MONITORS = ("recall", "acc")
+from panderm_utils.manifests import SEED
+from panderm_utils.protocols.fine_tune.protocol import RATE, RECIPE
+
 NEVER_DECAYED = ("cls_token", "pos_embed")  # not weight matrices, though they have three dimensions
 
 
@@ -73,29 +75,13 @@ class FineTuneRecipe:
 
     def __post_init__(self) -> None:
         """Raises FineTuneError listing all invalid settings."""
-        wrong = []
-        if self.batch_size < 2 or self.batch_size % 2:
-            wrong.append(f"batch_size {self.batch_size} is not even (images are mixed in pairs): write 128 or another")
-        if self.epochs < 1:
-            wrong.append(f"epochs {self.epochs} is less than 1")
+        rules = {**RECIPE, **dict.fromkeys(("mix_prob", "switch_prob"), RATE), "seed": SEED}
+        remedies = {name: rule.remedy(getattr(self, name)) for name, rule in rules.items()}
+        wrong = [f"{name} {getattr(self, name)!r}: {remedy}" for name, remedy in remedies.items() if remedy]
         if not 0 <= self.warmup_epochs <= self.epochs:
             wrong.append(f"warmup_epochs {self.warmup_epochs} is not in 0..{self.epochs}, the epochs: lower it too")
         if not 0 <= self.min_lr <= self.lr:
             wrong.append(f"lr {self.lr} is not above min_lr {self.min_lr} >= 0")
-        for name in ("drop_path", "mix_prob", "switch_prob", "smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                wrong.append(f"{name} {getattr(self, name)} is not in [0, 1]")
-        for name in ("mixup", "cutmix", "weight_decay"):
-            if getattr(self, name) < 0:
-                wrong.append(f"{name} {getattr(self, name)} is negative; 0 switches it off")
-        if not 0 < self.layer_decay <= 1:
-            wrong.append(f"layer_decay {self.layer_decay} is not in (0, 1]; 1 uses one learning rate for all layers")
-        if self.monitor not in MONITORS:
-            wrong.append(f"monitor {self.monitor!r} is unknown; write one of {', '.join(MONITORS)}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            wrong.append(f"ema_decay {self.ema_decay} is not in [0, 1); None switches it off")
-        if self.seed < 0:
-            wrong.append(f"seed {self.seed} is negative")
         if wrong:
             raise FineTuneError(f"invalid recipe: {'; '.join(wrong)}")
 

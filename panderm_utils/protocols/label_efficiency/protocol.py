@@ -1,8 +1,10 @@
 """The description of label efficiency. Loads neither torch nor pandas."""
 
 from panderm_utils import manifests
-from panderm_utils.manifests import Protocol, ProtocolChoice
+from panderm_utils.manifests import ENCODER, FRACTIONS, Protocol, ProtocolChoice, one_of, whole
 from panderm_utils.protocols import label_efficiency
+
+DRAWINGS = ("honest", "published")
 
 
 def choose_rival(choice: ProtocolChoice, encoder: str) -> str | None:
@@ -16,15 +18,10 @@ def extra_inputs(card, encoder, profile, parameters):
     return [manifests.load_encoder_manifest(rival)] if rival else []
 
 
-def companions(parameters, problems):
+def companions(parameters):
     """Returns separate runs of fine-tuning at the label fractions in `finetune_fractions`."""
-    text = parameters.get("finetune_fractions")
-    if text in (None, "None"):
-        return {}
-    if fractions := manifests.read_fractions(text):
-        return {"fine_tune": [{"train_fraction": str(fraction)} for fraction in fractions]}
-    problems.append(f"-p finetune_fractions={text}: write {manifests.FRACTIONS_RULE}, as in finetune_fractions=0.1,0.5")
-    return {}
+    fractions = manifests.read_fractions(parameters.get("finetune_fractions") or "")
+    return {"fine_tune": [{"train_fraction": str(fraction)} for fraction in fractions]} if fractions else {}
 
 
 def recompute(record, folder):
@@ -48,6 +45,13 @@ PROTOCOL = Protocol(
         "precision": "fp32",
         "replicates": 1000,
         "weights": None,
+    },
+    parameters={
+        "drawing": one_of(*DRAWINGS),
+        "draws": whole(1),
+        "fractions": FRACTIONS.or_else(None),
+        "finetune_fractions": FRACTIONS.or_else(None),
+        "rival": ENCODER.or_else(None),
     },
     recompute=recompute,
     extra_inputs=extra_inputs,

@@ -1,0 +1,205 @@
+"""What a data root holds: datasets in place, and those nearly in place, with the command that puts them there.
+
+Cheap enough for every plan: each CSV is read and each folder listed once; no image is opened. A run checks more, and so
+does `run_all.py --check-data`. Imports neither torch nor pandas.
+"""
+
+import csv
+import io
+import os
+import shlex
+import unicodedata
+import zipfile
+from collections import Counter
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from panderm_utils import data, manifests
+from panderm_utils.manifests import SPLITS, DatasetManifest
+
+DEPTH = 5  # levels of folders that are searched
+MAX_FOLDERS = 3_000
+UNPACK = {".zip": "unzip -q {} -d {}", ".7z": "7z x {} -o{}"}
+UNPACK |= dict.fromkeys((".tar", ".gz", ".tgz"), "tar -xf {} -C {}")
+
+
+class Finding(NamedTuple):
+    """What is wrong with a dataset's files and what to do, such as a command; both are "" if nothing is wrong."""
+
+    problem: str = ""
+    remedy: str = ""
+
+
+class DataRoot:
+    """A data root; its folders are listed, and its datasets looked at, only once."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._findings: dict[str, Finding] = {}
+
+    def find(self, card: DatasetManifest) -> Finding:
+        """Returns what is wrong with a dataset's CSV and images, as far as can be seen without opening an image."""
+        if card.name not in self._findings:
+            try:
+                self._findings[card.name] = self._look(card)
+            except OSError as error:
+                self._findings[card.name] = Finding(f"cannot be read: {error}")
+        return self._findings[card.name]
+
+    def _look(self, card: DatasetManifest) -> Finding:
+        if missing := card.missing_path(self.path):
+            if Path(card.csv).is_absolute():  # your own files, which may be anywhere
+                return Finding(missing)
+            home = PurePosixPath(os.path.commonpath([card.csv, card.image_root]))
+            table, images = (PurePosixPath(path).relative_to(home) for path in (card.csv, card.image_root))
+            nearby = self._find_folder(home, table, images) or self._find_archive(card, home, table)
+            return nearby or Finding(missing)
+        problems = count_problems(card, self.path)
+        summary = ", ".join(f"{count:,} x {kind}" for kind, count in problems.items())
+        return Finding(summary, f"for the rows: python run_all.py --check-data {card.name}" if problems else "")
+
+    def _find_folder(self, home: PurePosixPath, table: PurePosixPath, images: PurePosixPath) -> Finding | None:
+        """Returns where a dataset lies whose CSV is in another folder, or whose files are spelled differently."""
+        goal = self.path / home
+        spelled = [(folder, self._spelled(folder, table), self._spelled(folder, images)) for folder in self._names]
+        found = [place for place in spelled if place[1]]
+        if not found:
+            return None
+        folder, csv_file, pictures = min(found, key=lambda place: (not place[2], place[0] != goal, len(place[0].parts)))
+        if not pictures:
+            holds = ", ".join(sorted(self._names[folder])[:5])
+            return Finding(f"its images are not in {goal / images}", f"put them there; {folder} holds {holds}")
+        renamed = [(folder / old, folder / new) for old, new in ((csv_file, table), (pictures, images)) if old != new]
+        commands = [f"mv {_quote(old)} {_quote(new)}" for old, new in renamed]
+        if folder == goal:
+            wrong = " and ".join(f"{old.name} must be spelled {new.name}" for old, new in renamed)
+            return Finding(wrong, _join(commands))
+        root = Path(*folder.parts[: len(folder.parts) - len(home.parts)])
+        if root / home == folder and goal not in folder.parents and _held(root) > _held(self.path):
+            return Finding(f"it lies below {root}", f"--data-root {_quote(root)}")
+        if folder == self.path:
+            parts = [_quote(folder / path.parts[0]) for path in (table, images) if path.parts]
+            commands += [f"mkdir -p {_quote(goal)}", f"mv {' '.join(parts)} {_quote(goal)}"]
+        else:
+            commands.append(f"mv {_quote(folder)}/* {_quote(goal)}" if goal.exists() else _move(folder, goal))
+        deeper = ", one folder deeper" * (folder.parent == goal)
+        return Finding(f"it lies in {folder}{deeper}", _join(commands))
+
+    def _find_archive(self, card: DatasetManifest, home: PurePosixPath, table: PurePosixPath) -> Finding | None:
+        """Returns the archive that holds a dataset's CSV, or else has its name, and the command that unpacks it."""
+        archives = [folder / name for folder, names in self._names.items() for name in names]
+        archives = [path for path in archives if path.suffix.lower() in UNPACK]
+        goal, names = self.path / home, {_fold(name) for name in (card.name, card.short_title, home.name)}
+        for archive in archives:
+            for member in self._members(archive) or ():
+                if member.parts[-len(table.parts) :] == table.parts:
+                    top = PurePosixPath(*member.parts[: -len(table.parts)])
+                    commands = [_unpack(archive, self.path if top.parts else goal)]
+                    commands += [_move(self.path / top, goal)] if top.parts and top != home else []
+                    return Finding(f"it is still packed in {archive}", _join(commands))
+        for archive in archives:
+            if _fold(archive.name.partition(".")[0]) in names:
+                if archive.suffix == ".zip" and self._members(archive) is None:
+                    return Finding(
+                        f"{archive} is damaged or incomplete",
+                        "download it again" + "".join(f": {access.url}" for access in card.access[:1]),
+                    )
+                return Finding(f"it is still packed in {archive}", _unpack(archive, self.path))
+        return None
+
+    @cached_property
+    def _names(self) -> dict[Path, set[str]]:
+        """The folders from the data root down, and the names of the folders, CSVs and archives in each."""
+        listed, level = {}, [self.path]
+        for _ in range(DEPTH):
+            deeper = []
+            for folder in level[: MAX_FOLDERS - len(listed)]:
+                listed[folder] = set()
+                try:
+                    with os.scandir(folder) as entries:
+                        for entry in entries:
+                            is_folder = entry.is_dir() and not entry.name.startswith(".")
+                            deeper += [folder / entry.name] if is_folder else []
+                            if is_folder or Path(entry.name).suffix.lower() in (".csv", *UNPACK):
+                                listed[folder].add(entry.name)
+                except OSError:  # a folder that may not be listed holds nothing for a run either
+                    continue
+            level = deeper
+        return listed
+
+    def _spelled(self, folder: Path, path: PurePosixPath) -> PurePosixPath | None:
+        """Returns the path below a folder as its names are spelled there, None if it does not exist."""
+        spelled = PurePosixPath()
+        for part in path.parts:
+            names = self._names.get(folder / spelled, ())
+            near = [part] if part in names else [name for name in names if _fold(name) == _fold(part)]
+            if len(near) != 1:
+                return None
+            spelled /= near[0]
+        return spelled
+
+    def _members(self, archive: Path) -> list[PurePosixPath] | None:
+        """Returns the CSV files in a zip archive; None if it cannot be read."""
+        if archive not in self._contents:
+            try:
+                with zipfile.ZipFile(archive) as file:
+                    names = [name for name in file.namelist() if name.lower().endswith(".csv")]
+                self._contents[archive] = [PurePosixPath(name) for name in names if not name.startswith("__MACOSX")]
+            except (OSError, zipfile.BadZipFile):
+                self._contents[archive] = None
+        return self._contents[archive]
+
+    @cached_property
+    def _contents(self) -> dict[Path, list[PurePosixPath] | None]:
+        return {}
+
+
+def count_problems(card: DatasetManifest, data_root: Path) -> Counter:
+    """Returns the columns and image files that a dataset in place lacks, by kind, as `load_dataset` names them."""
+    text = (data_root / card.csv).read_text(encoding="utf-8-sig", errors="replace")
+    head = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if "," in head else max(";\t", key=head.count))
+    try:
+        rows = [[cell.strip() for cell in row] for row in reader]
+    except csv.Error:
+        return Counter({"ragged row": 1})
+    header, *rows = [row for row in rows if any(row)] or [[]]
+    if not header:
+        return Counter({"empty file": 1})
+    needed = ("image", card.label_column, *(() if card.external else ("split",)))
+    problems = Counter({"missing column": sum(name not in header for name in needed)})
+    whole = [row for row in rows if len(row) >= len(header) and not any(row[len(header) :])]
+    problems["ragged row"] = len(rows) - len(whole)
+    if "image" in header:
+        image, split = header.index("image"), None if card.external or "split" not in header else header.index("split")
+        folder = data.ImageFolder(data_root / card.image_root)
+        names = {row[image] for row in whole if split is None or row[split] in SPLITS} - {""}
+        problems["missing file"] = sum(folder.find(name, card.image_suffix)[0] is None for name in names)
+    return +problems
+
+
+def _held(root: Path) -> int:
+    """Returns the number of known datasets whose CSV is below a folder as a data root."""
+    return sum((root / manifests.load_dataset_manifest(name).csv).is_file() for name in manifests.list_datasets())
+
+
+def _unpack(archive: Path, folder: Path) -> str:
+    return UNPACK[archive.suffix.lower()].format(_quote(archive), _quote(folder))
+
+
+def _move(folder: Path, goal: Path) -> str:
+    return f"mv {_quote(folder)} {_quote(goal)}"
+
+
+def _join(commands: list[str]) -> str:
+    return " && ".join(commands)
+
+
+def _quote(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _fold(name: str) -> str:
+    """Returns the letters and digits of a name, in lower case."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFC", name).casefold()))
