@@ -7,7 +7,8 @@ OFFERS = {
     "dataset": "Dataset class_counts describe leakage_table load_dataset metadata_table split_table",
     "image_files": "ImageError ImageFolder image_error_reason open_image",
     "loading": "batch_loader",
-    "own_data": "make_own_manifest",
+    "column_roles": "OpenQuestions",
+    "own_data": "OwnData read_own_data",
     "splits": "FRACTION_SEED connected_groups first_fraction label_fraction propose_splits",
     "transforms": "CROP_SIZE EVALUATION_MEAN EVALUATION_STD ImageCopies ImageFiles evaluation_transform limit_aspect "
     "resize_shorter resized_size stamp_of",

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from panderm_utils.data import dataset as data
-from panderm_utils.data.own_data import make_own_manifest
+from panderm_utils.data.own_data import read_own_data
 from panderm_utils.manifests import reading as manifests
 
 NAME = "clinic_of_the_tests"  # unlike any dataset that a user may have here
@@ -25,9 +25,9 @@ def make(tmp_path: Path, table: pd.DataFrame, folder: Path, name: str = NAME, **
     csv = tmp_path / "user.csv"
     table.to_csv(csv, index=False, **options)
     before = csv.read_bytes()
-    made = make_own_manifest(csv, folder, name, tmp_path / "own")
+    own = read_own_data([csv], folder, name, tmp_path / "own")
     assert csv.read_bytes() == before
-    return made
+    return own.manifests[0], own.messages, (*own.written, csv)[0]
 
 
 def test_a_clinic_table_becomes_a_dataset(tmp_path):
@@ -165,7 +165,8 @@ def test_errors_say_what_to_do(tmp_path):
         (good, tmp_path / "empty", NAME, "nothing"),
         (good.head(0), folder, NAME, "no rows"),
         (good.assign(image="zzz"), folder, NAME, "none of the first 10 rows.*'zzz'.*10 x .png.*'0.png'"),
-        (good.rename(columns={"label": "score"}), folder, NAME, "rename yours to `label`"),
+        (good.rename(columns={"label": "score"}), folder, NAME, r"  --label score  2 classes: 0 5, 1 5"),
+        (good[["image"]], folder, NAME, "no label column.*--label COLUMN"),
         (good.assign(label=0), folder, NAME, "at least 2"),
         (good.assign(label=""), folder, NAME, "has 0 class"),
         (pd.concat([good] * 30).assign(label=range(300)), folder, NAME, "too many"),
@@ -173,7 +174,7 @@ def test_errors_say_what_to_do(tmp_path):
         with pytest.raises(data.DataError, match=words):
             make(tmp_path, table, where, name)
     with pytest.raises(data.DataError, match="there is no CSV"):
-        make_own_manifest(tmp_path / "none.csv", folder, NAME, tmp_path)
+        read_own_data([tmp_path / "none.csv"], folder, NAME, tmp_path)
     assert not (tmp_path / "own").exists()
 
 
@@ -191,6 +192,6 @@ def test_an_existing_table_is_never_replaced(tmp_path):
     user = tmp_path / "own" / "user.csv"  # the user's table, where the new one of this name would go
     table.to_csv(user, index=False)
     with pytest.raises(data.DataError, match="exists and is not replaced"):
-        make_own_manifest(user, folder, "user", tmp_path / "own")
+        read_own_data([user], folder, "user", tmp_path / "own")
     assert pd.read_csv(user).equals(table)
     assert sorted(p.name for p in (tmp_path / "own").iterdir()) == [f"{NAME}.csv", "user.csv"]
