@@ -81,11 +81,11 @@ def image_columns(cells: pd.DataFrame, columns: list[str], images: ImageIndex) -
 
 
 def could_be_classes(values: pd.Series) -> bool:
-    """Returns whether a column has two or more values, few for its rows, and not decimals."""
+    """Returns whether a column has two or more values, few for its rows, and neither decimals nor dates."""
     known = values.dropna()
     n = known.nunique()
     few = 2 <= n < len(known) and (n <= 20 or 3 * n <= len(known))
-    return few and known.head(SAMPLE).str.fullmatch(DECIMAL).mean() < 0.2
+    return few and known.head(SAMPLE).str.fullmatch(f"{DATE}|{DECIMAL}").mean() < 0.2
 
 
 def same_classes(one: pd.Series, other: pd.Series) -> bool:

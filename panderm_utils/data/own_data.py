@@ -16,7 +16,7 @@ from panderm_utils import manifests
 from panderm_utils.data.column_contents import split_values
 from panderm_utils.data.column_roles import Roles, find_roles
 from panderm_utils.data.csv_tables import DataError, is_missing
-from panderm_utils.data.own_labels import read_labels, rows_text
+from panderm_utils.data.own_labels import read_labels, rows_text, shortened
 from panderm_utils.data.own_sources import Source, read_source
 from panderm_utils.data.splits import connected_groups, propose_folds, propose_splits
 from panderm_utils.manifests import NAME_RULE, SPLITS, valid_name
@@ -69,14 +69,17 @@ def read_own_data(
         raise DataError(f"--folds {folds}: write 3 to 20; each fold is tested once, with the next one as val")
     source = read_source(paths, image_dir)
     roles = find_roles(source, columns or {}, drawn=folds > 0)
-    messages = [*source.messages, *roles.messages]
+    messages = list(source.messages)
     table = read_images(source, roles.image, messages)
     table, classes, label = read_labels(table, roles.label, str(source.place), messages)
+    messages += roles.messages
     if roles.split and not folds:
         table, split = read_split(table, roles.split, source.place, messages)
         splits = [split]
     else:
-        splits = draw_splits(table, label, classes, roles.groups, name, folds, messages)
+        if roles.split:
+            messages.append(f"column `{roles.split}` is not used as the split: --folds draws its own")
+        splits = draw_splits(table, label, classes, roles.groups, folds, messages)
     if "split" in table and (folds or roles.split != "split"):
         table = table.rename(columns={"split": "csv_split"})
     table = table.drop(columns="row")
@@ -142,54 +145,45 @@ def read_split(table: pd.DataFrame, column: str, place: Path, messages: list[str
 
 
 def draw_splits(
-    table: pd.DataFrame,
-    label: str,
-    classes: list[str],
-    groups: dict[str, str],
-    name: str,
-    folds: int,
-    messages: list[str],
+    table: pd.DataFrame, label: str, classes: list[str], groups: dict[str, str], folds: int, messages: list[str]
 ) -> list[pd.Series | np.ndarray]:
     """Returns one drawn split, or one per fold, and says which classes have too few images for it.
 
     Raises:
-        DataError: No split can have images in both train and test, or of two classes in both.
+        DataError: There are too few images, patients or lesions to have two classes in both train and test.
     """
     ids = table.assign(**{column: table[column].mask(is_missing(table[column])) for column in groups.values()})
     columns = [*groups.values(), "image"]  # a file named twice must not be in two splits either
-    group = connected_groups(ids, columns)
+    group = pd.Series(connected_groups(ids, columns), index=table.index)
+    per_class = group.groupby(table[label].astype(int)).nunique()
     unit = next((f"{kind}s" for kind in ("patient", "lesion") if kind in groups), "images")
-    owners = pd.Series(group).groupby(table[label].astype(int).to_numpy()).nunique()  # groups per class
     needed = folds or len(SPLITS)
-    if len(set(group)) < needed:
-        what = f"the {len(table):,} images are of {len(set(group)):,} {unit}"
-        raise DataError(f"{what}; {f'{folds} folds need' if folds else 'a split needs'} at least {needed}")
-    if len(classes) == 2 and owners.min() < 2:
-        rare = classes[owners.idxmin()]
+    if group.nunique() < needed:
+        what = f"the {len(table):,} images are of {group.nunique()} {unit}"
+        raise DataError(f"{what}, too few for {needed} {'folds' if folds else 'splits'}; add images")
+    if (per_class >= 2).sum() < 2:
+        single = shortened([classes[k] for k, n in per_class.items() if n < 2])
         raise DataError(
-            f"class {rare} has 1 of {owners.sum():,} {unit}: it cannot be in both train and test, so nothing could be "
-            f"measured; add images of at least 1 other, better 2, or choose another label: --label COLUMN"
+            f"of {group.nunique():,} {unit}, only 1 has the class {single}, which cannot be in both train and test; it "
+            "needs 2, better 3 for val too: add images, or choose another label with --label COLUMN"
         )
     by = f", images of one {' or '.join(groups)} kept together" if groups else ", each image on its own: no id column"
-    rare = ", ".join(f"{classes[k]} ({n})" for k, n in owners.items() if n < needed)
+    rare = [f"{classes[k]} ({n})" for k, n in per_class.items() if n < needed]
     if folds:
         fold = propose_folds(ids, label, columns, folds)
-        messages.append(
-            f"{folds} stratified folds were drawn (seed 0){by}: dataset {name}_fold<k> tests fold k, the next fold is "
-            "its val, so that each image is tested once"
-        )
+        messages.append(f"{folds} stratified folds were drawn (seed 0){by}")
+        messages.append("each fold is the test split of one dataset, the next fold its val: report the mean over all")
         if rare:
-            messages.append(f"WARNING: classes with fewer {unit} than folds are missing in some test splits: {rare}")
+            messages.append(f"WARNING: fewer {unit} than folds, so some splits have none: {shortened(rare)}")
         return [np.select([fold == k, fold == (k + 1) % folds], ["test", "val"], "train") for k in range(folds)]
     split = propose_splits(ids, label, columns)
     messages.append(f"no split column: a stratified 70/10/20 split was drawn (seed 0){by}")
     if rare:
-        messages.append(f"WARNING: classes need 3 {unit}, one each for train, val and test; too few have: {rare}")
+        messages.append(f"WARNING: too few {unit} to be in train, test and val, which need 1 each: {shortened(rare)}")
     tested = table.loc[split == "test", label].astype(int).value_counts().reindex(range(len(classes)), fill_value=0)
-    few = ", ".join(f"{classes[k]} ({n})" for k, n in tested.items() if n < FEW_TEST_IMAGES)
-    if few:
-        most = max(3, min(5, *owners))
-        messages.append(f"WARNING: few test images of {few}; add --folds {most}, which tests every image once")
+    if few := [f"{classes[k]} ({n})" for k, n in tested.items() if n < FEW_TEST_IMAGES]:
+        advice = f"add --folds {max(3, min(5, *per_class))}, which tests every image once"
+        messages.append(f"WARNING: few test images of {shortened(few)}; {advice}")
     return [split]
 
 

@@ -84,7 +84,7 @@ def finish(
     table: pd.DataFrame, label: pd.Series, names: list[str], column: str, target: str, origin: str, messages: list[str]
 ) -> tuple[pd.DataFrame, list[str], str]:
     """Returns the table with the numbers in the column `target`; another column of that name is kept as `csv_...`."""
-    messages.append(f"{origin}: {', '.join(f'{k} = {text}' for k, text in enumerate(names))}")
+    messages.append(f"{origin}: {shortened([f'{k} = {text}' for k, text in enumerate(names)], 25)}")
     if len(names) == 2:
         messages.append(f"AUROC takes class 1 ({names[1]}) as positive; if that is wrong, number the classes yourself")
     if target in table and target != column:
@@ -96,6 +96,12 @@ def rows_text(table: pd.DataFrame, chosen: pd.Series) -> str:
     """Returns the first few of the chosen rows, as `rows 2, 5, 9`."""
     rows = table.loc[chosen, "row"]
     return f"rows {', '.join(map(str, rows.head(5)))}{', ...' if len(rows) > 5 else ''}"
+
+
+def shortened(texts: list[str], shown: int = 10) -> str:
+    """Returns a list in one line: the first few, and how many more."""
+    rest = f" and {len(texts) - shown:,} more" if len(texts) > shown else ""
+    return ", ".join(texts[:shown]) + rest
 
 
 def normalise(value: str) -> str:

@@ -174,7 +174,7 @@ def _read_folder(images: ImageIndex) -> Source:
         names = names.rename(columns={"folder_1": "split"})
     if len(names.columns) - has_splits == 1:
         names = names.rename(columns={names.columns[-1]: "label"})
-    table = pd.DataFrame({"row": images.files, "image": images.files}, dtype=object).join(names)
+    table = pd.DataFrame({"row": images.files, "image": images.files}, dtype=object).join(names.iloc[:, ::-1])
     level = "split and class" if has_splits else "class"
     messages = [f"{root} is read as a folder per {level}, such as {images.files[0]}"] if "label" in names else []
     return Source(table, images, root, None, "split" if has_splits else "", messages)

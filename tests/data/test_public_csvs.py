@@ -230,7 +230,7 @@ SHAPES = {
                 "lesion_id": LESIONS,
                 "capture_date": [f"2012-0{1 + i // 6 % 9}-{10 + i // 3 % 18}" for i in range(N)],
                 "sex": SEXES,
-                "split": cycle(["train", "test"]),
+                "split": ["train"] * 42 + ["test"] * 18,
             }
         },
         jpgs(range(N), "images/BCN_000"),
@@ -239,7 +239,7 @@ SHAPES = {
         groups={"lesion": "lesion_id"},
         metadata={"age": "age_approx", "sex": "sex", "site": "anatom_site_general"},
         melanoma=("MEL",),
-        sizes=(30, 0, 30),
+        sizes=(42, 0, 18),
     ),
     "ISIC 2016: no header": Shape(
         {"ISBI2016_ISIC_Part3_Training_GroundTruth.csv": "\n".join(f"{name},benign" for name in ISIC)},
@@ -439,7 +439,7 @@ SHAPES = {
             for name in ("mel", "nv")
             for i in range(10)
         ],
-        asked="--label folder_1",
+        asked="--label folder_2",
         told=("--label folder_2  2 classes: mel 30, nv 30",),
     ),
     "Kaggle: train.csv and test.csv": Shape(
