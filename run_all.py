@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--name", help="a name for the dataset: lower-case letters, digits, _")
     for role, meaning in OWN_COLUMNS.items():
         count = "+" if role == "label" else 1
-        own.add_argument(f"--{role}", nargs=count, metavar="COLUMN", help=f"the column that {meaning}")
+        own.add_argument(f"--{role}", nargs=count, metavar="COLUMN", help=f"the CSV's column that {meaning}")
     own.add_argument("--folds", type=positive(int), metavar="K", help="draw K folds, each a dataset, not one split")
     return parser
 

@@ -4,6 +4,7 @@ A column has one role. Where several columns fit a role, or only columns of unkn
 `OpenQuestions` lists them, with what they contain and the flags to choose them by.
 """
 
+import shlex
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -70,8 +71,8 @@ class OpenQuestions(DataError):
     def __init__(self, place: Path, questions: list[Question]):
         lines = [f"{place}: choose what its columns are"]
         for question in questions:
-            width = max(len(" ".join(flags)) for flags, _ in question.choices)
-            lines += [question.why, *(f"  {' '.join(flags):{width}}  {text}" for flags, text in question.choices)]
+            width = max(len(shlex.join(flags)) for flags, _ in question.choices)
+            lines += [question.why, *(f"  {shlex.join(flags):{width}}  {text}" for flags, text in question.choices)]
         super().__init__("\n".join(lines))
         self.example: list[str] = []
         for question in questions:  # a column may be a choice of two questions, but has one role
