@@ -60,9 +60,14 @@ def by_likeness(columns: list[str], role: str) -> list[str]:
 
 
 def without_missing(cells: pd.Series) -> pd.Series:
-    """Returns a text column with missing values for the cells that mean "no value"."""
-    distinct = pd.Series(cells.unique(), dtype=object)
-    return cells.mask(cells.isin(distinct[is_missing(distinct)]))
+    """Returns a column of stripped text with missing values for the cells that mean "no value"."""
+    short = pd.Series([value for value in cells.unique() if len(value) < 6], dtype=object)  # fast for long tables
+    return cells.mask(cells.isin(short[is_missing(short)]))
+
+
+def has_only(values: pd.Series, words: set[str]) -> bool:
+    """Returns whether every cell is one of the words, in any case; the first rows decide about most columns."""
+    return all({str(value).lower() for value in part.unique()} <= words for part in (values.head(SAMPLE), values))
 
 
 def image_columns(cells: pd.DataFrame, columns: list[str], images: ImageIndex) -> list[str]:
@@ -103,13 +108,8 @@ def classes_text(values: pd.Series) -> str:
 
 def one_hot_columns(cells: pd.DataFrame, columns: list[str]) -> list[str]:
     """Returns the longest run of three or more columns of 0 and 1 with a single 1 in 9 of 10 rows, [] if none."""
-
-    def is_binary(name: str) -> bool:
-        distinct = cells[name].unique()
-        return len(distinct) <= len(ONE_HOT) and {str(value).lower() for value in distinct} <= {*ONE_HOT}
-
     best: list[str] = []
-    for binary, group in groupby(columns, is_binary):
+    for binary, group in groupby(columns, lambda name: has_only(cells[name], {*ONE_HOT})):
         run = list(group) if binary else []
         ones = one_hot_values(cells, run).to_numpy() if run else None
         for start in range(len(run)):
@@ -147,10 +147,10 @@ def repeats_like_patients(values: pd.Series, sex: pd.Series | None) -> bool:
     Decimals, dates and columns of few values, such as body sites, are not.
     """
     known = values.dropna()
-    n, rows = known.nunique(), len(known)
-    if 2 * rows < len(values) or n < 8 or n > 0.95 * rows or (n <= 50 and rows > 30 * n):
+    if 2 * len(known) < len(values) or known.head(SAMPLE).str.fullmatch(f"{DATE}|{DECIMAL}").mean() > 0.2:
         return False
-    if known.head(SAMPLE).str.fullmatch(f"{DATE}|{DECIMAL}").mean() > 0.2:
+    n, rows = known.nunique(), len(known)
+    if n < 8 or n > 0.95 * rows or (n <= 50 and rows > 30 * n):
         return False
     if sex is None:
         return True

@@ -18,6 +18,7 @@ from panderm_utils.data.column_contents import (
     by_name,
     classes_text,
     could_be_classes,
+    has_only,
     image_columns,
     is_within,
     one_hot_classes,
@@ -29,7 +30,7 @@ from panderm_utils.data.column_contents import (
     without_missing,
 )
 from panderm_utils.data.csv_tables import DataError
-from panderm_utils.data.own_sources import Source
+from panderm_utils.data.own_sources import SPLIT_NAMES, Source
 
 GROUPS = ("lesion", "patient")
 METADATA = ("age", "sex", "site", "skin_tone", "institution")
@@ -228,9 +229,9 @@ class _Decisions:
                 self._say(f"column `{name}` is not used as the split: it does not have both train and test")
                 del splits[name]
         for name in self.free:  # a name in another language, with values that leave no doubt
-            values = split_values(self.cells[name].dropna()) if not role_of(name) else pd.Series(dtype=object)
-            if values.notna().all() and {"train", "test"} <= set(values):
-                splits[name] = values.reindex(self.cells.index)
+            if not role_of(name) and has_only(self.cells[name].dropna(), {*SPLIT_NAMES}):
+                values = split_values(self.cells[name])
+                splits |= {name: values} if {"train", "test"} <= set(values) else {}
         first = next(iter(splits), "")
         different = [name for name in splits if name != first and not splits[name].equals(splits[first])]
         if different and first != "split":
@@ -274,8 +275,8 @@ class _Decisions:
         likely = by_likeness(likely, "patient")[:5]
         if likely and drawn:
             why = (
-                "Is there a patient id? No name is known, and a split drawn without it may put a patient's images into "
-                "both train and test."
+                "Is one of these the patient's id (or, by --lesion, the lesion's)? A split drawn without it may put a "
+                "patient's images into both train and test."
             )
             self._ask_group(why, "patient", likely)
         elif likely:

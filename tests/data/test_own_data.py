@@ -279,6 +279,14 @@ def test_of_patients_and_their_cases_the_patient_is_kept_together(tmp_path):
         read(tmp_path, table)
 
 
+def test_an_empty_column_has_no_role(tmp_path):
+    table = {"case_id": [""] * 40, "case_num": [f"c{i // 2}" for i in range(40)], "age": ["nan"] * 40}
+    own = read(tmp_path, {**table, "label": ["a", "b"] * 20})
+    assert own.manifests[0].groups == {"patient": "case_num"}
+    assert own.manifests[0].metadata == {}
+    assert any("column `case_id` is empty: it is not used as the patient" in line for line in own.messages)
+
+
 def test_values_that_are_no_patients_are_not_asked_about(tmp_path):
     sexes = ["female", "male"] * 60
     table = {
@@ -374,6 +382,20 @@ def test_folders_without_classes_are_refused(tmp_path):
         read_own_data([folder], tmp_path, NAME, tmp_path / "own")
     with pytest.raises(data.DataError, match="needs --images DIR"):
         read_own_data([folder / "meta.csv"], None, NAME, tmp_path / "own")
+
+
+def test_stated_splits_without_labelled_test_images_are_refused(tmp_path):
+    folder = folder_of(tmp_path, *(f"{i}.jpg" for i in range(20)))
+    (tmp_path / "train.csv").write_text("image,target\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in range(15)))
+    (tmp_path / "test.csv").write_text("image\n" + "".join(f"{i}.jpg\n" for i in range(15, 20)))
+    paths = [tmp_path / "train.csv", tmp_path / "test.csv"]
+    with pytest.raises(
+        data.DataError, match=r"labelled images in both train and test; it has train 15; .*--split none"
+    ):
+        read_own_data(paths, folder, NAME, tmp_path / "own")
+    own = read_own_data(paths, folder, NAME, tmp_path / "own", {"split": ["none"]})
+    assert any("5 rows without a label are LEFT OUT (rows test.csv:2, test.csv:3" in line for line in own.messages)
+    assert sum(own.manifests[0].split_sizes.values()) == 15
 
 
 def test_index_files_list_rows_by_name_or_number(tmp_path):
