@@ -104,11 +104,11 @@ class _Decisions:
         self.cells = source.table.drop(columns="row").apply(without_missing)
         self.flags = ({"split": [source.split]} if source.split else {}) | flags
         self.questions: list[Question] = []
-        empty = [name for name in self.cells if self.cells[name].isna().all()]
-        self._check_flags(empty)
+        self.empty = [name for name in self.cells if self.cells[name].isna().all()]
+        self._check_flags()
         flagged = {name for names in self.flags.values() for name in names}
-        self.free = [name for name in self.cells if name not in flagged and name not in empty]
-        for name in empty:
+        self.free = [name for name in self.cells if name not in flagged and name not in self.empty]
+        for name in self.empty:
             if role := role_of(name):
                 self._say(f"column `{name}` is empty: it is not used as the {role.replace('_', ' ')}")
 
@@ -133,7 +133,7 @@ class _Decisions:
         choices = [([f"--{flag}", *([key] if isinstance(key, str) else key)], text) for key, text in meanings.items()]
         self.questions.append(Question(why, choices))
 
-    def _check_flags(self, empty: list[str]) -> None:
+    def _check_flags(self) -> None:
         """Raises DataError unless every column that a flag names exists, has values, and has one role."""
         place, roles = self.source.place, {}
         for role, names in self.flags.items():
@@ -143,7 +143,7 @@ class _Decisions:
                 if name not in self.cells:
                     near = get_close_matches(name, list(self.cells), 3, 0.5) or list(self.cells)
                     raise DataError(f"{place}: --{role} {name}: no such column; write one of {', '.join(near)}")
-                if name in empty:
+                if name in self.empty:
                     raise DataError(f"{place}: --{role} {name}: the column is empty; name another")
                 if RESERVED.get(name, role) != role:
                     raise DataError(f"{place}: --{role} {name}: the name is for the {RESERVED[name]}; rename it")
@@ -180,8 +180,8 @@ class _Decisions:
         return (
             f"none of the first {min(len(values), SAMPLE):,} rows names an image below {images.root}. Column "
             f"`{column}` has, for example, {values.iloc[0]!r}; the folder has {contents}, for example "
-            f"{images.files[0]!r}. "
-            "Give --images the folder that the names are relative to, or name the column with --image COLUMN"
+            f"{images.files[0]!r}. Give --images the folder that the names are relative to, or name the column with "
+            "--image COLUMN"
         )
 
     def _find_label(self) -> list[str]:
@@ -190,30 +190,29 @@ class _Decisions:
             self.roles.label = tuple(self.flags["label"])
             return []
         cells = self.cells
-        contract = [name for name in ("label", "binary_label") if name in cells and name != self.roles.image]
+        contract = [name for name in ("label", "binary_label") if name in self.free]
         named = contract or by_name(self.free, "label")
         values = {(name,): cells[name] for name in named if could_be_classes(cells[name])}
         if not contract and (block := one_hot_columns(cells, self.free)):
-            values = {tuple(block): one_hot_classes(cells, block)} | {
-                k: v for k, v in values.items() if k[0] not in block
-            }
+            values = {names: column for names, column in values.items() if names[0] not in block}
+            values = {tuple(block): one_hot_classes(cells, block), **values}
         different: list[tuple[str, ...]] = []
         for names in values:
             if not any(same_classes(values[names], values[other]) for other in different):
                 different.append(names)
         if len(different) > 1:
-            self._ask(
-                "Which column is the label?", "label", {names: classes_text(values[names]) for names in different}
-            )
+            meanings = {names: classes_text(values[names]) for names in different}
+            self._ask("Which column is the label?", "label", meanings)
         elif values or named:  # why a column cannot be used is said when it is read
             self.roles.label = different[0] if different else (named[0],)
         else:
             likely = [name for name in self.free if not role_of(name) and could_be_classes(cells[name])]
             likely = by_likeness(likely, "label")[:10]
             if not likely:
-                names = ", ".join(name for name in cells if name != self.roles.image)
-                raise DataError(f"{self.source.place}:1: no label column among {names}; name yours: --label COLUMN")
-            why = f"Which column is the label? No name is known ({', '.join(NAMES['label'].split()[:6])}, ...)."
+                names = [f"{name} (empty)" if name in self.empty else name for name in cells]
+                found = f"no label column among {', '.join(names)}"
+                raise DataError(f"{self.source.place}:1: {found}; name yours: --label COLUMN")
+            why = f"Which column is the label? None has a known name ({', '.join(NAMES['label'].split()[:6])}, ...)."
             self._ask(why, "label", {name: classes_text(cells[name]) for name in likely})
             return []
         return list(self.roles.label) or [name for names in different for name in names]

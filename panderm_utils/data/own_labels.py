@@ -28,7 +28,9 @@ def read_labels(
     spelled = table[column].groupby(table[column].map(normalise)).agg(lambda values: values.value_counts().index[0])
     classes = order_classes(list(spelled.index))
     if len(classes) < 2:
-        raise DataError(f"{place}: column `{column}` has {len(classes)} class; at least 2 are needed")
+        raise DataError(
+            f"{place}: column `{column}` has {len(classes)} class; at least 2 are needed: name another with --label"
+        )
     if len(classes) > 20 and len(classes) > len(table) / 3:
         found = f"column `{column}` has {len(classes):,} values in {len(table):,} rows, too many for classes"
         raise DataError(f"{place}: {found}; name another: --label COLUMN")

@@ -155,13 +155,13 @@ def _read_folder(images: ImageIndex) -> Source:
     Several others are `folder_1`, `folder_2`, ...; the user says what they are.
     """
     root = images.root
+    csvs = sorted(root.glob("*.csv"))
     levels = [PurePosixPath(file).parts[:-1] for file in images.files]
     below = {parts for parts in levels if parts}
     alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*below, strict=False))
     shared = len(list(alike)) if len(below) > 1 else 0  # folders that all images are in
     depth = max(map(len, levels)) - shared
     if depth < 1:
-        csvs = sorted(root.glob("*.csv"))
         remedy = (
             f"give its CSV: --new-dataset {csvs[0]} --images {root}" if csvs else "sort them into one, or give a CSV"
         )
@@ -177,4 +177,5 @@ def _read_folder(images: ImageIndex) -> Source:
     table = pd.DataFrame({"row": images.files, "image": images.files}, dtype=object).join(names.iloc[:, ::-1])
     level = "split and class" if has_splits else "class"
     messages = [f"{root} is read as a folder per {level}, such as {images.files[0]}"] if "label" in names else []
+    messages += [f"{csv.name} is not read; to read it: --new-dataset {csv} --images {root}" for csv in csvs[:3]]
     return Source(table, images, root, None, "split" if has_splits else "", messages)

@@ -169,7 +169,12 @@ def test_errors_say_what_to_do(tmp_path):
         (good.rename(columns={"label": "score"}), folder, NAME, r"  --label score  2 classes: 0 5, 1 5"),
         (good[["image"]], folder, NAME, "no label column.*--label COLUMN"),
         (good.assign(label=0), folder, NAME, "at least 2"),
-        (good.assign(label=""), folder, NAME, "has 0 class"),
+        (
+            good.assign(label=""),
+            folder,
+            NAME,
+            r"no label column among image, label \(empty\); name yours: --label COLUMN",
+        ),
         (pd.concat([good] * 30).assign(label=range(300)), folder, NAME, "too many"),
     ]:
         with pytest.raises(data.DataError, match=words):
@@ -281,7 +286,8 @@ def test_of_patients_and_their_cases_the_patient_is_kept_together(tmp_path):
 
 def test_an_empty_column_has_no_role(tmp_path):
     table = {"case_id": [""] * 40, "case_num": [f"c{i // 2}" for i in range(40)], "age": ["nan"] * 40}
-    own = read(tmp_path, {**table, "label": ["a", "b"] * 20})
+    own = read(tmp_path, {**table, "label": [""] * 40, "diagnosis": ["a", "b"] * 20})
+    assert own.manifests[0].class_names == ("a", "b")
     assert own.manifests[0].groups == {"patient": "case_num"}
     assert own.manifests[0].metadata == {}
     assert any("column `case_id` is empty: it is not used as the patient" in line for line in own.messages)
@@ -365,7 +371,8 @@ def folder_of(tmp_path: Path, *names: str) -> Path:
 
 def test_images_outside_the_class_folders_are_left_out(tmp_path):
     names = [f"{name}/{i}.jpg" for name in ("mel", "nv") for i in range(9)]
-    own = read_own_data([folder_of(tmp_path, "x.jpg", *names, "nv/._0.jpg")], None, NAME, tmp_path / "own")
+    own = read_own_data([folder_of(tmp_path, "x.jpg", *names, "nv/._0.jpg", "a.csv")], None, NAME, tmp_path / "own")
+    assert any("a.csv is not read; to read it: --new-dataset" in line for line in own.messages)
     assert own.manifests[0].class_names == ("nv", "mel")
     assert any("1 rows without a label are LEFT OUT (rows x.jpg)" in line for line in own.messages)
     assert len(pd.read_csv(own.written[0])) == 18
