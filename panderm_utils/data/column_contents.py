@@ -9,7 +9,6 @@ import pandas as pd
 
 from panderm_utils.data.csv_tables import is_missing
 from panderm_utils.data.image_files import SUFFIXES, ImageIndex
-from panderm_utils.data.own_sources import SPLIT_NAMES
 
 # Known column names, likeliest first, each of one role; compared as `plain` returns them.
 NAMES = {
@@ -24,6 +23,11 @@ NAMES = {
     "site": "localization site anatom_site_general anatomical_site body_site region location",
     "skin_tone": "skin_tone fitzpatrick fitspatrick fitzpatrick_skin_type fitzpatrick_scale skin_type phototype monk",
     "institution": "institution hospital centre center clinic",
+}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "tr"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "ts", "holdout"), "test"),
 }
 SAMPLE = 500  # rows that are looked at where every row would take long
 ONE_HOT = {**dict.fromkeys(("0", "0.0", "false"), 0), **dict.fromkeys(("1", "1.0", "true"), 1)}

@@ -14,6 +14,7 @@ import pandas as pd
 from panderm_utils.data.column_contents import (
     NAMES,
     SAMPLE,
+    SPLIT_NAMES,
     by_likeness,
     by_name,
     classes_text,
@@ -30,7 +31,7 @@ from panderm_utils.data.column_contents import (
     without_missing,
 )
 from panderm_utils.data.csv_tables import DataError
-from panderm_utils.data.own_sources import SPLIT_NAMES, Source
+from panderm_utils.data.own_sources import Source
 
 GROUPS = ("lesion", "patient")
 METADATA = ("age", "sex", "site", "skin_tone", "institution")

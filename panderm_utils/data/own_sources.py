@@ -9,15 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from panderm_utils.data.column_contents import SPLIT_NAMES, role_of
 from panderm_utils.data.csv_tables import DataError, Problems, read_text
 from panderm_utils.data.image_files import SUFFIXES, ImageIndex
 from panderm_utils.workspace import settle_path
 
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "ts", "holdout"), "test"),
-}
 INDEX_NAMES = ("index", "indexes", "indices", "idx")  # headers of row numbers, counted from 0
 
 
@@ -68,11 +64,10 @@ def read_source(paths: list[str | Path], image_dir: str | Path | None) -> Source
     if len(places) == 1:
         path = places[0][1]
         table, messages = _read_csv(path)
-        if any(images.find(name) for name in table.columns):
-            line = ", ".join(name for name in table.columns if name != "row")
-            raise DataError(
-                f"{path}:1: the first line is data ({line}); add a line of column names, such as image,label"
-            )
+        header = [name for name in table.columns if name != "row"]
+        if any(map(images.find, header)) and not any(map(role_of, header)):
+            found = f"the first line is data ({', '.join(header)})"
+            raise DataError(f"{path}:1: {found}; add a line of column names, such as image,label")
         return Source(table, images, path, csv=path, messages=messages)
     return _read_files(places, images)
 

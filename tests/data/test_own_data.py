@@ -391,6 +391,13 @@ def test_folders_without_classes_are_refused(tmp_path):
         read_own_data([folder / "meta.csv"], None, NAME, tmp_path / "own")
 
 
+def test_a_known_header_is_no_data_even_if_an_image_has_its_name(tmp_path):
+    folder = folder_of(tmp_path, "label.jpg", *(f"{i}.jpg" for i in range(20)))
+    table = pd.DataFrame({"file": [f"{i}.jpg" for i in range(20)], "label": [0, 1] * 10})
+    manifest, _, _ = make(tmp_path, table, folder)
+    assert manifest.num_classes == 2
+
+
 def test_stated_splits_without_labelled_test_images_are_refused(tmp_path):
     folder = folder_of(tmp_path, *(f"{i}.jpg" for i in range(20)))
     (tmp_path / "train.csv").write_text("image,target\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in range(15)))
