@@ -26,6 +26,13 @@ from pathlib import Path
 from panderm_utils import batch, data, manifests, pool, protocols, results, workspace
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
+OWN_COLUMNS = {  # of a user's CSV: flag -> meaning
+    "label": "has the label; several if they are one-hot",
+    "image": "names the images",
+    "split": 'has the split ("none": draw one)',
+    "patient": 'identifies the patient ("none": no column)',
+    "lesion": 'identifies the lesion ("none": no column)',
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,9 +96,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="check manifests and notebooks; with --sync: notebooks only"
     )
     own = parser.add_argument_group("your own data")
-    own.add_argument("--new-dataset", metavar="CSV", help="write a manifest and notebooks for your CSV")
-    own.add_argument("--images", metavar="DIR", help="the folder of its images")
+    own.add_argument(
+        "--new-dataset",
+        nargs="+",
+        metavar="CSV",
+        help="write a manifest and notebooks for a CSV, several CSVs (train=a.csv test=b.csv), or a folder per class",
+    )
+    own.add_argument("--images", metavar="DIR", help="the folder of the CSV's images")
     own.add_argument("--name", help="a name for the dataset: lower-case letters, digits, _")
+    for role, meaning in OWN_COLUMNS.items():
+        count = "+" if role == "label" else 1
+        own.add_argument(f"--{role}", nargs=count, metavar="COLUMN", help=f"the CSV's column that {meaning}")
+    own.add_argument("--folds", type=positive(int), metavar="K", help="draw K folds, each a dataset, not one split")
     return parser
 
 
@@ -111,10 +127,12 @@ def positive(kind):
 def main(arguments: list[str] | None = None, notebooks: Path = batch.NOTEBOOKS) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
-    if options.new_dataset and not (options.images and options.name):
-        parser.error("--new-dataset needs --images DIR and --name NAME")
-    if (options.images or options.name) and not options.new_dataset:
-        parser.error("--images and --name go with --new-dataset CSV")
+    options.words = sys.argv[1:] if arguments is None else arguments
+    if options.new_dataset and not options.name:
+        parser.error("--new-dataset needs --name NAME, and, for a CSV, --images DIR")
+    for flag in ("images", "name", "folds", *OWN_COLUMNS):
+        if getattr(options, flag) and not options.new_dataset:
+            parser.error(f"--{flag} goes with --new-dataset CSV")
     if options.verbose and not options.plan:
         parser.error("--verbose goes with --plan")
     if options.pixels and options.check_data is None:
@@ -319,18 +337,26 @@ def sync_or_check(options: argparse.Namespace, notebooks: Path) -> int:
 
 
 def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
-    """Writes a manifest and notebooks for the user's CSV, and prints the next command."""
+    """Writes manifests and notebooks for the user's images, and prints the next command."""
     folder = workspace.settle_folder("data_root", options.data_root) / "own"
-    card, messages, csv = data.make_own_manifest(options.new_dataset, options.images, options.name, folder)
-    path = manifests.write_dataset_manifest(card)
-    print("\n".join(f"- {line}" for line in messages))
-    print(f"- the manifest is {path}; correct any wrong guess there, then run: {program()} --sync")
-    stamped = batch.sync(datasets=[card.name], notebooks=notebooks)
+    columns = {role: getattr(options, role) for role in OWN_COLUMNS if getattr(options, role)}
+    try:
+        own = data.read_own_data(options.new_dataset, options.images, options.name, folder, columns, options.folds or 0)
+    except data.OpenQuestions as error:
+        command = f"{program()} {shlex.join([*options.words, *error.example])}"
+        raise ValueError(f"{error}\nFor example:\n  {command}") from error
+    paths = [manifests.write_dataset_manifest(card) for card in own.manifests]
+    print("\n".join(f"- {line}" for line in own.messages))
+    print("\n".join(f"- wrote {path}" for path in paths))
+    print(f"- correct any wrong guess in the manifest{'s' * (len(paths) > 1)}, then run: {program()} --sync")
+    names = [card.name for card in own.manifests]
+    stamped = batch.sync(datasets=names, notebooks=notebooks)
     print("\n".join(f"- wrote {notebook}" for notebook in stamped))
-    created = [path, *stamped, *([csv] if csv != workspace.settle_path(options.new_dataset) else [])]
-    print(f"- git does not track these files until you add them; to undo this: rm {' '.join(map(shell_path, created))}")
+    created = " ".join(map(shell_path, [*paths, *stamped, *own.written]))
+    print(f"- git does not track these files until you add them; to undo this: rm {created}")
     print("\nNext, with the tiny encoder, which needs neither a GPU nor a download:\n")
-    print(f"  {program()} --profile paper --datasets {card.name} --protocols linear_probe --encoders panderm_tiny")
+    selection = f"--datasets {' '.join(names)} --protocols linear_probe --encoders panderm_tiny"
+    print(f"  {program()} --profile paper {selection}")
     return 0
 
 

@@ -3,11 +3,12 @@
 import lazy_loader
 
 OFFERS = {
+    "column_roles": "OpenQuestions",
     "csv_tables": "DataError is_missing",
     "dataset": "Dataset class_counts describe leakage_table load_dataset metadata_table shortfall split_table",
     "image_files": "ImageError ImageFolder image_error_reason open_image",
     "loading": "batch_loader",
-    "own_data": "make_own_manifest",
+    "own_data": "OwnData read_own_data",
     "splits": "FRACTION_SEED connected_groups first_fraction label_fraction propose_splits",
     "transforms": "CROP_SIZE EVALUATION_MEAN EVALUATION_STD ImageCopies ImageFiles evaluation_transform limit_aspect "
     "resize_shorter resized_size stamp_of",

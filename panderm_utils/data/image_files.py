@@ -241,6 +241,41 @@ def _entry_kind(entry: os.DirEntry) -> str:
     return "folder" if entry.is_dir(follow_symlinks=False) else "pipe or device"
 
 
+class ImageIndex:
+    """All images below a folder, found by whatever a user's CSV calls them; `ImageFolder` is stricter.
+
+    Attributes:
+        root: The folder.
+        files: The images' paths relative to the root, sorted.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        files: list[str] = []
+        for folder, _, names in os.walk(root):
+            below = Path(folder).relative_to(root).as_posix()
+            # macOS keeps a hidden `._x.jpg`, which is no image, beside each x.jpg of an archive
+            images = [name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")]
+            files += images if below == "." else [f"{below}/{name}" for name in images]
+        self.files = sorted(files)
+        self._exact = set(self.files)
+        self._loose: dict[str, str | None] = {}  # looser spelling -> path, None if several files share it
+        for file in self.files:
+            path = PurePosixPath(file)
+            for key in {fold(text) for text in (file, file.removesuffix(path.suffix), path.name, path.stem)}:
+                self._loose[key] = None if key in self._loose else file
+
+    def find(self, value: str) -> str | None:
+        """Returns the file that a cell names exactly, without case or suffix, or by its last parts; None if unclear."""
+        if value in self._exact:
+            return value
+        parts = [part for part in fold(value.replace("\\", "/")).split("/") if part not in ("", ".", "..")]
+        for start in range(len(parts)):
+            if (file := self._loose.get("/".join(parts[start:]))) is not None:
+                return file
+        return None
+
+
 def fold(name: str) -> str:
     """Returns a file name case-folded and composed (NFC), as case-insensitive disks and macOS compare names."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
 
 from panderm_utils.manifests import SPLITS
 
@@ -48,7 +49,8 @@ def propose_splits(table: pd.DataFrame, label: str, group: str | list[str] | Non
 
     Rows that share a value in any group column, directly or through other rows, form one group; empty cells are
     ignored. Groups of several rows are placed first, largest first, each in the split that most lacks their classes;
-    single rows then fill up each class. The same table and seed give the same split.
+    single rows then fill up each class. A class of one group is in train, of two in train and test, of more in all
+    three, except where that would take another class from a split. The same table and seed give the same split.
 
     Args:
         table: One row per image.
@@ -80,7 +82,44 @@ def propose_splits(table: pd.DataFrame, label: str, group: str | list[str] | Non
         for row in single:
             split[row] = target = int(np.argmax(needed[:, k]))
             needed[target, k] -= 1
+    _spread_rare_classes(split, y, groups, rng)
     return pd.Series(np.array(SPLITS, dtype=object)[split], index=table.index, name="split")
+
+
+def _spread_rare_classes(split: np.ndarray, y: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> None:
+    """Moves small groups, in place, into the splits that lack a class although enough groups have it."""
+    train, val, test = range(3)
+    order = [train, test, val]  # a class of n groups is needed in the first n of these
+    group, member = np.unique(np.stack([groups, y]), axis=1)  # each class of each group
+    place, size = np.empty(groups.max(initial=-1) + 1, dtype=int), np.bincount(groups)
+    place[groups] = split
+    held = np.zeros((3, y.max(initial=-1) + 1), dtype=int)  # groups that have the class, per split and class
+    np.add.at(held, (place[group], member), 1)
+    total = held.sum(axis=0)
+    for k in np.argsort(total, kind="stable"):
+        for target in order[: total[k]]:
+            candidates = rng.permutation(group[member == k]) if not held[target, k] else []
+            for g in sorted(candidates, key=size.__getitem__):
+                source, classes = place[g], member[group == g]
+                # the group's classes must stay in the split that it leaves, where they are needed there
+                if ((held[source, classes] > 1) | (order.index(source) >= total[classes])).all():
+                    held[source, classes] -= 1
+                    held[target, classes] += 1
+                    place[g] = target
+                    break
+    split[:] = place[groups]
+
+
+def propose_folds(table: pd.DataFrame, label: str, group: list[str], folds: int, seed: int = 0) -> np.ndarray:
+    """Returns a fold per row [N], 0..folds-1, by scikit-learn's StratifiedGroupKFold; groups as in `propose_splits`."""
+    y, _ = pd.factorize(table[label], sort=True)
+    fold = np.zeros(len(table), dtype=int)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # the caller counts the groups of each class
+        for k, (_, rows) in enumerate(splitter.split(y, y, connected_groups(table, group))):
+            fold[rows] = k
+    return fold
 
 
 def connected_groups(table: pd.DataFrame, columns: list[str]) -> np.ndarray:

@@ -191,6 +191,30 @@ def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, ca
     assert csv.read_bytes() == before
 
 
+def test_an_open_question_is_answered_by_the_command_it_prints(house, capsys):
+    rows = []
+    for i in range(40):
+        Image.new("RGB", (40, 30), (5 * i, 100, 90)).save(house / f"{i}.png")
+        rows.append({"image": f"{i}.png", "Owner id": f"p{i // 3}", "dx": "ab"[i % 2], "disease": "xyz"[i % 3]})
+    pd.DataFrame(rows).to_csv(house / "my data.csv", index=False)
+    arguments = ["--new-dataset", str(house / "my data.csv"), "--images", str(house), "--name", "mine"]
+    arguments += ["--data-root", str(house / "data")]
+    assert run_all.main(arguments, house / "notebooks") == 2
+    text = capsys.readouterr().err
+    for line in ("--label dx       2 classes: a 20, b 20", "--patient 'Owner id'  14 values in 40 rows, such as p0"):
+        assert f"\n  {line}\n" in text
+    command = shlex.split(text.splitlines()[-1])
+    assert command[1] == "run_all.py"
+    assert command[2:] == [*arguments, "--label", "dx", "--patient", "Owner id"]
+    assert run_all.main([*command[2:], "--folds", "3"], house / "notebooks") == 0
+    shown = capsys.readouterr().out
+    assert shown.strip().endswith(
+        "--datasets mine_fold1 mine_fold2 mine_fold3 --protocols linear_probe --encoders panderm_tiny"
+    )
+    undo = shlex.split(next(line for line in shown.splitlines() if " to undo " in line).partition(": ")[2])
+    assert sorted(path.name for path in house.rglob("mine_*")) == sorted(Path(path).name for path in undo[1:])
+
+
 def test_a_csv_that_is_used_as_it_is_is_not_named_for_deletion(house, capsys):
     rows = []
     for i, split in enumerate(["train", "train", "test", "test"]):

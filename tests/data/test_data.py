@@ -404,6 +404,22 @@ def test_propose_splits_keeps_groups_together_and_the_shares(seed):
     assert np.abs(shares.to_numpy() - [0.7, 0.1, 0.2]).max() < 0.02
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_propose_splits_has_every_class_wherever_enough_groups_have_it(seed):
+    rng = np.random.default_rng(seed)
+    group = rng.integers(0, 90, 300)
+    rare = rng.choice(90, rng.integers(1, 9), replace=False)  # each of these groups has images of a rare class
+    label = np.where(
+        np.isin(group, rare) & (rng.random(300) < 0.7), 2 + rng.integers(0, 2, 300), rng.integers(0, 2, 300)
+    )
+    table = pd.DataFrame({"group": group, "label": label})
+    split = data.propose_splits(table, "label", "group", seed=seed)
+    assert split.groupby(group).nunique().max() == 1
+    found = split.groupby(label).agg(set)
+    for k, n in table.groupby("label")["group"].nunique().items():
+        assert found[k] >= set(("train", "test", "val")[:n]), (k, n)
+
+
 def test_connected_groups_against_scipy():
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
