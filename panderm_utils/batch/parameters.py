@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panderm_utils.manifests import FRACTIONS_RULE, Protocol, read_fractions
+from panderm_utils.messages import UserError
 from panderm_utils.workspace import settle_path
 
 # Parameters that the batch sets itself, and the flag for each.
@@ -37,7 +38,7 @@ KINDS = {  # types of the parameters whose default is None or "auto"; those not 
 }
 
 
-class PlanError(ValueError):
+class PlanError(UserError):
     """The batch cannot be planned; the message has a line per problem."""
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from panderm_utils.manifests import SPLITS
+from panderm_utils.messages import UserError
 
 SPLIT_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 FRACTION_SEED = 42  # upstream's, regardless of the run's seed
@@ -29,13 +30,13 @@ def first_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
     """Returns the first `int(n * fraction)` of n shuffled training rows."""
     n = len(train)
     if not (isinstance(fraction, numbers.Real) and 0 < fraction <= 1):
-        raise ValueError(f"train_fraction {fraction!r} is not in (0, 1]; write 1.0 for all {n:,} training rows")
+        raise UserError(f"train_fraction {fraction!r} is not in (0, 1]; write 1.0 for all {n:,} training rows")
     if n == 0:
-        raise ValueError("there are no training rows to take a fraction of: no row's split is train")
+        raise UserError("there are no training rows to take a fraction of: no row's split is train")
     kept = int(n * fraction)
     if kept < 1:
         smallest = math.ceil(1e6 / n) / 1e6
-        raise ValueError(f"train_fraction {fraction} of {n:,} training rows is 0; the smallest usable is {smallest}")
+        raise UserError(f"train_fraction {fraction} of {n:,} training rows is 0; the smallest usable is {smallest}")
     subset = train.head(kept)
     lost = sorted(set(train["label"]) - set(subset["label"])) if "label" in train else []
     if lost:

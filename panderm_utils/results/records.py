@@ -21,6 +21,7 @@ import pandas as pd
 
 from panderm_utils.disk import room_for, temporary
 from panderm_utils.manifests import Protocol, published_value
+from panderm_utils.messages import UserError
 from panderm_utils.results.environment import describe_environment, peak_memory_mb
 from panderm_utils.results.identity import SCHEMA, run_id, settle_settings
 from panderm_utils.workspace import Workspace
@@ -217,7 +218,7 @@ def read_record(folder: str | Path) -> dict:
     except (OSError, ValueError) as error:
         problem = str(error)
     if problem:
-        raise ValueError(f"{folder}: not a complete record ({problem}); delete the folder and repeat the run")
+        raise UserError(f"{folder}: not a complete record ({problem}); delete the folder and repeat the run")
     return record
 
 

@@ -1,12 +1,13 @@
 """The description of external validation. Loads neither torch nor pandas."""
 
 from panderm_utils.manifests import DatasetManifest, Profile, Protocol, list_datasets, load_dataset_manifest
+from panderm_utils.messages import UserError
 from panderm_utils.protocols import external_validation
 
 NAME = "external_validation"
 
 
-class TargetError(ValueError):
+class TargetError(UserError):
     """Invalid targets; the message says which and what to write instead."""
 
 

@@ -21,11 +21,13 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from panderm_utils.messages import UserError
+
 MONITORS = ("recall", "acc")
 NEVER_DECAYED = ("cls_token", "pos_embed")  # not weight matrices, though they have three dimensions
 
 
-class FineTuneError(ValueError):
+class FineTuneError(UserError):
     """Fine-tuning that cannot be done as requested; the message says why and what to do."""
 
 

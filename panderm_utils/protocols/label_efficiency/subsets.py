@@ -23,13 +23,14 @@ import pandas as pd
 
 from panderm_utils.data import connected_groups, label_fraction
 from panderm_utils.manifests import read_numbers
+from panderm_utils.messages import UserError
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 DRAWINGS = ("honest", "published")
 LARGE = 0.01  # a group with a larger fraction of the rows waits until it is no larger than all groups before it
 
 
-class SubsetError(ValueError):
+class SubsetError(UserError):
     """A subset that cannot be drawn; the message says why and what to do."""
 
 

@@ -26,6 +26,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from panderm_utils.manifests import Pair
+from panderm_utils.messages import UserError
 from panderm_utils.protocols.label_efficiency.subsets import Subset
 from panderm_utils.protocols.linear_probe import fit_linear_probe
 from panderm_utils.results import (
@@ -206,7 +207,10 @@ def read_sweep(folder: str | Path) -> tuple[Sweep, np.ndarray]:
     y, _, names = predictions[1.0, 0]
     for fraction, draw, images in sizes[["fraction", "draw", "images"]].itertuples(index=False):
         if predictions[fraction, draw][2] != names or (predictions[fraction, draw][0] != y).any():
-            raise ValueError(f"test images of fraction {fraction}, draw {draw} are not those of predictions.csv")
+            raise UserError(
+                f"{folder}: test images of fraction {fraction}, draw {draw} are not those of predictions.csv; delete "
+                "the folder and repeat the run"
+            )
         subsets.append(Subset(fraction, draw, np.arange(int(images))))
         proba.append(predictions[fraction, draw][1])
     return Sweep(tuple(subsets), tuple(proba), pd.DataFrame()), y
