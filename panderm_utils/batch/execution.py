@@ -149,9 +149,9 @@ def _save_failed(partial: Path, failed: Path, cell: str, error: str) -> None:
         stopped = next((i for i, other in enumerate(cells) if other.get("id") == cell), None)
         text = "**This run failed.**"
         if stopped is not None:
-            count = cells[stopped].get("execution_count")
-            place = [f"In [{count}]"] * bool(count) + headings_of(cells[:stopped])[-1:]
-            place = ": ".join(place) or "a cell"
+            number = cells[stopped].get("execution_count")  # None if the kernel was killed
+            places = [*([f"In [{number}]"] if number else []), *headings_of(cells[:stopped])[-1:]]
+            place = ": ".join(places) or "this cell"
             text = f"**This run stopped at [{place}](#cell-id={cell}).** The cells after it did not run."
         note = {"cell_type": "markdown", "metadata": {"tags": [NOTE]}, "source": f"{text}\n\n    {error}"}
         notebook["cells"] = [*cells[:1], {**note, "id": "stopped"}, *cells[1:], {**note, "id": "stopped-end"}]

@@ -35,7 +35,7 @@ class MetricWarning(UserWarning):
     """A metric is undefined, or leaves a class out."""
 
 
-def evaluate(y, proba, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+def evaluate(y, proba, replicates: int = 1000, seed: int = 0, class_names=None) -> pd.DataFrame:
     """Returns value, low, high (percentiles), normal_low, normal_high (the paper's interval) of the six metrics.
 
     value is computed on the whole test set; it is not the mean of the replicates. See `bootstrap` for the resamples.
@@ -43,8 +43,9 @@ def evaluate(y, proba, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
     Args:
         y: True labels [N], integers in 0..K-1.
         proba: Class probabilities or scores [N, K].
+        class_names: K names for the warnings; None: class numbers.
     """
-    return score_table(Scorer(y, proba), METRICS, replicates, seed)
+    return score_table(Scorer(y, proba, class_names), METRICS, replicates, seed)
 
 
 def score_table(scorer, names: Sequence[str], replicates: int, seed: int) -> pd.DataFrame:
@@ -180,10 +181,10 @@ class Scorer:
     rows.
     """
 
-    def __init__(self, y, proba):
+    def __init__(self, y, proba, class_names=None):
         self.y, proba = check_predictions(y, proba)
         means = "balanced accuracy, AUROC and AUPR are means over the other classes"
-        present = classes_present(self.y, proba, "kappa, AUROC and AUPR", means)
+        present = classes_present(self.y, proba, "kappa, AUROC and AUPR", means, class_names)
         self._confusions = Confusions(self.y, proba)
         ranked = [1] if proba.shape[1] == 2 else present
         self._rankings = [Ranking(self.y, proba[:, k], k) for k in ranked] if len(present) > 1 else []
@@ -199,18 +200,20 @@ class Scorer:
         return np.stack([*from_labels, *means], axis=1)
 
 
-def classes_present(y, proba, comparing: str, means: str) -> np.ndarray:
+def classes_present(y, proba, comparing: str, means: str, class_names=None) -> np.ndarray:
     """Returns the classes that have a test image; a MetricWarning names the others.
 
     Args:
         comparing: The metrics that are NaN if there is only one class, for the warning.
         means: How metrics treat a missing class, for the warning.
+        class_names: As in `evaluate`.
     """
     present = np.unique(y)
     missing = np.setdiff1d(np.arange(proba.shape[1]), present)
-    text = f"no test image of class {_listed(missing)}: {means}"
+    names = range(proba.shape[1]) if class_names is None else class_names
+    text = f"no test image of class {_listed(names[k] for k in missing)}: {means}"
     if len(present) == 1:
-        text = f"all test images are of class {present[0]}: {comparing} compare classes and are NaN; "
+        text = f"all test images are of class {names[present[0]]}: {comparing} compare classes and are NaN; "
         text += "use a test split with two classes or more"
     if len(missing):
         warnings.warn(text, MetricWarning, stacklevel=4)  # at the call of `evaluate`

@@ -291,8 +291,9 @@ def test_published_subsets_are_those_of_linear_probing(fraction):
 
 def test_the_published_drawing_is_one_draw_without_stratification():
     table = table_of([0] * 190 + [1] * 10)
-    with pytest.warns(UserWarning, match=r"leaves no training row of the classes \[1\]") as warned:
-        drawn = subsets.draw_subsets(table, "0.05, 0.1, 0.5", "published", draws=5, seed=9)
+    with pytest.warns(UserWarning, match="leaves no training row of class melanoma$") as warned:
+        names = ["nevus", "melanoma"]
+        drawn = subsets.draw_subsets(table, "0.05, 0.1, 0.5", "published", draws=5, seed=9, class_names=names)
     assert [str(w.message).split()[1] for w in warned] == ["0.05", "0.1"]
     order = np.random.RandomState(42).permutation(200)  # upstream's rule, whatever the seed of the run
     assert [s.rows.tolist() for s in drawn] == [order[:k].tolist() for k in (10, 20, 100, 200)]

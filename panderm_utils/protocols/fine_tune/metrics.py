@@ -46,14 +46,15 @@ FINE_TUNE_METRICS = (
 )
 
 
-def evaluate_fine_tuning(y, proba, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+def evaluate_fine_tuning(y, proba, replicates: int = 1000, seed: int = 0, class_names=None) -> pd.DataFrame:
     """Returns value, low, high, normal_low, normal_high of the ten metrics, like `stats.evaluate`.
 
     Args:
         y: True labels [N], integers in 0..K-1.
         proba: Class probabilities or scores [N, K].
+        class_names: K names for the warnings; None: class numbers.
     """
-    return score_table(FineTuneScorer(y, proba), FINE_TUNE_METRICS, replicates, seed)
+    return score_table(FineTuneScorer(y, proba, class_names), FINE_TUNE_METRICS, replicates, seed)
 
 
 class FineTuneScorer:
@@ -62,10 +63,10 @@ class FineTuneScorer:
     scorer(counts)  [R, 10] in the order of FINE_TUNE_METRICS; counts [N, R]: how often each image is in each resample
     """
 
-    def __init__(self, y, proba):
+    def __init__(self, y, proba, class_names=None):
         self.y, proba = check_predictions(y, proba)
         means = "every mean over classes is over the other classes"
-        self._present = classes_present(self.y, proba, "specificity and AUROC", means)
+        self._present = classes_present(self.y, proba, "specificity and AUROC", means, class_names)
         self._confusions = Confusions(self.y, proba)
         rank = ranks(self.y, proba)
         self._among = np.stack([rank < 3, rank < 5]).astype(np.float64)

@@ -87,6 +87,7 @@ def draw_subsets(
     seed: int = 0,
     group_columns: Sequence[str] = (),
     default: Sequence[float] = FRACTIONS,
+    class_names: Sequence[str] | None = None,
 ) -> list[Subset]:
     """Returns the subsets of every fraction and draw, fraction by fraction; the last has all training rows.
 
@@ -98,6 +99,7 @@ def draw_subsets(
         group_columns: Columns whose values stay together in an honest draw, as in a manifest's `groups`; a column that
             the table lacks is ignored.
         default: The fractions used for None, such as the profile's.
+        class_names: For the warning of a published draw that leaves out a class, as in `data.label_fraction`.
 
     Raises:
         SubsetError: The drawing is unknown, or as `honest_orders` and `honest_subsets`. ValueError: as
@@ -106,7 +108,8 @@ def draw_subsets(
     if drawing not in DRAWINGS:
         raise SubsetError(f"drawing {drawing!r} is unknown; write one of {', '.join(map(repr, DRAWINGS))}")
     if drawing == "published":
-        return [published_subset(table, fraction) for fraction in settle_fractions(fractions, default=default)]
+        chosen = settle_fractions(fractions, default=default)
+        return [published_subset(table, fraction, class_names) for fraction in chosen]
     orders = honest_orders(table, draws, seed, [column for column in group_columns if column in table])
     smallest = max(order.smallest for order in orders)
     return honest_subsets(table, settle_fractions(fractions, smallest, default), orders)
@@ -142,7 +145,7 @@ def subset_table(table: pd.DataFrame, subsets: Sequence[Subset], names: Sequence
     return counts
 
 
-def published_subset(table: pd.DataFrame, fraction: float) -> Subset:
+def published_subset(table: pd.DataFrame, fraction: float, class_names: Sequence[str] | None = None) -> Subset:
     """Returns the rows that upstream trains on, from `data.label_fraction`; warns if a class is left without rows.
 
     Args:
@@ -150,7 +153,8 @@ def published_subset(table: pd.DataFrame, fraction: float) -> Subset:
     """
     table = table.reset_index(drop=True)
     train = np.flatnonzero(table["split"] == "train")
-    return Subset(float(fraction), 0, np.searchsorted(train, label_fraction(table.iloc[train], fraction).index))
+    rows = label_fraction(table.iloc[train], fraction, class_names).index
+    return Subset(float(fraction), 0, np.searchsorted(train, rows))
 
 
 def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequence[Order]) -> list[Subset]:
