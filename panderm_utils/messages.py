@@ -5,7 +5,7 @@ In a kernel, importing the package installs this:
 - A UserError, or an interrupt, shows as the line of the cell and the message; the traceback unfolds above them, and
   `%tb` prints it. All other errors are bugs and keep their traceback. An error is stored as always, so nbclient and
   papermill see it.
-- After an error, JupyterLab's Run All cells that were not run say so, and which cell stopped.
+- After an error in JupyterLab's Run All, the cells that are not run say so, and which cell stopped.
 - A warning is one line: category and message.
 """
 
@@ -17,7 +17,7 @@ import warnings
 from traceback import walk_tb
 
 EXTENSION = __name__  # for IPython's `%load_ext`, which calls `load_ipython_extension` once
-INTERRUPTED = "interrupted; run this cell again to continue: finished features and training are kept"
+INTERRUPTED = "interrupted; run this cell again to continue: features and training resume where they stopped"
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -73,17 +73,16 @@ def _announce_stops(shell) -> None:
 
     abort = shell.kernel._send_abort_reply
 
-    def announce_and_abort(*arguments):
+    def abort_and_announce(*request):
+        abort(*request)
         stopped = shell.last_execution_result
-        error = stopped.error_before_exec or stopped.error_in_exec
-        text = f"Not run: In [{stopped.execution_count}] stopped with {type(error).__name__}."
+        text = f"Not run, because In [{stopped.execution_count}] stopped."
         shown = {"text/plain": text}
         if cell := stopped.info.cell_id:  # JupyterLab scrolls to it
             shown["text/html"] = f'<a href="#cell-id={html.escape(cell)}">{text}</a>'
         display(shown, raw=True)
-        abort(*arguments)
 
-    shell.kernel._send_abort_reply = announce_and_abort
+    shell.kernel._send_abort_reply = abort_and_announce
 
 
 def _format_warning(message, category, filename, lineno, line=None) -> str:
