@@ -236,10 +236,10 @@ def test_the_smallest_usable_fraction_that_an_error_names_is_the_smallest(make):
 
 def test_an_error_names_the_class_that_is_lost():
     table = table_of([0] * 300 + [1] * 300 + [2] * 100, patient=[*range(600), *[600] * 100])
-    with pytest.raises(
-        SubsetError, match=r"0\.01 of 700 training rows is 2 in draw 0 and has no row of class 2; .* 0\.07"
-    ):
-        subsets.draw_subsets(table, [0.01], draws=1, group_columns=["patient"])
+    text = r"0\.01 of 700 training rows is 2 in draw 0 and has no row of class melanoma; .* 0\.07"
+    with pytest.raises(SubsetError, match=text):
+        names = ["nevus", "keratosis", "melanoma"]
+        subsets.draw_subsets(table, [0.01], draws=1, group_columns=["patient"], class_names=names)
 
 
 def test_the_default_fractions_leave_out_what_cannot_hold_every_class():

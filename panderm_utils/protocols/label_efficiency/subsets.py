@@ -99,7 +99,7 @@ def draw_subsets(
         group_columns: Columns whose values stay together in an honest draw, as in a manifest's `groups`; a column that
             the table lacks is ignored.
         default: The fractions used for None, such as the profile's.
-        class_names: For the warning of a published draw that leaves out a class, as in `data.label_fraction`.
+        class_names: For errors and warnings, as in `data.label_fraction`.
 
     Raises:
         SubsetError: The drawing is unknown, or as `honest_orders` and `honest_subsets`. ValueError: as
@@ -112,7 +112,7 @@ def draw_subsets(
         return [published_subset(table, fraction, class_names) for fraction in chosen]
     orders = honest_orders(table, draws, seed, [column for column in group_columns if column in table])
     smallest = max(order.smallest for order in orders)
-    return honest_subsets(table, settle_fractions(fractions, smallest, default), orders)
+    return honest_subsets(table, settle_fractions(fractions, smallest, default), orders, class_names)
 
 
 def settle_fractions(
@@ -157,7 +157,9 @@ def published_subset(table: pd.DataFrame, fraction: float, class_names: Sequence
     return Subset(float(fraction), 0, np.searchsorted(train, rows))
 
 
-def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequence[Order]) -> list[Subset]:
+def honest_subsets(
+    table: pd.DataFrame, fractions: Iterable[float], orders: Sequence[Order], class_names: Sequence[str] | None = None
+) -> list[Subset]:
     """Returns the subset of every fraction and order, fraction by fraction.
 
     Fraction 1.0 is a single subset: all rows in the order of the published linear probe, so that the fit is the same.
@@ -177,9 +179,10 @@ def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequ
         for draw, order in enumerate(orders):
             rows = order.rows[: order.cut(fraction)]
             if missing := sorted(set(train["label"]) - set(train["label"].iloc[rows])):
+                names = ", ".join(str(k if class_names is None else class_names[k]) for k in missing)
                 raise SubsetError(
                     f"fraction {fraction:g} of {len(train):,} training rows is {len(rows)} in draw {draw} and has no "
-                    f"row of class {', '.join(map(str, missing))}; the smallest usable fraction is {smallest:g}"
+                    f"row of class {names}; the smallest usable fraction is {smallest:g}"
                 )
             subsets.append(Subset(float(fraction), draw, rows))
     return subsets
