@@ -71,7 +71,9 @@ def _announce_stops(shell) -> None:
     """
     from IPython.display import display
 
-    abort = shell.kernel._send_abort_reply
+    abort = getattr(shell.kernel, "_send_abort_reply", None)
+    if abort is None:  # it is private to ipykernel
+        return
 
     def abort_and_announce(*request):
         abort(*request)

@@ -38,7 +38,8 @@ def run_cells(kernel, *sources, interrupt=False):
     """
     cells, cell_ids = {}, [f"cell-{i}" for i in range(len(sources))]
     for source, cell_id in zip(sources, cell_ids, strict=True):
-        message = kernel.session.msg("execute_request", {"code": source}, metadata={"cellId": cell_id})
+        content = {"code": source, "silent": False, "allow_stdin": False, "stop_on_error": True}
+        message = kernel.session.msg("execute_request", content, metadata={"cellId": cell_id})
         kernel.shell_channel.send(message)
         cells[message["header"]["msg_id"]] = []
     left = set(cells)
