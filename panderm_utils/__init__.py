@@ -1,11 +1,12 @@
 """The slim package behind the notebooks that reproduce PanDerm's published evaluation.
 
-Importing it is light (no torch) and prepares the first `import torchvision`, so import it before timm; see
-`torchvision_shim` for why.
+Importing it is light (no torch). It prepares the first `import torchvision`, so import it before timm (see
+`torchvision_shim`), and in a kernel how errors and warnings are shown (see `messages`).
 """
 
-from panderm_utils import torchvision_shim
+from panderm_utils import messages, torchvision_shim
 
 __version__ = "0.1.0"
 
 torchvision_shim.install()
+messages.install()

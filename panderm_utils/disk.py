@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from panderm_utils.messages import UserError
 
-class DiskFullError(OSError):
+
+class DiskFullError(OSError, UserError):
     """The disk is full; the message names the folder and what was written, with the bytes needed and free."""
 
 

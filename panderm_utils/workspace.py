@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from panderm_utils.messages import UserError
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # folder: (environment variable, default below the repository)
@@ -67,9 +69,9 @@ def settle_path(path: str | Path) -> Path:
         resolved = Path(path).expanduser().resolve()
         str(resolved).encode()
     except RuntimeError as error:
-        raise ValueError(f"{path}: no such user; write the absolute path, from / on") from error
+        raise UserError(f"{path}: no such user; write the absolute path, from / on") from error
     except UnicodeEncodeError as error:
-        raise ValueError(f"{str(path)!r}: a name in this path is not UTF-8; rename that folder or file") from error
+        raise UserError(f"{str(path)!r}: a name in this path is not UTF-8; rename that folder or file") from error
     return resolved
 
 
@@ -88,7 +90,7 @@ def open_workspace(
         ValueError: The profile is neither "demo" nor "paper".
     """
     if profile not in ("demo", "paper"):
-        raise ValueError(f'profile {profile!r} is unknown; write profile = "demo" or profile = "paper"')
+        raise UserError(f'profile {profile!r} is unknown; write profile = "demo" or profile = "paper"')
     outputs = settle_folder("output_root", output_root)
     cache = outputs / "cache"
     return Workspace(

@@ -21,7 +21,7 @@ from panderm_utils.batch import leftovers
 from panderm_utils.batch.lock import try_lock
 from panderm_utils.batch.plan import Job
 from panderm_utils.batch.warm_kernels import LOST, Run, Server
-from panderm_utils.disk import free, no_room, room_for
+from panderm_utils.disk import free, no_room, room_for, temporary
 from panderm_utils.results import is_done
 from panderm_utils.workspace import REPOSITORY
 
@@ -31,6 +31,7 @@ DEFAULT_SIZE = 2_000_000  # bytes of an executed notebook, where there is none y
 LONGEST_ERROR = 500  # characters in the summary
 DISK_FULL = 100_000  # with fewer free bytes, papermill may have been unable to write its error
 EXIT_LINE = re.compile(r"the kernel ended with exit code (\d+); its peak memory was ([\d,]+) MB")  # see `kernels`
+NOTE = "papermill-error-cell-tag"  # of a cell that says that the run failed; papermill removes it from a new run
 NOT_STARTED = ("Kernel died before replying", "Kernel didn't respond")  # nbclient's messages
 
 
@@ -133,13 +134,49 @@ def _execute_alone(job, log, environment, timeout, stop, warm) -> Outcome:
     if free(job.output.parent) < DISK_FULL:
         error = f"{error}; {no_room('the executed notebook', _size(job), job.output.parent)}"
     if partial.exists():
-        partial.replace(failed)
+        _save_failed(partial, failed, cell, error)
     return Outcome(job, "failed", seconds, cell, error, retryable=bool(killed))
 
 
 def _remark(job: Job) -> str:
     """Returns what the closing table must say of a run that is done: that its data were incomplete."""
     return json.loads((job.record / "record.json").read_bytes()).get("incomplete", "") if job.record else ""
+
+
+def _save_failed(partial: Path, failed: Path, cell: str, error: str) -> None:
+    """Saves a failed notebook with a note below its title and at its end: which cell stopped, and the error.
+
+    They replace papermill's notes, which are HTML, at the top only, and missing if the kernel was killed.
+    """
+    new = temporary(failed)
+    try:
+        notebook = json.loads(partial.read_text(encoding="utf-8"))
+        cells = _without_notes(notebook["cells"])
+        stopped = next((i for i, other in enumerate(cells) if other.get("id") == cell), None)
+        text = "**This run failed.**"
+        if stopped is not None:
+            number = cells[stopped].get("execution_count")  # None if the kernel was killed
+            places = [*([f"In [{number}]"] if number else []), *headings_of(cells[:stopped])[-1:]]
+            place = ": ".join(places) or "this cell"
+            text = f"**This run stopped at [{place}](#cell-id={cell}).** The cells after it did not run."
+        note = {"cell_type": "markdown", "metadata": {"tags": [NOTE]}, "source": f"{text}\n\n    {error}"}
+        notebook["cells"] = [*cells[:1], {**note, "id": "stopped"}, *cells[1:], {**note, "id": "stopped-end"}]
+        new.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.replace(failed)
+        partial.unlink()
+    except (OSError, ValueError, KeyError):  # a full disk, a truncated notebook
+        new.unlink(missing_ok=True)
+        partial.replace(failed)
+
+
+def headings_of(cells: list[dict]) -> list[str]:
+    """Returns the headings of a notebook's Markdown cells, without their number signs."""
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return [text.splitlines()[0].lstrip("# ") for text in texts if text.startswith("#")]
+
+
+def _without_notes(cells: list[dict]) -> list[dict]:
+    return [cell for cell in cells if NOTE not in cell["metadata"].get("tags", [])]
 
 
 def child_environment(jobs: int) -> dict[str, str]:
@@ -159,7 +196,7 @@ def diagnose(notebook: Path, log: Path) -> tuple[str, str]:
     """Returns the id of the failed cell and the line of its error that helps, from the partial notebook or the log."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        cells = _without_notes(json.loads(notebook.read_text(encoding="utf-8"))["cells"])
     except (OSError, ValueError):
         cells = []
     for cell in cells:

@@ -17,6 +17,7 @@ from typing import Any
 from jupyter_client.provisioning import LocalProvisioner
 
 from panderm_utils.batch.warm_server import wake_kernel
+from panderm_utils.messages import EXTENSION
 
 EXIT_LINE = "the kernel ended with exit code {code}; its peak memory was {megabytes:,} MB"  # read by `execution`
 SETTLE = 0.05  # seconds within which a kernel that has answered becomes idle
@@ -39,6 +40,7 @@ class TellingProvisioner(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
         # jupyter_client's launcher sets JPY_PARENT_PID, but here ipykernel was imported, and read it, long before.
         parent = f"--IPKernelApp.parent_handle={os.getpid()}"
+        cmd = [*cmd, f"--IPKernelApp.extra_extensions={EXTENSION}"]  # a warm kernel does not import the package again
         environment = kwargs["env"] | {"JPY_PARENT_PID": str(os.getpid())}
         kernel = wake_kernel([*cmd, parent], environment, kwargs.get("cwd"))
         if kernel is None:

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import psutil
 
+from panderm_utils.messages import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows, where notebooks run in JupyterLab only
@@ -35,7 +37,7 @@ POLL = 1.0  # seconds
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-class FolderError(ValueError):
+class FolderError(UserError):
     """An output folder cannot be used: another batch is using it, or it cannot be written."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panderm_utils.manifests import Protocol, Rule
+from panderm_utils.messages import UserError
 from panderm_utils.workspace import settle_path
 
 # Parameters that the batch sets itself, and the flag for each.
@@ -22,7 +23,7 @@ FLAGS = {
 }
 
 
-class PlanError(ValueError):
+class PlanError(UserError):
     """The batch cannot be planned; the message has a line per problem."""
 
 

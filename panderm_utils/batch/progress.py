@@ -9,7 +9,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from panderm_utils.batch.estimates import Costs, format_duration
-from panderm_utils.batch.execution import Outcome
+from panderm_utils.batch.execution import Outcome, headings_of
 from panderm_utils.batch.plan import Job
 
 TAIL = 1 << 14  # bytes at the end of a log, enough to include papermill's last line about a cell
@@ -89,6 +89,5 @@ def current_step(job: Job) -> str:
         return "starting"
     # papermill inserts a cell with the overrides after the parameters cell
     begun = cells[: int(entered[-1]) - 1]
-    texts = ["".join(cell["source"]) for cell in begun if cell["cell_type"] == "markdown"]
-    headings = [text.splitlines()[0].lstrip("# ") for text in texts if text.startswith("#")]
+    headings = headings_of(begun)
     return f"{headings[-1] if headings else 'starting'} ({int(entered[-1])} of {len(cells) + 1} cells)"

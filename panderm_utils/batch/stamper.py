@@ -17,6 +17,7 @@ import nbformat
 from panderm_utils import manifests, protocols
 from panderm_utils.batch.plan import CANONICAL, NOTEBOOKS, list_protocols
 from panderm_utils.manifests import DatasetManifest, ManifestError, Protocol
+from panderm_utils.messages import UserError
 
 METRICS = {"auroc": "AUROC", "weighted_f1": "weighted F1"}
 METADATA = {
@@ -25,7 +26,7 @@ METADATA = {
 }
 
 
-class StampError(ValueError):
+class StampError(UserError):
     """No sibling can be stamped from a canonical notebook; the message names the notebook and the remedy."""
 
 

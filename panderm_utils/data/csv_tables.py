@@ -14,13 +14,14 @@ from tqdm.auto import tqdm
 
 from panderm_utils.data.image_files import ImageError, ImageFolder, oddity, unsafe
 from panderm_utils.manifests import SPLITS, DatasetManifest
+from panderm_utils.messages import UserError
 
 MISSING = ("", "nan", "na", "n/a", "none", "null", "<na>")  # compared in lower case
 MAX_SHOWN = 10  # problems of one kind in a message; the table has all of them
 MAX_COLUMNS = 10_000
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The dataset cannot be used as it is; the message lists every fatal problem with file, row and remedy.
 
     `problems` is `Problems.table()`, with all problems found before the error.

@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import ExifTags, Image
 
+from panderm_utils.messages import UserError
+
 # An explicit list: otherwise PIL would pass a file that claims to be PostScript to Ghostscript.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".jp2")
@@ -33,7 +35,7 @@ DECODING_ERRORS = (
 )
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image cannot be used; the message is one string, `file: reason`, so worker processes can pass it on."""
 
 

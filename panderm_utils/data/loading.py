@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from panderm_utils.data.image_files import ImageError
+from panderm_utils.messages import UserError
 
 MAX_WORKERS = {"cpu": 4, "cuda": 16, "mps": 4}
 
 
-class LoadingError(ValueError):
+class LoadingError(UserError):
     """A worker process that reads images was killed; the message says what to do."""
 
 

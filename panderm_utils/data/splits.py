@@ -9,38 +9,41 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from panderm_utils.manifests import SPLITS
+from panderm_utils.messages import UserError
 
 SPLIT_FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 FRACTION_SEED = 42  # upstream's, regardless of the run's seed
 
 
-def label_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
+def label_fraction(train: pd.DataFrame, fraction: float, class_names=None) -> pd.DataFrame:
     """Returns the published subset for a label fraction: the rows the linear probe trains on, in its shuffled order.
 
     Upstream's rule: shuffle the train rows, in file order, by `sample(frac=1, random_state=42)`, then take the first
-    `int(n * fraction)`. It is not stratified; a class left without a row raises a warning.
+    `int(n * fraction)`. It is not stratified; a warning names the classes left without a row (without `class_names`,
+    by number).
 
     Raises:
         ValueError: The fraction is not in (0, 1], or leaves no row; the message gives the smallest usable one.
     """
-    return first_fraction(train.sample(frac=1, random_state=FRACTION_SEED), fraction)
+    return first_fraction(train.sample(frac=1, random_state=FRACTION_SEED), fraction, class_names)
 
 
-def first_fraction(train: pd.DataFrame, fraction: float) -> pd.DataFrame:
+def first_fraction(train: pd.DataFrame, fraction: float, class_names=None) -> pd.DataFrame:
     """Returns the first `int(n * fraction)` of n shuffled training rows."""
     n = len(train)
     if not (isinstance(fraction, numbers.Real) and 0 < fraction <= 1):
-        raise ValueError(f"train_fraction {fraction!r} is not in (0, 1]; write 1.0 for all {n:,} training rows")
+        raise UserError(f"train_fraction {fraction!r} is not in (0, 1]; write 1.0 for all {n:,} training rows")
     if n == 0:
-        raise ValueError("there are no training rows to take a fraction of: no row's split is train")
+        raise UserError("there are no training rows to take a fraction of: no row's split is train")
     kept = int(n * fraction)
     if kept < 1:
         smallest = math.ceil(1e6 / n) / 1e6
-        raise ValueError(f"train_fraction {fraction} of {n:,} training rows is 0; the smallest usable is {smallest}")
+        raise UserError(f"train_fraction {fraction} of {n:,} training rows is 0; the smallest usable is {smallest}")
     subset = train.head(kept)
     lost = sorted(set(train["label"]) - set(subset["label"])) if "label" in train else []
     if lost:
-        warnings.warn(f"train_fraction {fraction} leaves no training row of the classes {lost}", stacklevel=3)
+        names = ", ".join(str(k if class_names is None else class_names[k]) for k in lost)
+        warnings.warn(f"train_fraction {fraction} leaves no training row of class {names}", stacklevel=3)
     return subset
 
 

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from panderm_utils.demo import lesions
 from panderm_utils.demo.signs import draw_signs, draw_tone, recipe_of
 from panderm_utils.manifests import SPLITS, DatasetManifest
+from panderm_utils.messages import UserError
 
 SEED = 20250606  # combined with the dataset's name; pre-training of panderm_tiny uses another seed
 SIDES = {  # height and width in pixels; each image has one of them
@@ -76,7 +77,7 @@ def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
         ValueError: The manifest has paths outside the data root, as for your own data, which have no stand-in.
     """
     if card.own or Path(card.csv).is_absolute() or Path(card.image_root).is_absolute():
-        raise ValueError(f'{card.name} is your own data and has no synthetic stand-in; write profile = "paper"')
+        raise UserError(f'{card.name} is your own data and has no synthetic stand-in; write profile = "paper"')
     csv, images = Path(data_root) / card.csv, Path(data_root) / card.image_root
     stamp = csv.with_name(f".{card.name}.drawn")
     csv.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from panderm_utils.manifests import EncoderManifest
+from panderm_utils.messages import UserError
 
 # Names that a pickle of plain tensors refers to.
 TENSOR_PARTS = re.compile(r"torch\._utils\._rebuild_\w+$|torch\.\w+Storage$|torch\.storage\.|collections\.OrderedDict$")
@@ -43,7 +44,7 @@ READING_ERRORS = (
 )
 
 
-class EncoderError(ValueError):
+class EncoderError(UserError):
     """An encoder cannot be loaded as requested; the message names the file and the remedy."""
 
 

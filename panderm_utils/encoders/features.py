@@ -24,12 +24,13 @@ from tqdm.auto import tqdm
 from panderm_utils.data import Dataset, ImageFiles, batch_loader, open_image
 from panderm_utils.encoders.feature_cache import IDENTITY, SHARD, FeatureCache, read_identified
 from panderm_utils.encoders.loading import Encoder
+from panderm_utils.messages import UserError
 
 CHUNK = 8  # images that a worker passes on at once (4.8 MB)
 CPU_BATCH = 48  # images per batch on a CPU: more overflow its caches, fewer make cores wait for each other more often
 
 
-class FeatureError(ValueError):
+class FeatureError(UserError):
     """Features cannot be extracted or selected; the message says why and what to do."""
 
 

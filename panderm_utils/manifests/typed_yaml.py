@@ -9,11 +9,13 @@ from pathlib import Path
 
 import yaml
 
+from panderm_utils.messages import UserError
+
 FRACTIONS_RULE = "numbers above 0, up to 1"
 MAX_SIZE = 1 << 18  # bytes of a file, read in seconds; the largest shipped file has 6,300
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError):
     """One or more manifests are invalid; the message has a line per problem: file, key, problem and remedy."""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from panderm_utils.manifests import Protocol
+from panderm_utils.messages import UserError
 from panderm_utils.results.records import read_predictions
 from panderm_utils.stats import ALPHA, evaluate, holm, paired_difference, permutation_test
 
@@ -20,7 +21,7 @@ VIEWS = [f"views{end}" for end in ENDS]
 CHANCE = ["difference", "low", "high", "p_value"]
 
 
-class ComparisonError(ValueError):
+class ComparisonError(UserError):
     """Two records that cannot be compared; the message says why and what to do."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from panderm_utils.manifests import Protocol, load_profile
+from panderm_utils.messages import UserError
 from panderm_utils.workspace import settle_path
 
 SCHEMA = 3  # of record.json; 2: the settings of the profile are part of the id; 3: digests of the files and rows
@@ -58,7 +59,7 @@ def is_done(folder: Path) -> bool:
     """Whether the folder holds a complete, unchanged record of the run that it is named after."""
     try:
         read_record(folder)
-    except ValueError:
+    except UserError:
         return False
     return True
 
@@ -118,8 +119,8 @@ def _layout_problem(record: Any, name: str) -> str:
     return "" if "predictions.csv" in record["files"] else "it has no predictions.csv"
 
 
-def _not_complete(folder: str | Path, problem: object) -> ValueError:
-    return ValueError(f"{folder}: not a complete record ({problem}); delete the folder and repeat the run")
+def _not_complete(folder: str | Path, problem: object) -> UserError:
+    return UserError(f"{folder}: not a complete record ({problem}); delete the folder and repeat the run")
 
 
 def _digest(text: str, digits: int = 8) -> str:

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from panderm_utils.data import ImageFolder, open_image
 from panderm_utils.encoders import read_cached
 from panderm_utils.manifests import DatasetManifest
+from panderm_utils.messages import UserError
 from panderm_utils.results.records import read_predictions, read_record
 from panderm_utils.stats import choose_examples, embed, neighbour_agreement
 from panderm_utils.workspace import Workspace
@@ -24,7 +25,7 @@ POINTS = ["run_id", "encoder_label", "image", "label", "x", "y", "example"]
 THUMBNAIL = 160  # pixels
 
 
-class FeaturesGone(ValueError):
+class FeaturesGone(UserError):
     """The features behind a record are no longer in the cache; the message says why."""
 
 

@@ -8,13 +8,15 @@ import warnings
 
 import numpy as np
 
+from panderm_utils.messages import UserError
+
 METHODS = ("umap", "tsne", "pca")
 SEED = 42
 NEIGHBOURS = 10
 FEWEST = 15  # distinct images; with fewer, neighbourhoods mean nothing (and t-SNE fails on duplicates)
 
 
-class EmbeddingError(ValueError):
+class EmbeddingError(UserError):
     """Features that cannot be embedded; the message says why and what to do."""
 
 

@@ -44,7 +44,7 @@ class MetricWarning(UserWarning):
     """A metric is undefined, or leaves a class out."""
 
 
-def evaluate(y, proba, replicates: int = 1000, seed: int = 0, class_names: Sequence[str] = ()) -> pd.DataFrame:
+def evaluate(y, proba, replicates: int = 1000, seed: int = 0, class_names: Sequence[str] | None = None) -> pd.DataFrame:
     """Returns value, low, high (percentiles), normal_low, normal_high (the paper's interval) of the six metrics.
 
     value is computed on the whole test set; it is not the mean of the replicates. See `bootstrap` for the resamples.
@@ -214,7 +214,7 @@ class Scorer:
     In a resample that lacks a class of y, kappa, AUROC and AUPR may be NaN. For a subgroup, make a scorer of its rows.
     """
 
-    def __init__(self, y, proba, class_names: Sequence[str] = ()):
+    def __init__(self, y, proba, class_names: Sequence[str] | None = None):
         self.y, proba = check_predictions(y, proba)
         means = "balanced accuracy, AUROC and AUPR are means over the other classes"
         present = classes_present(self.y, proba, class_names, "kappa, AUROC and AUPR", means)
@@ -241,7 +241,7 @@ def classes_present(y, proba, class_names, comparing: str, means: str) -> np.nda
         comparing: The metrics that are NaN if there is only one class, for the warning.
         means: How metrics treat a missing class, for the warning.
     """
-    names = list(class_names) or [f"class {k}" for k in range(proba.shape[1])]
+    names = list(class_names or ()) or [f"class {k}" for k in range(proba.shape[1])]
     counts = np.bincount(y, minlength=len(names))
     few = [f"{names[k]} ({n})" for k, n in enumerate(counts) if 0 < n < FEW_IMAGES]
     missing, present = [names[k] for k in np.flatnonzero(counts == 0)], np.flatnonzero(counts)

@@ -20,11 +20,13 @@ from scipy.sparse import csr_array
 from scipy.special import ndtri, stdtrit
 from tqdm.auto import tqdm
 
+from panderm_utils.messages import UserError
+
 LEVEL = 0.95
 BLOCK_CELLS = 1 << 19  # images x replicates at once: the counts of a block (4 MB) fit in the CPU cache
 
 
-class MetricError(ValueError):
+class MetricError(UserError):
     """Labels, scores or settings that cannot be evaluated; the message says which and what to do."""
 
 

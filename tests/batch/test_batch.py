@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -179,6 +180,25 @@ def test_executed_notebooks_are_kept_whole_or_marked_as_failed(mixed):
     kept = sorted(p.name for p in (space.root / "executed/linear_probe").iterdir())
     assert kept == [f"{name}0.ipynb", *[f"{name}{seed}.failed.ipynb" for seed in (1, 2, 3)]]
     assert sorted(p.suffix for p in (space.root / "logs").iterdir()) == [".log"] * 5
+
+
+def test_a_failed_notebook_says_below_its_title_and_at_its_end_where_it_stopped_and_why(mixed):
+    _, planned, outcomes, _ = mixed
+    place = r"\[(In \[4\]: )?title\]\(#cell-id=cell-1\)"
+    at_cell = rf"\*\*This run stopped at {place}\.\*\* The cells after it did not run\."
+    starts = {1: at_cell, 2: at_cell, 3: r"\*\*This run failed\.\*\*"}
+    for seed, start in starts.items():
+        job, outcome = planned.runs[seed], outcomes[seed]
+        failed = job.output.with_suffix(".failed.ipynb")
+        notebook = nbformat.read(failed, as_version=4)
+        nbformat.validate(notebook)
+        title, note, *cells, end = notebook.cells
+        assert (title.source, note.source) == ("# title", end.source)
+        assert not any("papermill" in cell.source for cell in cells)
+        assert re.fullmatch(rf"{start}\n\n    {re.escape(outcome.error)}", note.source)
+    for seed in (1, 2):  # as the report reads them
+        job, outcome = planned.runs[seed], outcomes[seed]
+        assert execution.diagnose(job.output.with_suffix(".failed.ipynb"), job.log)[0] == outcome.cell
 
 
 def test_the_kernel_is_the_projects_own_and_sees_exact_types(mixed):

@@ -58,6 +58,7 @@ seen = {
     "folder": os.getcwd(),
     "argv": [sys.argv[0]],
     "main": __name__,
+    "short_errors": [kind.__name__ for kind in get_ipython().custom_exceptions],  # see `messages`
     "path": sys.path,
     "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
     "session": os.getsid(0) == os.getpid(),

@@ -236,10 +236,10 @@ def test_the_smallest_usable_fraction_that_an_error_names_is_the_smallest(make):
 
 def test_an_error_names_the_class_that_is_lost():
     table = table_of([0] * 300 + [1] * 300 + [2] * 100, patient=[*range(600), *[600] * 100])
-    with pytest.raises(
-        SubsetError, match=r"0\.01 of 700 training rows is 2 in draw 0 and has no row of class 2; .* 0\.07"
-    ):
-        subsets.draw_subsets(table, [0.01], draws=1, group_columns=["patient"])
+    text = r"0\.01 of 700 training rows is 2 in draw 0 and has no row of class melanoma; .* 0\.07"
+    with pytest.raises(SubsetError, match=text):
+        names = ["nevus", "keratosis", "melanoma"]
+        subsets.draw_subsets(table, [0.01], draws=1, group_columns=["patient"], class_names=names)
 
 
 def test_the_default_fractions_leave_out_what_cannot_hold_every_class():
@@ -291,8 +291,9 @@ def test_published_subsets_are_those_of_linear_probing(fraction):
 
 def test_the_published_drawing_is_one_draw_without_stratification():
     table = table_of([0] * 190 + [1] * 10)
-    with pytest.warns(UserWarning, match=r"leaves no training row of the classes \[1\]") as warned:
-        drawn = subsets.draw_subsets(table, "0.05, 0.1, 0.5", "published", draws=5, seed=9)
+    with pytest.warns(UserWarning, match="leaves no training row of class melanoma$") as warned:
+        names = ["nevus", "melanoma"]
+        drawn = subsets.draw_subsets(table, "0.05, 0.1, 0.5", "published", draws=5, seed=9, class_names=names)
     assert [str(w.message).split()[1] for w in warned] == ["0.05", "0.1"]
     order = np.random.RandomState(42).permutation(200)  # upstream's rule, whatever the seed of the run
     assert [s.rows.tolist() for s in drawn] == [order[:k].tolist() for k in (10, 20, 100, 200)]

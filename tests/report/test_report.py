@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from panderm_utils import workspace
-from panderm_utils.batch import plan
+from panderm_utils.batch import execution, plan
 from panderm_utils.figures import plots, tables
 from panderm_utils.manifests import entries as manifest_types
 from panderm_utils.protocols import load_protocol
@@ -140,7 +140,8 @@ def leave_failure(space, name):
     path = leave_notebook(space.root / "executed/linear_probe" / f"{name}.failed.ipynb", "Failed", ("load()", []))
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[1].outputs = [error]
-    nbformat.write(notebook, path)
+    nbformat.write(notebook, path.with_name("partial"))
+    execution._save_failed(path.with_name("partial"), path, "cell-0", f"DataError: row 7: {SCRIPT}")
     (space.root / "logs").mkdir(exist_ok=True)
     (space.root / "logs" / f"{name}.log").write_text(f"papermill says {SCRIPT}")
 

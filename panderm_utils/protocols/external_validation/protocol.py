@@ -9,13 +9,14 @@ from panderm_utils.manifests import (
     one_of,
     text,
 )
+from panderm_utils.messages import UserError
 from panderm_utils.protocols import external_validation
 
 NAME = "external_validation"
 TARGET_IMAGES = ("all", "test")
 
 
-class TargetError(ValueError):
+class TargetError(UserError):
     """Invalid targets; the message says which and what to write instead."""
 
 

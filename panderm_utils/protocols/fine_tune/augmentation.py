@@ -29,6 +29,7 @@ from panderm_utils.data import (
     resized_size,
     stamp_of,
 )
+from panderm_utils.messages import UserError
 
 SCALE, RATIO = (0.75, 1.0), (3 / 4, 4 / 3)  # of the random crop: fraction of the area, width over height
 DEGREES, HUE = 45.0, 0.2
@@ -226,7 +227,7 @@ def tta_views(image: Image.Image, views: int, seed: int, index: int) -> torch.Te
     saturation and hue by up to 0.25, in random order. The image is resized once. Fewer views are a prefix of more.
     """
     if views < 1:
-        raise ValueError(f"views must be at least 1, got {views}: the published number is 5; without views, use tta=0")
+        raise UserError(f"views must be at least 1, got {views}: the published number is 5; without views, use tta=0")
     image = limit_aspect(image)
     width, height = resized_size(image.size, TTA_RESIZED)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)

@@ -49,7 +49,7 @@ FINE_TUNE_METRICS = (
 
 
 def evaluate_fine_tuning(
-    y, proba, replicates: int = 1000, seed: int = 0, class_names: Sequence[str] = ()
+    y, proba, replicates: int = 1000, seed: int = 0, class_names: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Returns the columns of `stats.evaluate`, and takes its arguments, for the ten metrics."""
     return score_table(FineTuneScorer(y, proba, class_names), FINE_TUNE_METRICS, replicates, seed)
@@ -61,7 +61,7 @@ class FineTuneScorer:
     scorer(counts)  [R, 10] in the order of FINE_TUNE_METRICS; counts [N, R]: how often each image is in each resample
     """
 
-    def __init__(self, y, proba, class_names: Sequence[str] = ()):
+    def __init__(self, y, proba, class_names: Sequence[str] | None = None):
         self.y, proba = check_predictions(y, proba)
         means = "every mean over classes is over the other classes"
         self._present = classes_present(self.y, proba, class_names, "specificity and AUROC", means)

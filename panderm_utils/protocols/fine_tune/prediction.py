@@ -185,7 +185,7 @@ class _Views(ImageFiles):
             return index, tta_views(open_image(path), self.views, self.seed, index)
 
 
-def fine_tune_fraction(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
+def fine_tune_fraction(table: pd.DataFrame, fraction: float, class_names=None) -> pd.DataFrame:
     """Returns the rows that the published fine-tuning trains on at a label fraction, in its shuffled order.
 
     Upstream's rule differs from the linear probe's, so the two protocols train on different rows at the same fraction:
@@ -194,6 +194,7 @@ def fine_tune_fraction(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
 
     Args:
         table: All rows of the dataset, with the column `split`.
+        class_names: For the warning, as in `data.label_fraction`.
 
     Raises:
         ValueError: As `data.label_fraction`.
@@ -201,4 +202,4 @@ def fine_tune_fraction(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
     if "split" not in table:
         raise ValueError("the table has no column `split`; pass the whole table, study.table, not one of its splits")
     shuffled = table.sample(frac=1, random_state=FRACTION_SEED)
-    return first_fraction(shuffled[shuffled["split"] == "train"], fraction)
+    return first_fraction(shuffled[shuffled["split"] == "train"], fraction, class_names)

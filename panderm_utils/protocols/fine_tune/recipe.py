@@ -22,12 +22,13 @@ import pandas as pd
 from torch import nn
 
 from panderm_utils.manifests import SEED
+from panderm_utils.messages import UserError
 from panderm_utils.protocols.fine_tune.protocol import RATE, RECIPE
 
 NEVER_DECAYED = ("cls_token", "pos_embed")  # not weight matrices, though they have three dimensions
 
 
-class FineTuneError(ValueError):
+class FineTuneError(UserError):
     """Fine-tuning that cannot be done as requested; the message says why and what to do."""
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from panderm_utils.messages import UserError
+
 LEVEL = 0.95
 REACHED, NOT_REACHED, BELOW = "reached", "not reached", "below the smallest fraction"
 
@@ -58,7 +60,7 @@ def data_needed(values, fractions, target: float) -> DataNeeded:
     if (np.diff(fractions) < 0).any() or fractions.min() <= 0:
         raise ValueError(f"fractions must rise and be above 0, got {fractions[0].tolist()}")
     if not np.isfinite(values).all() or not np.isfinite(target):
-        raise ValueError("a score is NaN, so the curve cannot be read: is there a class without a test image?")
+        raise UserError("a score is NaN, so the curve cannot be read: is there a class without a test image?")
     of_draws = np.sort([crossing(row, at, target) for row, at in zip(values, fractions, strict=True)])
     tail = (1 - LEVEL) / 2 * (len(of_draws) - 1)
     low, high = of_draws[int(np.floor(tail))], of_draws[int(np.ceil(len(of_draws) - 1 - tail))]

@@ -23,13 +23,14 @@ import pandas as pd
 
 from panderm_utils.data import connected_groups, label_fraction
 from panderm_utils.manifests import read_numbers
+from panderm_utils.messages import UserError
 from panderm_utils.protocols.label_efficiency.protocol import DRAWINGS
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 LARGE = 0.01  # a group with a larger fraction of the rows waits until it is no larger than all groups before it
 
 
-class SubsetError(ValueError):
+class SubsetError(UserError):
     """A subset that cannot be drawn; the message says why and what to do."""
 
 
@@ -86,6 +87,7 @@ def draw_subsets(
     seed: int = 0,
     group_columns: Sequence[str] = (),
     default: Sequence[float] = FRACTIONS,
+    class_names: Sequence[str] | None = None,
 ) -> list[Subset]:
     """Returns the subsets of every fraction and draw, fraction by fraction; the last has all training rows.
 
@@ -97,6 +99,7 @@ def draw_subsets(
         group_columns: Columns whose values stay together in an honest draw, as in a manifest's `groups`; a column that
             the table lacks is ignored.
         default: The fractions used for None, such as the profile's.
+        class_names: For errors and warnings, as in `data.label_fraction`.
 
     Raises:
         SubsetError: The drawing is unknown, or as `honest_orders` and `honest_subsets`. ValueError: as
@@ -105,10 +108,11 @@ def draw_subsets(
     if drawing not in DRAWINGS:
         raise SubsetError(f"drawing {drawing!r} is unknown; write one of {', '.join(map(repr, DRAWINGS))}")
     if drawing == "published":
-        return [published_subset(table, fraction) for fraction in settle_fractions(fractions, default=default)]
+        chosen = settle_fractions(fractions, default=default)
+        return [published_subset(table, fraction, class_names) for fraction in chosen]
     orders = honest_orders(table, draws, seed, [column for column in group_columns if column in table])
     smallest = max(order.smallest for order in orders)
-    return honest_subsets(table, settle_fractions(fractions, smallest, default), orders)
+    return honest_subsets(table, settle_fractions(fractions, smallest, default), orders, class_names)
 
 
 def settle_fractions(
@@ -141,7 +145,7 @@ def subset_table(table: pd.DataFrame, subsets: Sequence[Subset], names: Sequence
     return counts
 
 
-def published_subset(table: pd.DataFrame, fraction: float) -> Subset:
+def published_subset(table: pd.DataFrame, fraction: float, class_names: Sequence[str] | None = None) -> Subset:
     """Returns the rows that upstream trains on, from `data.label_fraction`; warns if a class is left without rows.
 
     Args:
@@ -149,10 +153,13 @@ def published_subset(table: pd.DataFrame, fraction: float) -> Subset:
     """
     table = table.reset_index(drop=True)
     train = np.flatnonzero(table["split"] == "train")
-    return Subset(float(fraction), 0, np.searchsorted(train, label_fraction(table.iloc[train], fraction).index))
+    rows = label_fraction(table.iloc[train], fraction, class_names).index
+    return Subset(float(fraction), 0, np.searchsorted(train, rows))
 
 
-def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequence[Order]) -> list[Subset]:
+def honest_subsets(
+    table: pd.DataFrame, fractions: Iterable[float], orders: Sequence[Order], class_names: Sequence[str] | None = None
+) -> list[Subset]:
     """Returns the subset of every fraction and order, fraction by fraction.
 
     Fraction 1.0 is a single subset: all rows in the order of the published linear probe, so that the fit is the same.
@@ -172,9 +179,10 @@ def honest_subsets(table: pd.DataFrame, fractions: Iterable[float], orders: Sequ
         for draw, order in enumerate(orders):
             rows = order.rows[: order.cut(fraction)]
             if missing := sorted(set(train["label"]) - set(train["label"].iloc[rows])):
+                names = ", ".join(str(k if class_names is None else class_names[k]) for k in missing)
                 raise SubsetError(
                     f"fraction {fraction:g} of {len(train):,} training rows is {len(rows)} in draw {draw} and has no "
-                    f"row of class {', '.join(map(str, missing))}; the smallest usable fraction is {smallest:g}"
+                    f"row of class {names}; the smallest usable fraction is {smallest:g}"
                 )
             subsets.append(Subset(float(fraction), draw, rows))
     return subsets

@@ -26,6 +26,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from panderm_utils.manifests import Pair
+from panderm_utils.messages import UserError
 from panderm_utils.protocols.label_efficiency.subsets import Subset
 from panderm_utils.protocols.linear_probe import fit_linear_probe
 from panderm_utils.results import (
@@ -83,29 +84,32 @@ def sweep_probes(
     return Sweep(tuple(subsets), tuple(proba), pd.DataFrame(fits))
 
 
-def score_draws(sweep: Sweep, y_test) -> pd.DataFrame:
-    """Returns every metric of every fraction and draw: fraction, draw, images, metric, value."""
+def score_draws(sweep: Sweep, y_test, class_names=None) -> pd.DataFrame:
+    """Returns every metric of every fraction and draw: fraction, draw, images, metric, value.
+
+    `class_names` are for warnings, as in `stats.evaluate`.
+    """
     rows = []
     for subset, proba in zip(sweep.subsets, sweep.proba, strict=True):
         identity = {"fraction": subset.fraction, "draw": subset.draw, "images": len(subset.rows)}
         rows += [
             {**identity, "metric": m, "value": v}
-            for m, v in zip(METRICS, on_test_set(Scorer(y_test, proba)), strict=True)
+            for m, v in zip(METRICS, on_test_set(Scorer(y_test, proba, class_names)), strict=True)
         ]
     return pd.DataFrame(rows)
 
 
-def score_sweep(sweep: Sweep, y_test, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+def score_sweep(sweep: Sweep, y_test, replicates: int = 1000, seed: int = 0, class_names=None) -> pd.DataFrame:
     """Returns the curve: one row per fraction and metric, with the variation over draws and over test images.
 
     Columns: fraction, images (mean over draws), draws, metric, value (mean over draws); draw_low, draw_high (lowest and
     highest draw) and draw_sd, the variation over draws; low, high, normal_low, normal_high, the bootstrap over test
     images of the mean over draws. All fractions, and all encoders on the same test images, use the same resamples.
-    With one draw this is `stats.evaluate`, as published.
+    With one draw this is `stats.evaluate`, as published. `class_names` are for warnings.
     """
     values, replicate = [], []
     for proba in tqdm(sweep.proba, desc="scores", unit="fit", delay=3, leave=False):
-        scorer = Scorer(y_test, proba)  # one at a time: all of them would not fit in memory
+        scorer = Scorer(y_test, proba, class_names)  # one at a time: all of them would not fit in memory
         values.append(on_test_set(scorer))
         replicate.append(bootstrap(scorer, scorer.y, replicates, seed))
     values, replicate = np.stack(values), np.stack(replicate, axis=1)
@@ -206,7 +210,10 @@ def read_sweep(folder: str | Path) -> tuple[Sweep, np.ndarray]:
     y, _, names = predictions[1.0, 0]
     for fraction, draw, images in sizes[["fraction", "draw", "images"]].itertuples(index=False):
         if predictions[fraction, draw][2] != names or (predictions[fraction, draw][0] != y).any():
-            raise ValueError(f"test images of fraction {fraction}, draw {draw} are not those of predictions.csv")
+            raise UserError(
+                f"{folder}: test images of fraction {fraction}, draw {draw} are not those of predictions.csv; delete "
+                "the folder and repeat the run"
+            )
         subsets.append(Subset(fraction, draw, np.arange(int(images))))
         proba.append(predictions[fraction, draw][1])
     return Sweep(tuple(subsets), tuple(proba), pd.DataFrame()), y

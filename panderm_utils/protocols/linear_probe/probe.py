@@ -31,6 +31,7 @@ import torch
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from panderm_utils.messages import UserError
 from panderm_utils.protocols.linear_probe import solvers as probe_solvers
 from panderm_utils.protocols.linear_probe.solvers import BLOCK, objective
 
@@ -41,7 +42,7 @@ SOLVERS = {
 }
 
 
-class ProbeError(ValueError):
+class ProbeError(UserError):
     """Features, labels or settings that cannot be fitted; the message says which and what to do."""
 
 
