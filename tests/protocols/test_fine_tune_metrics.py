@@ -110,7 +110,7 @@ def test_a_class_without_a_test_image_is_left_out_and_named():
     with pytest.warns(metrics.MetricWarning, match="no test image of class 2, class 5") as caught:
         table = evaluate_fine_tuning(y, proba, replicates=40)
     assert len(caught) == 1
-    with pytest.warns(metrics.MetricWarning, match="no test image of class c, f:"):
+    with pytest.warns(metrics.MetricWarning, match="no test image of c, f:"):
         evaluate_fine_tuning(y, proba, replicates=2, class_names="abcdef")
     assert table.notna().all(axis=None)
     present, predicted = [0, 1, 3, 4], proba.argmax(axis=1)

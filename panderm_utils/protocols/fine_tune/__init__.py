@@ -10,7 +10,7 @@ OFFERS = {
     "plots": "LiveCurves learning_rate_curve picture_of",
     "prediction": "fine_tune_fraction labelled_images predict",
     "processes": "Computing make_accelerator",
-    "protocol": "PROTOCOL",
+    "protocol": "PROTOCOL RECIPE",
     "recipe": "FineTuneRecipe learning_rates make_recipe parameter_groups steps_of_epoch",
     "training": "evaluate_only finetune recipe_table",
 }
