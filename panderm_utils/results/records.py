@@ -112,10 +112,10 @@ def note_data(
         return
     text = f"incomplete data: {'; '.join(missing)}"
     if not allow_incomplete:
-        raise data.DataError(
-            f"{text}\nGet the complete data; or, for numbers that are not comparable with the paper's, set "
-            "allow_incomplete = True (-p allow_incomplete=True)"
+        remedy = (
+            "get the complete data, or set allow_incomplete = True (-p allow_incomplete=True) for a run that is not"
         )
+        raise data.DataError(f"{text}; {remedy} comparable with the paper's")
     run.note(incomplete=text)
     warnings.warn(f"{text}; this run is not comparable with the paper's", IncompleteWarning, stacklevel=2)
 

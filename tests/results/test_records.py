@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import manifests, results, workspace
+from panderm_utils import data, manifests, results, workspace
 from panderm_utils.batch import leftovers
+from panderm_utils.demo import stand_ins
 from panderm_utils.protocols import load_protocol
 from panderm_utils.results import identity, records, run_id
 from panderm_utils.results.verification import verify_records
@@ -349,3 +350,35 @@ def test_the_worst_mistakes_are_the_surest():
     none = records.worst_mistakes(records.prediction_table(list("abcd"), proba.argmax(axis=1), proba), ("a", "b"))
     assert none.empty
     assert list(none) == list(worst)
+
+
+def test_data_that_miss_images_stop_a_run_unless_it_may_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(stand_ins, "STAND_IN", stand_ins.Size(train=12, val=4, test=8))
+    card = manifests.load_dataset_manifest("ddi")
+    stand_ins.make_stand_in(card, tmp_path)
+    study = data.load_dataset(card, tmp_path)
+    real = workspace.open_workspace("paper", output_root=tmp_path / "out")
+
+    def begin(space):
+        return results.begin_run(load_protocol("linear_probe"), "ddi", "random_tiny", 0, space)
+
+    said = r"incomplete data: ddi: \d+ test images of benign, not 108, \d+ test images of malignant, not 29"
+    with pytest.raises(data.DataError, match=rf"{said}; .*-p allow_incomplete=True"):
+        results.note_data(begin(real), study)
+    run = begin(real)
+    with pytest.warns(records.IncompleteWarning, match=said):
+        results.note_data(run, study, allow_incomplete=True)
+    assert (
+        run.notes["data"]["class_counts"]["test"] == study.split("test")["label"].value_counts().sort_index().tolist()
+    )
+    assert run.notes["incomplete"].startswith("incomplete data: ddi: ")
+    assert any("IncompleteWarning" in text for text in run.warnings)
+    with pytest.raises(data.DataError, match=r"data: ddi: .*; ddi: \d"):  # a target counts as the source does
+        results.note_data(begin(real), study, targets={"ddi": study})
+    demo = begin(workspace.open_workspace("demo", output_root=tmp_path))
+    results.note_data(demo, study)  # stand-ins are smaller on purpose
+    assert "incomplete" not in demo.notes
+    sizes = {split: len(study.split(split)) for split in ("train", "val", "test")}
+    for known, said in ((sizes, ""), ({**sizes, "train": 427}, f"{sizes['train']} train images, not 427")):
+        like = dataclasses.replace(card, split_sizes=known, class_counts=None, unverified=())
+        assert data.shortfall(dataclasses.replace(study, manifest=like)) == said
