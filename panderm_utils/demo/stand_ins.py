@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from panderm_utils.demo import lesions
 from panderm_utils.demo.signs import draw_signs, draw_tone, recipe_of
+from panderm_utils.disk import write_file
 from panderm_utils.manifests import SPLITS, DatasetManifest
 
 SEED = 20250606  # combined with the dataset's name; pre-training of panderm_tiny uses another seed
@@ -88,8 +89,8 @@ def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
         table = plan_rows(card)
         masks = images.with_name("masks") if card.name == "demo" else None
         drawn = _draw_all(card, table, images, masks)
-        _write(csv, _columns(card, table, drawn).to_csv(index=False, lineterminator="\n").encode())
-        _write(stamp, version.encode())
+        write_file(csv, _columns(card, table, drawn).to_csv(index=False, lineterminator="\n"))
+        write_file(stamp, version)
     return csv
 
 
@@ -154,10 +155,10 @@ def _draw_all(card: DatasetManifest, table: pd.DataFrame, images: Path, masks: P
         sides = SIDES[card.modality]
         side = sides[rng.integers(len(sides))]
         drawn = lesions.draw_lesion(signs, rng, side, card.modality, draw_tone(patient_rng), outline)
-        _write(images / name, encode(drawn.image, Path(name).suffix))
+        write_file(images / name, encode(drawn.image, Path(name).suffix))
         if masks is not None:
             mask = Image.fromarray(np.where(drawn.mask, 255, 0).astype(np.uint8))
-            _write(masks / f"{Path(name).stem}_segmentation.png", _png(mask.convert("1")))
+            write_file(masks / f"{Path(name).stem}_segmentation.png", _png(mask.convert("1")))
         return drawn.attributes
 
     rows = list(table[["image", "label", "lesion", "patient", "second", "n"]].itertuples())
@@ -211,13 +212,6 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _seed(name: str) -> int:

@@ -4,13 +4,13 @@ Imports neither torch nor pandas, so the command line starts fast.
 """
 
 import dataclasses
-import os
 import re
 from functools import lru_cache
 from pathlib import Path
 
 import yaml
 
+from panderm_utils.disk import replacing
 from panderm_utils.manifests.entries import (
     DatasetManifest,
     EncoderManifest,
@@ -148,14 +148,10 @@ def write_dataset_manifest(manifest: DatasetManifest, root: Path | None = None) 
     plain = {
         key: _plain(value) for key, value in dataclasses.asdict(manifest).items() if value not in (None, "", (), {})
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
-    temporary.write_text(f"# Made by run_all.py --new-dataset; correct any wrong guess.\n{text}", encoding="utf-8")
-    try:
-        _build_dataset(load_yaml(temporary), path)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as new:
+        new.write_text(f"# Made by run_all.py --new-dataset; correct any wrong guess.\n{text}", encoding="utf-8")
+        _build_dataset(load_yaml(new), path)
     return path
 
 

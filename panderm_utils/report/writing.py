@@ -17,9 +17,10 @@ from filelock import FileLock
 
 from panderm_utils import manifests, protocols
 from panderm_utils.batch import PAPER, Job
+from panderm_utils.disk import write_file
 from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, select_columns
 from panderm_utils.report.notebooks import NotebookPage, write_notebooks
-from panderm_utils.report.pages import TEMPLATES, write_file, write_page
+from panderm_utils.report.pages import TEMPLATES, write_page
 from panderm_utils.results import ANY, PROFILE_SETTINGS
 from panderm_utils.workspace import Workspace
 

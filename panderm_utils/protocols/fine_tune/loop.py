@@ -34,10 +34,10 @@ from panderm_utils.protocols.fine_tune.state import (
     LAST,
     Progress,
     read_last,
-    replace_file,
     restore,
     save_last,
     save_model,
+    saving,
 )
 from panderm_utils.results import peak_memory_mb
 
@@ -254,7 +254,8 @@ class Training:
     def _write_history(self) -> pd.DataFrame:
         history = pd.DataFrame(self.progress.history)
         text = history.to_csv(index=False)
-        replace_file(self.task.folder / "history.csv", len(text), lambda new: new.write_text(text))
+        with saving(self.task.folder / "history.csv", len(text)) as new:
+            new.write_text(text)
         return history
 
     def _scores(self) -> dict[str, float]:

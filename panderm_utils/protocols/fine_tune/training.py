@@ -38,7 +38,7 @@ from panderm_utils.protocols.fine_tune.recipe import (
     FineTuneError,
     FineTuneRecipe,
 )
-from panderm_utils.protocols.fine_tune.state import BEST, LAST, check_last, claimed, replace_file, save_model
+from panderm_utils.protocols.fine_tune.state import BEST, LAST, check_last, claimed, save_model, saving
 
 MODULE = "panderm_utils.protocols.fine_tune.training"  # also when it runs as __main__
 
@@ -226,7 +226,8 @@ def _plain(facts: dict) -> dict:
 
 def _write_json(path: Path, content: dict) -> None:
     text = json.dumps(content, indent=2) + "\n"
-    replace_file(path, len(text), lambda new: new.write_text(text))
+    with saving(path, len(text)) as new:
+        new.write_text(text)
 
 
 if __name__ == "__main__":
