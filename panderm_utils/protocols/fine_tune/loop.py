@@ -37,7 +37,7 @@ from panderm_utils.protocols.fine_tune.state import (
     restore,
     save_last,
     save_model,
-    saving,
+    save_text,
 )
 from panderm_utils.results import peak_memory_mb
 
@@ -253,9 +253,7 @@ class Training:
 
     def _write_history(self) -> pd.DataFrame:
         history = pd.DataFrame(self.progress.history)
-        text = history.to_csv(index=False)
-        with saving(self.task.folder / "history.csv", len(text)) as new:
-            new.write_text(text)
+        save_text(self.task.folder / "history.csv", history.to_csv(index=False))
         return history
 
     def _scores(self) -> dict[str, float]:

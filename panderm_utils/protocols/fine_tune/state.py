@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -126,7 +127,7 @@ def save_model(path: Path, model: FineTuneModel, facts: dict) -> None:
 
 def check_identity(found: dict, expected: dict, path: Path) -> None:
     """Raises FineTuneError naming each fact in which a checkpoint differs from the training to be resumed."""
-    found, expected = _flat(found), _flat(expected)
+    found, expected = (pd.json_normalize(facts).to_dict("records")[0] for facts in (found, expected))
     differences = [
         f"{name} is {found.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} now"
         for name in {**found, **expected}
@@ -153,7 +154,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def saving(path: Path, size: int) -> Iterator[Path]:
+def _saving(path: Path, size: int) -> Iterator[Path]:
     """Yields the name to write a file of `size` bytes under, as `disk.replacing`; safe from power failures too.
 
     Raises:
@@ -165,11 +166,16 @@ def saving(path: Path, size: int) -> Iterator[Path]:
             os.fsync(file.fileno())  # else a power failure could leave the name without the content
 
 
+def save_text(path: Path, text: str) -> None:
+    with _saving(path, len(text)) as new:
+        new.write_text(text)
+
+
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     metadata = {METADATA: json.dumps({"format": FORMAT, **facts})}
     plain = {key: value.detach().contiguous() for key, value in tensors.items()}
 
-    with saving(path, sum(tensor.nbytes for tensor in plain.values())) as new:
+    with _saving(path, sum(tensor.nbytes for tensor in plain.values())) as new:
         try:
             save_file(plain, new, metadata)
         except SafetensorError as error:  # has the system's error number only in its text
@@ -180,10 +186,3 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
 
 def _start_over(path: Path) -> str:
     return f"to start over, choose another folder or pass resume=False, which overwrites {path.parent}"
-
-
-def _flat(facts: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in facts.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
