@@ -1,7 +1,7 @@
 """Describes a protocol in one object, so that batch, results, figures and report need not know protocols by name."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,6 @@ from panderm_utils.manifests.reading import load_dataset_manifest
 
 # Metric, column, number in the record, number recomputed from the predictions.
 Pair = tuple[str, str, float | None, float]
-
-
-def _nothing(*_: Any) -> tuple:
-    return ()
-
-
-def _empty(*_: Any) -> dict:
-    return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +55,9 @@ class Protocol:
     trains: bool = False
     weights_parameters: tuple[str, ...] = ("weights",)
     single_dataset: tuple[str, ...] = ()
-    published: Callable[[], dict] = field(default=_empty)
-    extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = field(default=_nothing)
-    companions: Callable[[dict, list[str]], dict[str, list[dict]]] = field(default=_empty)
+    published: Callable[[], dict] = dict
+    extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = lambda *_: ()
+    companions: Callable[[dict, list[str]], dict[str, list[dict]]] = lambda *_: {}
 
     def lacks(self, card: DatasetManifest) -> str:
         """Returns what the dataset lacks for this protocol; "" if it is suitable."""

@@ -10,14 +10,6 @@ RECIPE = ("epochs", "warmup_epochs", "batch_size", "lr", "layer_decay", "drop_pa
 RECIPE = (*RECIPE, "smoothing", "weighted_sampling", "monitor", "ema_decay")
 
 
-def published() -> dict:
-    return dataclasses.asdict(fine_tune.FineTuneRecipe())
-
-
-def recompute(record, folder):
-    return results.recompute_predictions(fine_tune.evaluate_fine_tuning, record, folder)
-
-
 PROTOCOL = Protocol(
     name="fine_tune",
     title="fine-tuning",
@@ -39,6 +31,6 @@ PROTOCOL = Protocol(
     trains=True,
     weights_parameters=("checkpoint", "weights"),
     single_dataset=("checkpoint",),
-    published=published,
-    recompute=recompute,
+    published=lambda: dataclasses.asdict(fine_tune.FineTuneRecipe()),
+    recompute=lambda *run: results.recompute_predictions(fine_tune.evaluate_fine_tuning, *run),
 )

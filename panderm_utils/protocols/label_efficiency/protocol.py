@@ -27,10 +27,6 @@ def companions(parameters, problems):
     return {}
 
 
-def recompute(record, folder):
-    return label_efficiency.recompute_sweep(record, folder)
-
-
 PROTOCOL = Protocol(
     name="label_efficiency",
     title="label efficiency",
@@ -49,7 +45,7 @@ PROTOCOL = Protocol(
         "replicates": 1000,
         "weights": None,
     },
-    recompute=recompute,
+    recompute=lambda record, folder: label_efficiency.recompute_sweep(record, folder),
     extra_inputs=extra_inputs,
     companions=companions,
 )
