@@ -17,6 +17,7 @@ A record of this protocol holds, besides predictions.csv with the predictions of
 Symbols: N test images, K classes, R replicates.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,10 +251,8 @@ def label_efficiency_table(curves: pd.DataFrame) -> pd.DataFrame:
 
 def read_numbers(path: Path) -> pd.DataFrame:
     """Returns a table of a record with the exact numbers that were written."""
-    table = pd.read_csv(path, dtype=str)  # parsed by Python, to restore exact numbers
-    numbers = {column: float for column in table if column != "metric"}
-    whole = {column: int for column in table if column in ("draw", "draws")}
-    return table.astype(numbers).astype(whole)
+    kinds = defaultdict(lambda: float, metric=str, draw=int, draws=int)
+    return pd.read_csv(path, dtype=kinds, float_precision="round_trip")
 
 
 def recompute_sweep(record: dict, folder: Path) -> Iterator[Pair]:
