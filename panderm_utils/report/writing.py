@@ -129,6 +129,7 @@ def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
     commits = Counter((e.get("git_commit"), bool(e.get("git_changed"))) for e in recorded)
     sheet = board.sheet if board else NOTHING
     figures = [figure for figure in contents.figures if figure.name != BOARD]
+    others = {title: [t for t in group if t.name not in (BOARD, ITEMS)] for title, group in contents.tables.items()}
     return {
         "board": board,
         "board_figure": next((figure for figure in contents.figures if figure.name == BOARD), None),
@@ -139,17 +140,13 @@ def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
         "items": select_columns(items.sheet if items else NOTHING, ITEM_COLUMNS),
         "items_files": items,
         "verdicts": Counter(row[0] for row in select_columns(sheet, ["verdict"], duplicates=True).rows).most_common(),
-        "tables": {title: rest for title, group in contents.tables.items() if (rest := _without_own_section(group))},
+        "tables": {title: rest for title, rest in others.items() if rest},
         "count_tables": len(tables),
         "environments": [(dict(environment), count) for environment, count in environments.most_common()],
         "environment_rows": list(dict.fromkeys(name for environment in environments for name, _ in environment)),
         "commits": commits.most_common(),
         "weights": _weights(records),
     }
-
-
-def _without_own_section(tables: list[Exhibit]) -> list[Exhibit]:
-    return [table for table in tables if table.name not in (BOARD, ITEMS)]
 
 
 def _comparable(environment: dict) -> dict:
