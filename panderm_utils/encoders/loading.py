@@ -145,7 +145,6 @@ def describe(encoder: Encoder) -> dict:
 
     Compare the fingerprints of two labs with `same_fingerprint`.
     """
-    counts = encoder.loading.groupby("status", sort=False)["tensors"].sum()
     gpu = torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else None
     return {
         "title": encoder.manifest.title,
@@ -157,7 +156,7 @@ def describe(encoder: Encoder) -> dict:
         "device": str(encoder.device),
         "device_name": gpu,
         "precision": encoder.precision,
-        "tensors": {status: int(count) for status, count in counts.items()},
+        "tensors": encoder.loading.groupby("status", sort=False)["tensors"].sum().to_dict(),
     }
 
 

@@ -99,12 +99,13 @@ class Training:
         self.plain.to(self.device)
         decay = self.recipe.ema_decay
         self.ema = None if decay is None else ModelEmaV3(self.plain, decay=decay)
+        self.averaged = None if self.ema is None else self.ema.module
         optimizer = make_optimizer(self.plain, self.recipe)
         self.model, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
         self.progress, self.resumed_at = Progress(), None
         if task.resume and (task.folder / LAST).exists():
             self.progress, tensors, scaling = read_last(task.folder / LAST, identity)
-            restore(tensors, scaling, self.plain, self.optimizer, self.accelerator.scaler, self._ema_module())
+            restore(tensors, scaling, self.plain, self.optimizer, self.accelerator.scaler, self.averaged)
             self.resumed_at = {"epoch": self.progress.epoch, "step": self.progress.step}
         classes, micro_batch, fitted = task.model.num_classes, task.computing.micro_batch, self.progress.micro_batch
         settings = (self.recipe, classes, self.batch, micro_batch, fitted)
@@ -281,16 +282,13 @@ class Training:
 
     def _scored(self) -> FineTuneModel:
         """The model that is evaluated and saved: the moving average, if enabled."""
-        return self.plain if self.ema is None else self.ema.module
-
-    def _ema_module(self):
-        return None if self.ema is None else self.ema.module
+        return self.plain if self.averaged is None else self.averaged
 
     def _save_last(self) -> None:
         self.progress.micro_batch = self.gradients.micro_batch if self.gradients.auto else None
         if self.main:
             path, scaler = self.task.folder / LAST, self.accelerator.scaler
-            parts = (self.plain, self.optimizer, scaler, self._ema_module())
+            parts = (self.plain, self.optimizer, scaler, self.averaged)
             save_last(path, *parts, self.progress, self.identity)
         self.accelerator.wait_for_everyone()
 

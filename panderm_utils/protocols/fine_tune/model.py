@@ -170,7 +170,6 @@ def read_facts(path: Path) -> dict:
 
 def describe(model: FineTuneModel) -> dict:
     """Returns the facts about the model's origin for a record, JSON-serializable."""
-    counts = model.loading.groupby("status", sort=False)["tensors"].sum()
     return {
         "title": model.encoder.title,
         "weights": str(model.weights) if model.weights else None,
@@ -179,7 +178,7 @@ def describe(model: FineTuneModel) -> dict:
         "num_classes": model.num_classes,
         "trained_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
         "transform": repr(evaluation_transform()),
-        "tensors": {status: int(count) for status, count in counts.items()},
+        "tensors": model.loading.groupby("status", sort=False)["tensors"].sum().to_dict(),
     }
 
 

@@ -127,11 +127,9 @@ def evaluate_only(checkpoint: str | Path, encoder: str | None = None, num_classe
 
 def recipe_table(recipe: FineTuneRecipe) -> pd.DataFrame:
     """Returns one row per setting: the recipe, the published one, and a note if they differ."""
-    published, rows = asdict(FineTuneRecipe()), {}
-    for name, value in asdict(recipe).items():
-        note = "" if value == published[name] else "differs"
-        rows[name] = {"here": str(value), "published": str(published[name]), "note": note}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")
+    table = pd.DataFrame({"here": asdict(recipe), "published": asdict(FineTuneRecipe())}, dtype=object)
+    note = np.where([name in recipe.differences() for name in table.index], "differs", "")
+    return table.map(str).assign(note=note).rename_axis("setting")
 
 
 def _train(task: TrainingTask, device: torch.device, on_epoch: Callable | None = None) -> None:
