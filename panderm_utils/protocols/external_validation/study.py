@@ -210,8 +210,9 @@ def read_external_predictions(folder: str | Path) -> dict[str, tuple[np.ndarray,
 
 def read_external(folder: str | Path) -> pd.DataFrame:
     """Returns external.csv of the record in `folder`, with the exact numbers that were written."""
-    kinds = dict.fromkeys(("images", "melanoma", *EXCLUDED), int) | {"dataset": str}
-    return pd.read_csv(Path(folder) / "external.csv", dtype=kinds, float_precision="round_trip")
+    table = pd.read_csv(Path(folder) / "external.csv", dtype=str)  # parsed by Python, to restore exact numbers
+    kinds = {"dataset": str, "metric": str, **dict.fromkeys(("images", "melanoma", *EXCLUDED), int)}
+    return table.astype({column: kinds.get(column, float) for column in table})
 
 
 def read_panel(scores: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,6 @@ A record of this protocol holds, besides predictions.csv with the predictions of
 Symbols: N test images, K classes, R replicates.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,8 +250,9 @@ def label_efficiency_table(curves: pd.DataFrame) -> pd.DataFrame:
 
 def read_numbers(path: Path) -> pd.DataFrame:
     """Returns a table of a record with the exact numbers that were written."""
-    kinds = defaultdict(lambda: float, metric=str, draw=int, draws=int)
-    return pd.read_csv(path, dtype=kinds, float_precision="round_trip")
+    table = pd.read_csv(path, dtype=str)  # parsed by Python, to restore exact numbers
+    kinds = {"metric": str, "draw": int, "draws": int}
+    return table.astype({column: kinds.get(column, float) for column in table})
 
 
 def recompute_sweep(record: dict, folder: Path) -> Iterator[Pair]:
