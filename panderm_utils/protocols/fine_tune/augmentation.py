@@ -38,33 +38,6 @@ TTA_STD = (0.229, 0.224, 0.225)  # ImageNet's red here, unlike the evaluation's 
 IMAGE, ORDER, VIEWS = range(3)  # purposes of generators, the first number of their seeds
 
 
-class TrainTransform:
-    """The published training augmentation, for images whose shorter side is 256.
-
-    Random crop of 75-100% of the area, resized to 224 (bilinear), both flips, rotation by up to 45 degrees (nearest,
-    black corners), hue shifted by up to 0.2, normalised as in evaluation.
-    """
-
-    def __init__(self):
-        self.mean = torch.tensor(EVALUATION_MEAN).view(3, 1, 1)
-        self.std = torch.tensor(EVALUATION_STD).view(3, 1, 1)
-
-    def __call__(self, image: Image.Image, generator: torch.Generator) -> torch.Tensor:
-        """Returns float32 [3, 224, 224] of a PIL RGB image."""
-        with _drawing_from(generator):
-            top, left, height, width = transforms.RandomResizedCrop.get_params(image, SCALE, RATIO)
-            flip_h, flip_v = torch.rand(1) < 0.5, torch.rand(1) < 0.5
-            angle = transforms.RandomRotation.get_params([-DEGREES, DEGREES])
-            *_, hue = transforms.ColorJitter.get_params(None, None, None, [-HUE, HUE])
-        image = image.crop((left, top, left + width, top + height))
-        image = image.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip_h else image
-        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flip_v else image
-        image = image.rotate(angle, Image.Resampling.NEAREST, fillcolor=(0, 0, 0))
-        shifted = torch.from_numpy(shift_hue(image, hue))
-        return shifted.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
-
-
 def shift_hue(image: Image.Image, hue: float) -> np.ndarray:
     """Returns uint8 [3, H, W], equal to torchvision's adjust_hue of a PIL RGB image, in half the time.
 
@@ -93,6 +66,25 @@ def _hue_tables() -> np.ndarray:
     return np.stack([np.choose(sector % 6, six) for six in sectors]).reshape(3, -1).astype(np.float32)
 
 
+def _tint(image: Image.Image) -> torch.Tensor:
+    *_, hue = transforms.ColorJitter.get_params(None, None, None, [-HUE, HUE])
+    return torch.from_numpy(shift_hue(image, hue)).to(torch.float32).div_(255)
+
+
+# The published training augmentation of a PIL RGB image whose shorter side is 256. The crop is resized bilinearly;
+# rotation is by the nearest pixel, with black corners.
+augmentation = transforms.Compose(
+    [
+        transforms.RandomResizedCrop(CROP_SIZE, SCALE, RATIO),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomVerticalFlip(),
+        transforms.RandomRotation(DEGREES),
+        _tint,
+        transforms.Normalize(EVALUATION_MEAN, EVALUATION_STD, inplace=True),
+    ]
+)
+
+
 class TrainingImages(ImageFiles):
     """A torch dataset of augmented training images.
 
@@ -117,7 +109,7 @@ class TrainingImages(ImageFiles):
         rows: Sequence[int] | None = None,
         cache: ImageCopies | str | Path | None = None,
     ):
-        super().__init__(paths, TrainTransform(), rows)
+        super().__init__(paths, augmentation, rows)
         self.labels = np.asarray(labels)
         if self.labels.shape != self.paths.shape or self.labels.dtype.kind not in "iu":
             raise ValueError(
@@ -139,8 +131,8 @@ class TrainingImages(ImageFiles):
         index, repeat = map(int, item) if isinstance(item, tuple | list) else (int(item), 0)
         with self.naming(index) as path:
             image = self._resized(path)
-        generator = generator_for(IMAGE, self.seed, self._epoch.item(), index, repeat)
-        return index, self.transform(image, generator), int(self.labels[index])
+        with drawing_from(generator_for(IMAGE, self.seed, self._epoch.item(), index, repeat)):
+            return index, self.transform(image), int(self.labels[index])
 
     def _resized(self, path: str) -> Image.Image:
         if self.copies is None:
@@ -190,25 +182,6 @@ def draws(order: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(order.tolist(), repeat.tolist(), strict=True))
 
 
-def tta_views(image: Image.Image, views: int, seed: int, index: int) -> torch.Tensor:
-    """Returns random views [views, 3, 224, 224] of a PIL RGB image of any size, determined by seed and index.
-
-    Each view is the central 224 px of the image at 246 px (antialiased, on the float tensor), flipped both ways
-    (0.5 each), with probability 0.3 rotated by 0-270 degrees (nearest, black corners), with probability 0.3 changed in
-    saturation and hue by up to 0.25, in random order. The image is resized once. Fewer views are a prefix of more.
-    """
-    if views < 1:
-        raise ValueError(f"views must be at least 1, got {views}: the published number is 5; without views, use tta=0")
-    image = limit_aspect(image)
-    width, height = resized_size(image.size, TTA_RESIZED)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-    central = F.center_crop(F.resize(pixels, [height, width], antialias=True), [CROP_SIZE, CROP_SIZE])
-    generator = generator_for(VIEWS, seed, index)
-    with _drawing_from(generator):
-        result = torch.stack([random_view(central) for _ in range(views)])
-    return F.normalize(result, EVALUATION_MEAN, TTA_STD, inplace=True)
-
-
 def _rotate(view: torch.Tensor) -> torch.Tensor:
     # RandomRotation sets `fill`; without it corners are black too, in half the time
     return F.rotate(view, transforms.RandomRotation.get_params([0, TTA_DEGREES]))
@@ -224,6 +197,24 @@ random_view = transforms.Compose(
 )
 
 
+def tta_views(image: Image.Image, views: int, seed: int, index: int) -> torch.Tensor:
+    """Returns random views [views, 3, 224, 224] of a PIL RGB image of any size, determined by seed and index.
+
+    Each view is the central 224 px of the image at 246 px (antialiased, on the float tensor), flipped both ways
+    (0.5 each), with probability 0.3 rotated by 0-270 degrees (nearest, black corners), with probability 0.3 changed in
+    saturation and hue by up to 0.25, in random order. The image is resized once. Fewer views are a prefix of more.
+    """
+    if views < 1:
+        raise ValueError(f"views must be at least 1, got {views}: the published number is 5; without views, use tta=0")
+    image = limit_aspect(image)
+    width, height = resized_size(image.size, TTA_RESIZED)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+    central = F.center_crop(F.resize(pixels, [height, width], antialias=True), [CROP_SIZE, CROP_SIZE])
+    with drawing_from(generator_for(VIEWS, seed, index)):
+        result = torch.stack([random_view(central) for _ in range(views)])
+    return F.normalize(result, EVALUATION_MEAN, TTA_STD, inplace=True)
+
+
 def generator_for(purpose: int, *numbers: int) -> torch.Generator:
     """Returns a generator seeded by its purpose and non-negative numbers."""
     # torch's generator uses only 32 bits.
@@ -232,7 +223,7 @@ def generator_for(purpose: int, *numbers: int) -> torch.Generator:
 
 
 @contextlib.contextmanager
-def _drawing_from(generator: torch.Generator) -> Iterator[None]:
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
     """Makes torchvision, which draws from torch's global generator, draw from this one."""
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator.get_state())
