@@ -35,6 +35,7 @@ DEGREES, HUE = 45.0, 0.2
 TTA_RESIZED = 246  # shorter side in pixels; not the evaluation's 256
 TTA_PROBABILITY, TTA_DEGREES, TTA_JITTER = 0.3, 270.0, 0.25
 TTA_STD = (0.229, 0.224, 0.225)  # ImageNet's red here, unlike the evaluation's 0.228: upstream's
+MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (EVALUATION_MEAN, EVALUATION_STD))
 IMAGE, ORDER, VIEWS = range(3)  # purposes of generators, the first number of their seeds
 
 
@@ -66,9 +67,10 @@ def _hue_tables() -> np.ndarray:
     return np.stack([np.choose(sector % 6, six) for six in sectors]).reshape(3, -1).astype(np.float32)
 
 
-def _tint(image: Image.Image) -> torch.Tensor:
+def _tint_and_normalise(image: Image.Image) -> torch.Tensor:
     *_, hue = transforms.ColorJitter.get_params(None, None, None, [-HUE, HUE])
-    return torch.from_numpy(shift_hue(image, hue)).to(torch.float32).div_(255)
+    tinted = torch.from_numpy(shift_hue(image, hue)).to(torch.float32)
+    return tinted.div_(255).sub_(MEAN).div_(STD)  # in place: faster than Normalize
 
 
 # The published training augmentation of a PIL RGB image whose shorter side is 256. The crop is resized bilinearly;
@@ -79,8 +81,7 @@ augmentation = transforms.Compose(
         transforms.RandomHorizontalFlip(),
         transforms.RandomVerticalFlip(),
         transforms.RandomRotation(DEGREES),
-        _tint,
-        transforms.Normalize(EVALUATION_MEAN, EVALUATION_STD, inplace=True),
+        _tint_and_normalise,
     ]
 )
 
