@@ -1,4 +1,4 @@
-"""Full disks: errors that state the bytes needed and free; temporary file names."""
+"""Writes files completely or not at all; errors of a full disk state the bytes needed and free."""
 
 import contextlib
 import errno
@@ -46,6 +46,30 @@ def free(folder: Path) -> int:
     """Returns the free bytes of the disk that a folder is on, or will be."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(existing).free
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a hidden name to write a file under, which becomes `path` at the end; a kill leaves the old file.
+
+    Creates the folder. If writing fails, the old file stays and the new one is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = temporary(path)
+    try:
+        yield new
+        new.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Writes a file, text as UTF-8, by `replacing`; returns its path."""
+    with replacing(path) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
 
 
 def temporary(path: Path, suffix: str = ".new") -> Path:

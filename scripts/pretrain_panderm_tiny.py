@@ -31,6 +31,7 @@ import panderm_utils  # noqa: F401  (must be first)
 from panderm_utils import demo
 from panderm_utils.data import EVALUATION_MEAN, EVALUATION_STD
 from panderm_utils.demo import DEFAULT_SIGNS, draw_signs
+from panderm_utils.disk import replacing
 from panderm_utils.encoders import build_model
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.protocols.fine_tune import DEGREES, HUE, shift_hue
@@ -199,10 +200,8 @@ def save(model: PreTraining, path: Path) -> None:
     """Writes the state dict atomically, in half precision and in the layout of the released large file."""
     tensors = {key: value.detach().half().contiguous() for key, value in model.state_dict().items()}
     tensors["rd_pos_embed"] = tensors["encoder.pos_embed"].clone()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    torch.save(tensors, temporary)
-    temporary.replace(path)
+    with replacing(path) as new:
+        torch.save(tensors, new)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ running are waited for, not submitted again.
 """
 
 import contextlib
+import json
 import math
 import os
 import pickle
@@ -27,7 +28,8 @@ from panderm_utils.batch.parameters import PlanError
 from panderm_utils.batch.plan import Job, Plan
 from panderm_utils.batch.progress import Progress
 from panderm_utils.batch.running import BatchOptions, run_paper_notebooks, skipped_or_missing
-from panderm_utils.batch.slurm_queue import Watch, read_queue, write_queue
+from panderm_utils.batch.slurm_queue import Watch, read_queue
+from panderm_utils.disk import write_file
 from panderm_utils.workspace import REPOSITORY
 
 POLL = 1.0  # seconds between checks for outcomes
@@ -68,7 +70,7 @@ def run_on_slurm(
                     submitted = _submit(runs, array_options, options, folder, name)
                     waiting |= submitted
                     queued |= {run.name: job_id for run, job_id in submitted.items()}
-                    write_queue(queue_file, queued)
+                    write_file(queue_file, json.dumps(queued, indent=2) + "\n")
                 count = f"{len(runs)} of {len(plan.runs)} runs"
                 say(f"{count} submitted as Slurm job {_arrays(submitted)}, {min(options.jobs, len(runs))} at a time")
         if waiting:

@@ -51,12 +51,6 @@ def read_queue(file: Path, name: str) -> dict[str, str]:
     return {run: job_id for run, job_id in saved.items() if job_id in states and states[job_id][0] not in FINAL_STATES}
 
 
-def write_queue(file: Path, queued: dict[str, str]) -> None:
-    new = file.with_name(f".{file.name}.new")
-    new.write_text(json.dumps(queued, indent=2) + "\n", encoding="utf-8")
-    new.replace(file)
-
-
 class Watch:
     """Queries the states of jobs every QUERY_INTERVAL seconds, and prints what they wait for when that changes."""
 

@@ -7,7 +7,6 @@ manifest key or a library function.
 
 import copy
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ import nbformat
 
 from panderm_utils import manifests, protocols
 from panderm_utils.batch.plan import CANONICAL, NOTEBOOKS, list_protocols
+from panderm_utils.disk import write_file
 from panderm_utils.manifests import DatasetManifest, ManifestError, Protocol
 from panderm_utils.messages import UserError
 
@@ -60,9 +60,7 @@ def sync(check: bool = False, datasets: Iterable[str] | None = None, notebooks: 
                 continue
             drifted.append(path)
             if not check:
-                temporary = path.with_name(f".{path.name}.{os.getpid()}")
-                temporary.write_text(text, encoding="utf-8")
-                temporary.replace(path)
+                write_file(path, text)
         if check and datasets is None:
             cards = map(manifests.load_dataset_manifest, names)
             fit = {card.name for card in cards if card.own or not protocol.lacks(card)}

@@ -29,16 +29,13 @@ SERVE = "import sys; from panderm_utils.batch import warm_server; warm_server.se
 LOST = "lost"  # exit status of a run whose server was killed: unknown
 
 
-class Server:
+class Server(contextlib.AbstractContextManager):
     """Forks the runs of a batch; ends with the `with` block, or with the batch process, even a killed one."""
 
     def __init__(self) -> None:
         self._environment: dict[str, str] = {}
         self._process: subprocess.Popen | None = None
         self._requests: socket.socket | None = None
-
-    def __enter__(self) -> "Server":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from panderm_utils.demo import lesions
 from panderm_utils.demo.signs import draw_signs, draw_tone, recipe_of
+from panderm_utils.disk import write_file
 from panderm_utils.manifests import SPLITS, DatasetManifest
 from panderm_utils.messages import UserError
 
@@ -89,8 +90,8 @@ def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
         table = plan_rows(card)
         masks = images.with_name("masks") if card.name == "demo" else None
         drawn = _draw_all(card, table, images, masks)
-        _write(csv, _columns(card, table, drawn).to_csv(index=False, lineterminator="\n").encode())
-        _write(stamp, version.encode())
+        write_file(csv, _columns(card, table, drawn).to_csv(index=False, lineterminator="\n"))
+        write_file(stamp, version)
     return csv
 
 
@@ -128,18 +129,14 @@ def plan_rows(card: DatasetManifest) -> pd.DataFrame:
         patient[test] = patient[train].to_numpy()
     table["patient"] = table["lesion"].map(patient)
     table["second"] = second
-    table = table.iloc[_shuffled(table, rng)]
+    # The order in which images are numbered: lesions shuffled, views of one lesion together.
+    order = rng.permutation(table["lesion"].nunique())
+    table = table.iloc[np.argsort(order[table["lesion"] - table["lesion"].min()], kind="stable")]
     table["n"] = 1 + np.arange(len(table))
     table["class_name"] = [card.class_names[k] for k in table["label"]]
     pattern = NAMES.get(card.name, "ISIC_{n:07d}.jpg")
     table["image"] = [pattern.format(**row) for row in table.to_dict("records")]
     return table.iloc[rng.permutation(len(table))].reset_index(drop=True)
-
-
-def _shuffled(table: pd.DataFrame, rng) -> np.ndarray:
-    """Returns the row order in which images are numbered: lesions shuffled, views of one lesion together."""
-    order = rng.permutation(table["lesion"].nunique())
-    return np.argsort(order[table["lesion"].to_numpy() - table["lesion"].min()], kind="stable")
 
 
 def _draw_all(card: DatasetManifest, table: pd.DataFrame, images: Path, masks: Path | None) -> pd.DataFrame:
@@ -155,10 +152,10 @@ def _draw_all(card: DatasetManifest, table: pd.DataFrame, images: Path, masks: P
         sides = SIDES[card.modality]
         side = sides[rng.integers(len(sides))]
         drawn = lesions.draw_lesion(signs, rng, side, card.modality, draw_tone(patient_rng), outline)
-        _write(images / name, encode(drawn.image, Path(name).suffix))
+        write_file(images / name, encode(Image.fromarray(drawn.image), Path(name).suffix))
         if masks is not None:
             mask = Image.fromarray(np.where(drawn.mask, 255, 0).astype(np.uint8))
-            _write(masks / f"{Path(name).stem}_segmentation.png", _png(mask.convert("1")))
+            write_file(masks / f"{Path(name).stem}_segmentation.png", encode(mask.convert("1"), ".png"))
         return drawn.attributes
 
     rows = list(table[["image", "label", "lesion", "patient", "second", "n"]].itertuples())
@@ -199,26 +196,11 @@ def _columns(card: DatasetManifest, table: pd.DataFrame, drawn: pd.DataFrame) ->
     return csv
 
 
-def encode(image: np.ndarray, suffix: str) -> bytes:
-    """Returns an image uint8 [H, W, 3] as the bytes of a PNG, a BMP or, for any other suffix, a JPEG file."""
-    if suffix.lower() == ".png":
-        return _png(Image.fromarray(image))
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="BMP" if suffix.lower() == ".bmp" else "JPEG", quality=90)
+def encode(image: Image.Image, suffix: str) -> bytes:
+    """Returns an image as the bytes of a PNG, a BMP or, for any other suffix, a JPEG file."""
+    buffer, kind = io.BytesIO(), {".png": "PNG", ".bmp": "BMP"}.get(suffix.lower(), "JPEG")
+    image.save(buffer, format=kind, quality=90, compress_level=1)  # the latter of a PNG
     return buffer.getvalue()
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def _seed(name: str) -> int:

@@ -16,7 +16,6 @@ import io
 import json
 import os
 import time
-import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from panderm_utils.data import ImageError, image_error_reason
-from panderm_utils.disk import free
+from panderm_utils.disk import free, write_file
 
 if TYPE_CHECKING:  # imports torch, which read_cached does not need
     from panderm_utils.encoders.loading import Encoder
@@ -194,8 +193,8 @@ class FeatureCache:
         content = buffer.getvalue()
         try:
             if not self.folder.is_dir():
-                self._open_folder()
-            self._replace(path, content + hashlib.sha256(content).digest())
+                write_file(self.folder / "about.json", json.dumps(self._about, indent=2) + "\n")
+            write_file(path, content + hashlib.sha256(content).digest())
         except OSError as error:
             if not self._warned:
                 self._warned = True
@@ -206,20 +205,6 @@ class FeatureCache:
                     FeatureCacheWarning,
                     stacklevel=4,
                 )
-
-    def _open_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._replace(self.folder / "about.json", (json.dumps(self._about, indent=2) + "\n").encode())
-
-    def _replace(self, path: Path, content: bytes) -> None:
-        new = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.new")
-        try:
-            new.write_bytes(content)
-            new.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
-            raise
 
     def _sweep(self) -> None:
         """Removes partial files of killed processes."""

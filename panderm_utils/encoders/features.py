@@ -56,11 +56,6 @@ class Features:
     from_cache: int
     computed_by: tuple[str, ...] = field(repr=False)
 
-    @property
-    def images_per_second(self) -> float:
-        """Returns the number of images, cached ones included, per second."""
-        return (self.computed + self.from_cache) / self.seconds
-
     def take(self, images: Sequence[str]) -> "Features":
         """Returns the features of the named images, in their order; names may repeat.
 

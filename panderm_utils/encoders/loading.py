@@ -8,7 +8,6 @@ position bias. The baselines are timm models. Attention is fused, as timm has it
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -133,7 +132,9 @@ def load_encoder(
         tensors = read_tensors(path, manifest)
         check_size(tensors, path, manifest)
         model = build_model(manifest)
-        state, loading = match_tensors(tensors, model, path, manifest, _converter(manifest, model))
+        family = sys.modules[type(model).__module__]  # timm's, which may translate the original names of tensors
+        convert = getattr(family, "checkpoint_filter_fn", None) if manifest.layout == "timm" else None
+        state, loading = match_tensors(tensors, model, path, manifest, convert)
         model.load_state_dict(state, strict=True)
     check_digest(digest, path, manifest)
     return Encoder(manifest, model, torch_device, precision, path, digest, loading)
@@ -144,7 +145,6 @@ def describe(encoder: Encoder) -> dict:
 
     Compare the fingerprints of two labs with `same_fingerprint`.
     """
-    counts = encoder.loading.groupby("status", sort=False)["tensors"].sum()
     gpu = torch.cuda.get_device_name(encoder.device) if encoder.device.type == "cuda" else None
     return {
         "title": encoder.manifest.title,
@@ -156,7 +156,20 @@ def describe(encoder: Encoder) -> dict:
         "device": str(encoder.device),
         "device_name": gpu,
         "precision": encoder.precision,
-        "tensors": {status: int(count) for status, count in counts.items()},
+        "tensors": encoder.loading.groupby("status", sort=False)["tensors"].sum().to_dict(),
+    }
+
+
+def beit_settings(manifest: EncoderManifest) -> dict:
+    """Returns timm's settings of PanDerm's blocks."""
+    return {
+        "img_size": IMAGE_SIZE,
+        "patch_size": 16,
+        "embed_dim": manifest.width,
+        "depth": manifest.depth,
+        "num_heads": manifest.heads,
+        "qkv_bias": True,
+        "init_values": 0.1,
     }
 
 
@@ -168,17 +181,8 @@ def build_model(manifest: EncoderManifest) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         if manifest.architecture == "beit":
-            return Beit(
-                img_size=IMAGE_SIZE,
-                patch_size=16,
-                embed_dim=manifest.width,
-                depth=manifest.depth,
-                num_heads=manifest.heads,
-                num_classes=0,
-                global_pool="token",  # without fc_norm: the class token after the final norm
-                qkv_bias=True,
-                init_values=0.1,
-            )
+            # without fc_norm: the class token after the final norm
+            return Beit(**beit_settings(manifest), num_classes=0, global_pool="token")
         published = timm_settings(manifest)
         resample = published is not None and published.fixed_input_size and published.input_size[-1] != IMAGE_SIZE
         try:
@@ -208,13 +212,6 @@ def _draw_weights(model: Beit) -> None:
                 scale = 0.02 if name in ("cls_token", "pos_embed") else parameter[0].numel() ** -0.5
                 parameter.copy_(torch.from_numpy(drawn * np.float32(scale)))
         model.patch_embed.proj.bias.zero_()  # the one bias that timm draws
-
-
-def _converter(manifest: EncoderManifest, model: nn.Module) -> Callable | None:
-    """Returns timm's translation of original tensor names for a model, None if its family has none."""
-    if manifest.layout != "timm":
-        return None
-    return getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
 
 
 def choose_device(device: str) -> torch.device:

@@ -265,7 +265,7 @@ def _side_by_side(rows: pd.DataFrame, sides: dict[str, str], tests: dict[str, st
         table[title] = ["" if pd.isna(v) else f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in cells]
     table["Difference"] = _differences(rows)
     for title, name in tests.items():
-        table[title] = [_p_value(p) for p in rows[name]]
+        table[title] = ["" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}" for p in rows[name]]
     table["Verdict"], table["Test images"] = rows["verdict"], rows["images"]
     return table.reset_index(drop=True)
 
@@ -273,7 +273,3 @@ def _side_by_side(rows: pd.DataFrame, sides: dict[str, str], tests: dict[str, st
 def _differences(rows: pd.DataFrame) -> list[str]:
     cells = rows[["difference", "low", "high"]].itertuples(index=False)
     return ["" if pd.isna(d) else f"{d:+.3f} [{low:+.3f}, {high:+.3f}]" for d, low, high in cells]
-
-
-def _p_value(p: float) -> str:
-    return "" if pd.isna(p) else "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -13,7 +13,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from panderm_utils.disk import temporary
+from panderm_utils.disk import replacing
 from panderm_utils.stats import principal_plane
 
 METRIC_TITLES = {
@@ -202,19 +202,15 @@ def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[
     """Writes name.pdf and name.png with the ids of the figure's records in their metadata, and returns the paths.
 
     The ids are under `Keywords` in the PDF and `Records` in the PNG; `alt`, the alternative text for readers who cannot
-    see the figure, under `Subject` and `Description`. Written to temporary names and renamed.
+    see the figure, under `Subject` and `Description`.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     ids, paths = " ".join(sorted(set(record_ids))), []
     keys = {"pdf": ("Keywords", "Subject"), "png": ("Records", "Description")}
     for kind, (records, description) in keys.items():
-        path = folder / f"{name}.{kind}"
-        new = temporary(path)
+        path = Path(folder) / f"{name}.{kind}"
         metadata = {"Title": name, records: ids, description: alt}
-        with style():  # resolution and fonts are applied when a figure is written
+        with style(), replacing(path) as new:  # resolution and fonts are applied when a figure is written
             figure.savefig(new, format=kind, metadata=metadata, bbox_inches="tight")
-        new.replace(path)
         paths.append(path)
     return paths
 

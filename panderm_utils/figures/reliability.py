@@ -1,5 +1,7 @@
 """Reliability diagrams, and the tables and alternative text of calibration."""
 
+from itertools import zip_longest
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -30,15 +32,12 @@ def reliability_diagrams(
         size = (3.4 * columns + 1.4 * (columns == 1), 3.9 * rows + 0.6)
         ratios = {"height_ratios": [3.2, 1] * rows}
         figure, axes = plt.subplots(2 * rows, columns, figsize=size, squeeze=False, gridspec_kw=ratios)
-        for place in range(rows * columns):
-            row, column = divmod(place, columns)
-            above, below = axes[2 * row][column], axes[2 * row + 1][column]
-            if place < len(datasets):
-                tables = [table[table["dataset_label"] == datasets[place]] for table in (bins, numbers)]
-                _panel(above, below, *tables, colors)
-            else:
+        for above, below, name in zip_longest(axes[::2].flat, axes[1::2].flat, datasets):
+            if name is None:
                 above.axis("off")
                 below.axis("off")
+            else:
+                _panel(above, below, *(table[table["dataset_label"] == name] for table in (bins, numbers)), colors)
         if not datasets:
             axes[0][0].text(0.5, 0.5, "no record yet", ha="center", transform=axes[0][0].transAxes, color=GREY)
             return finish_figure(figure, synthetic)

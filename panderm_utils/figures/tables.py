@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from panderm_utils.disk import temporary
+from panderm_utils.disk import write_file
 from panderm_utils.figures.plots import METRIC_TITLES
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.results import order_encoders
@@ -80,22 +80,14 @@ def upstream_results(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def write_tables(table: pd.DataFrame, folder: Path, name: str, formats=("csv", "tex", "md")) -> list[Path]:
-    """Writes a table as name.csv, name.tex and name.md (to temporary names, renamed) and returns the paths."""
+    """Writes a table as name.csv, name.tex and name.md and returns the paths."""
     plain = {"index": False, "missingval": "", "disable_numparse": True}  # keeps the text "1.000"
     writers = {
         "csv": lambda: table.to_csv(index=False),
         "tex": lambda: table.to_latex(index=False, escape=True, na_rep=""),
         "md": lambda: table.astype(object).where(table.notna(), None).to_markdown(**plain) + "\n",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for kind in formats:
-        path = folder / f"{name}.{kind}"
-        new = temporary(path)
-        new.write_text(writers[kind](), encoding="utf-8")
-        new.replace(path)
-        paths.append(path)
-    return paths
+    return [write_file(folder / f"{name}.{kind}", writers[kind]()) for kind in formats]
 
 
 def with_suffix(scores: pd.DataFrame, others: pd.DataFrame, suffix: str) -> pd.DataFrame:

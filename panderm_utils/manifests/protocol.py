@@ -1,7 +1,7 @@
 """Describes a protocol in one object, so that batch, results, figures and report need not know protocols by name."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,6 @@ from panderm_utils.manifests.reading import load_dataset_manifest
 
 # Metric, column, number in the record, number recomputed from the predictions.
 Pair = tuple[str, str, float | None, float]
-
-
-def _nothing(*_: Any) -> tuple:
-    return ()
-
-
-def _empty(*_: Any) -> dict:
-    return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +58,9 @@ class Protocol:
     parameters: Mapping[str, Rule] = field(default_factory=dict)
     weights_parameters: tuple[str, ...] = ("weights",)
     single_dataset: tuple[str, ...] = ()
-    published: Callable[[], dict] = field(default=_empty)
-    extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = field(default=_nothing)
-    companions: Callable[[dict], dict[str, list[dict]]] = field(default=_empty)
+    published: Callable[[], dict] = dict
+    extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = lambda *_: ()
+    companions: Callable[[dict], dict[str, list[dict]]] = lambda *_: {}
 
     def rule(self, parameter: str) -> Rule | None:
         """Returns the rule of a parameter of its notebook, None if it has none."""

@@ -4,13 +4,14 @@ Imports neither torch nor pandas, so the command line starts fast.
 """
 
 import dataclasses
-import os
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 import yaml
 
+from panderm_utils.disk import replacing
 from panderm_utils.manifests.entries import (
     DatasetManifest,
     EncoderManifest,
@@ -42,12 +43,12 @@ def load_dataset_manifest(name: str, root: Path | None = None) -> DatasetManifes
         ignored = next((other for other in path.parent.glob("[!.]*.yml") if other.stem == name), None)
         remedy = f"rename {ignored} to {name}.yaml" if ignored else "python run_all.py --new-dataset makes one"
         raise ManifestError(unknown_name("dataset", name, list_datasets(root), remedy))
-    return _cached(_read_dataset, path)
+    return _read_dataset(path)
 
 
 def list_encoders(root: Path | None = None) -> list[str]:
     """Returns the names in encoders.yaml, in file order."""
-    return list(_cached(_read_encoders, (root or MANIFEST_ROOT) / "encoders.yaml"))
+    return list(_read_encoders((root or MANIFEST_ROOT) / "encoders.yaml"))
 
 
 def load_encoder_manifest(name: str, root: Path | None = None) -> EncoderManifest:
@@ -59,7 +60,7 @@ def load_encoder_manifest(name: str, root: Path | None = None) -> EncoderManifes
     if re.fullmatch(r"timm:[A-Za-z0-9_.\-]+", name):
         model = name.removeprefix("timm:")
         return EncoderManifest(name, model, "timm", "timm", "see timm's model card", timm_name=model)
-    encoders = _cached(_read_encoders, (root or MANIFEST_ROOT) / "encoders.yaml")
+    encoders = _read_encoders((root or MANIFEST_ROOT) / "encoders.yaml")
     if name not in encoders:
         raise ManifestError(unknown_name("encoder", name, list(encoders), 'any model of timm is "timm:<model name>"'))
     return encoders[name]
@@ -71,7 +72,7 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
     Raises:
         ManifestError: There is none, or profiles.yaml is invalid.
     """
-    profiles = _cached(_read_profiles, (root or MANIFEST_ROOT) / "profiles.yaml")
+    profiles = _read_profiles((root or MANIFEST_ROOT) / "profiles.yaml")
     if name not in profiles:
         raise ManifestError(unknown_name("profile", name, list(profiles), ""))
     return profiles[name]
@@ -79,12 +80,12 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
 
 def load_published_results(root: Path | None = None) -> tuple[PublishedResult, ...]:
     """Returns the published numbers to compare with; ManifestError if published_results.yaml is invalid."""
-    return _cached(_read_published, (root or MANIFEST_ROOT) / "published_results.yaml")
+    return _read_published((root or MANIFEST_ROOT) / "published_results.yaml")
 
 
 def load_paper_items(root: Path | None = None) -> tuple[PaperItem, ...]:
     """Returns the paper's figures and tables, in the paper's order; ManifestError if paper_items.yaml is invalid."""
-    return _cached(_read_items, (root or MANIFEST_ROOT) / "paper_items.yaml")
+    return _read_items((root or MANIFEST_ROOT) / "paper_items.yaml")
 
 
 def published_value(dataset: str, protocol: str, encoder: str, metric: str) -> float | None:
@@ -148,42 +149,53 @@ def write_dataset_manifest(manifest: DatasetManifest, root: Path | None = None) 
     plain = {
         key: _plain(value) for key, value in dataclasses.asdict(manifest).items() if value not in (None, "", (), {})
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
-    temporary.write_text(f"# Made by run_all.py --new-dataset; correct any wrong guess.\n{text}", encoding="utf-8")
-    try:
-        _build_dataset(load_yaml(temporary), path)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as new:
+        new.write_text(f"# Made by run_all.py --new-dataset; correct any wrong guess.\n{text}", encoding="utf-8")
+        _read_dataset(new, path)
     return path
 
 
-def _read_dataset(path: Path) -> DatasetManifest:
-    return _build_dataset(load_yaml(path), path)
+def _reading(build_from: Callable) -> Callable:
+    """Makes `build_from(path, problems)` a function of the path: all problems at once are an error.
+
+    What it returns is cached until the file changes.
+    """
+
+    @lru_cache(maxsize=256)
+    def read(path: Path, version: tuple | None, *place: Path):
+        problems: list[str] = []
+        found = build_from(path, problems, *place)
+        if problems:
+            raise ManifestError("\n".join(problems))
+        return found
+
+    def cached(path: Path, *place: Path):
+        status = path.stat() if path.is_file() else None  # for a missing file, reading raises the error
+        return read(path, status and (status.st_mtime_ns, status.st_size), *place)
+
+    return cached
 
 
-def _build_dataset(entry: dict, path: Path) -> DatasetManifest:
-    problems: list[str] = []
+@_reading
+def _read_dataset(path: Path, problems: list[str], place: Path | None = None) -> DatasetManifest:
+    """Returns the manifest in a file, which is, or is to become, `place`."""
+    entry, path = load_yaml(path), place or path
     manifest = build(DatasetManifest, entry, str(path), problems)
     problems += [f"{path}: {text}" for text in dataset_problems(manifest, path)]
-    if problems:
-        raise ManifestError("\n".join(problems))
     return manifest if manifest.short_title else dataclasses.replace(manifest, short_title=manifest.title)
 
 
-def _read_encoders(path: Path) -> dict[str, EncoderManifest]:
-    problems: list[str] = []
+@_reading
+def _read_encoders(path: Path, problems: list[str]) -> dict[str, EncoderManifest]:
     encoders = build_entries(EncoderManifest, path, problems)
     problems += [f"{path}: {name}.{text}" for name, e in encoders.items() for text in encoder_problems(e)]
     problems += _twins([(path, f"{name}.title", e.title) for name, e in encoders.items()])
-    if problems:
-        raise ManifestError("\n".join(problems))
     return encoders
 
 
-def _read_profiles(path: Path) -> dict[str, Profile]:
-    problems: list[str] = []
+@_reading
+def _read_profiles(path: Path, problems: list[str]) -> dict[str, Profile]:
     profiles = build_entries(Profile, path, problems)
     for name, profile in profiles.items():
         for key in ("datasets", "encoders", "protocols", "seeds"):
@@ -192,8 +204,6 @@ def _read_profiles(path: Path) -> dict[str, Profile]:
         for place, choice in _choices(profile):
             invalid = sorted({*(choice.quick or ())} - {*(profile.datasets or ())}, key=str)
             problems += [f"{path}: {place}quick: {d!r} is not a dataset of the profile; remove it" for d in invalid]
-    if problems:
-        raise ManifestError("\n".join(problems))
     return profiles
 
 
@@ -203,25 +213,21 @@ def _choices(profile: Profile) -> list[tuple[str, Profile | ProtocolChoice]]:
     return [(f"{profile.name}.", profile)] + [(f"{profile.name}.{k}.", choice) for k, choice in protocols.items()]
 
 
-def _read_published(path: Path) -> tuple[PublishedResult, ...]:
-    problems: list[str] = []
+@_reading
+def _read_published(path: Path, problems: list[str]) -> tuple[PublishedResult, ...]:
     results = build_list(PublishedResult, path, problems)
     for place, result in results:
         for metric, value in (result.metrics or {}).items():
             if value is not None and not -1 <= value <= 1:
                 problems.append(f"{place}: metrics.{metric}: {value} is not a fraction; write 0.92 for 92%")
-    if problems:
-        raise ManifestError("\n".join(problems))
     return tuple(result for _, result in results)
 
 
-def _read_items(path: Path) -> tuple[PaperItem, ...]:
-    problems: list[str] = []
+@_reading
+def _read_items(path: Path, problems: list[str]) -> tuple[PaperItem, ...]:
     items = build_list(PaperItem, path, problems)
     problems += [f"{place}: {text}" for place, item in items for text in item_problems(item)]
     problems += _twins([(path, "item", item.item) for _, item in items])
-    if problems:
-        raise ManifestError("\n".join(problems))
     return tuple(item for _, item in items)
 
 
@@ -233,19 +239,6 @@ def _twins(named: list[tuple[Path, str, str]]) -> list[str]:
             problems.append(f"{path}: {key}: {value!r} is {' of '.join(first[value])} too; write another")
         first.setdefault(value, (key, path.name))
     return problems
-
-
-def _cached(read, path: Path):
-    """Returns what `read` returns for a file, cached until the file changes."""
-    if not path.is_file():
-        return read(path)  # raises the error for a missing file
-    status = path.stat()
-    return _read_once(read, path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=256)
-def _read_once(read, path: Path, modified: int, size: int):
-    return read(path)
 
 
 def _plain(value):

@@ -19,41 +19,36 @@ class ManifestError(UserError):
     """One or more manifests are invalid; the message has a line per problem: file, key, problem and remedy."""
 
 
+def _refusal(problem: str, where: yaml.Node | yaml.Event) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML without aliases, which can expand to any size; tags; and repeated keys, of which the last would win."""
 
     def compose_node(self, parent, index):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed; write the value out", problem_mark=event.start_mark
-            )
+            raise _refusal("aliases (*name) are not allowed; write the value out", event)
         if event.tag is not None:
-            raise yaml.MarkedYAMLError(
-                problem="tags (!name) are not allowed; remove the tag", problem_mark=event.start_mark
-            )
+            raise _refusal("tags (!name) are not allowed; remove the tag", event)
         return super().compose_node(parent, index)
 
     def construct_object(self, node, deep=False):
         try:
             return super().construct_object(node, deep)
         except ValueError as error:  # 2024-13-45 looks like a date but is not
-            raise yaml.MarkedYAMLError(
-                problem=f"{error}; write text in quotes", problem_mark=node.start_mark
-            ) from error
+            raise _refusal(f"{error}; write text in quotes", node) from error
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
             value = self.construct_object(key, deep=True)
             if isinstance(value, str) and not value.isprintable():
-                problem = f"the key {value!r} has invisible characters; retype it"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                raise _refusal(f"the key {value!r} has invisible characters; retype it", key)
             if isinstance(value, Hashable):  # other keys are refused below
                 if value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"{value!r} is given twice; keep one", problem_mark=key.start_mark
-                    )
+                    raise _refusal(f"{value!r} is given twice; keep one", key)
                 seen.add(value)
         return super().construct_mapping(node, deep)
 

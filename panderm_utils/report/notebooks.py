@@ -17,7 +17,7 @@ from panderm_utils.workspace import Workspace
 
 # A page shows the first of these kinds that an output has. Scripts and widgets are left out.
 MIME_TYPES = ("text/html", "text/markdown", "image/png", "image/jpeg", "text/plain")
-WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"  # a progress bar
 RELATIVE_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)")  # into the repository: broken in a report
 
 
@@ -71,7 +71,8 @@ def _body(page: NotebookPage) -> str:
         if cell.cell_type == "markdown":
             heading = next((line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")), heading)
             cell.source = RELATIVE_LINK.sub(r"\1", cell.source)
-        cell.outputs = [_shown(output, f"{heading} (cell {cell.id})") for output in _without_widgets(cell)]
+        outputs = [output for output in cell.get("outputs", []) if WIDGET not in output.get("data", {})]
+        cell.outputs = [_shown(output, f"{heading} (cell {cell.id})") for output in outputs]
     exporter = HTMLExporter(
         template_name="basic",  # the cells alone: no scripts, no fonts, no styles
         exclude_anchor_links=True,
@@ -83,11 +84,6 @@ def _body(page: NotebookPage) -> str:
     renderer.inline_html = renderer.block_html = html.escape
     exporter.register_filter("markdown2html", MarkdownWithMath(renderer=renderer).render)
     return exporter.from_notebook_node(notebook)[0]
-
-
-def _without_widgets(cell) -> list:
-    """Returns the outputs of a cell without widgets, which are progress bars."""
-    return [output for output in cell.get("outputs", []) if WIDGET not in output.get("data", {})]
 
 
 def _shown(output, alt: str):

@@ -14,7 +14,7 @@ import jinja2
 
 from panderm_utils import protocols
 from panderm_utils.batch import format_duration
-from panderm_utils.disk import temporary
+from panderm_utils.disk import write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 WORDS = {"auroc": "AUROC", "aupr": "AUPR", "tta": "TTA", "f1": "F1", "sha256": "SHA-256", "gpu": "GPU"}
@@ -41,15 +41,6 @@ def write_page(report: Path, name: str, template: str, /, **variables) -> Path:
         return quote(Path(os.path.relpath(report / target, path.parent)).as_posix())
 
     return write_file(path, _environment().get_template(template).render(link=link, **variables))
-
-
-def write_file(path: Path, content: str | bytes) -> Path:
-    """Writes a file under a temporary name and renames it; returns its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = temporary(path)
-    new.write_bytes(content.encode() if isinstance(content, str) else content)
-    new.replace(path)
-    return path
 
 
 def inline_markdown(text: str) -> str:

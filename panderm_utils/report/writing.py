@@ -17,9 +17,10 @@ from filelock import FileLock
 
 from panderm_utils import manifests, protocols
 from panderm_utils.batch import PAPER, Job
+from panderm_utils.disk import write_file
 from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, select_columns
 from panderm_utils.report.notebooks import NotebookPage, write_notebooks
-from panderm_utils.report.pages import TEMPLATES, write_file, write_page
+from panderm_utils.report.pages import TEMPLATES, write_page
 from panderm_utils.results import ANY, PROFILE_SETTINGS
 from panderm_utils.workspace import Workspace
 
@@ -128,6 +129,7 @@ def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
     commits = Counter((e.get("git_commit"), bool(e.get("git_changed"))) for e in recorded)
     sheet = board.sheet if board else NOTHING
     figures = [figure for figure in contents.figures if figure.name != BOARD]
+    others = {title: [t for t in group if t.name not in (BOARD, ITEMS)] for title, group in contents.tables.items()}
     return {
         "board": board,
         "board_figure": next((figure for figure in contents.figures if figure.name == BOARD), None),
@@ -138,17 +140,13 @@ def _index_facts(contents: Contents, tables: list[Exhibit]) -> dict:
         "items": select_columns(items.sheet if items else NOTHING, ITEM_COLUMNS),
         "items_files": items,
         "verdicts": Counter(row[0] for row in select_columns(sheet, ["verdict"], duplicates=True).rows).most_common(),
-        "tables": {title: rest for title, group in contents.tables.items() if (rest := _without_own_section(group))},
+        "tables": {title: rest for title, rest in others.items() if rest},
         "count_tables": len(tables),
         "environments": [(dict(environment), count) for environment, count in environments.most_common()],
         "environment_rows": list(dict.fromkeys(name for environment in environments for name, _ in environment)),
         "commits": commits.most_common(),
         "weights": _weights(records),
     }
-
-
-def _without_own_section(tables: list[Exhibit]) -> list[Exhibit]:
-    return [table for table in tables if table.name not in (BOARD, ITEMS)]
 
 
 def _comparable(environment: dict) -> dict:

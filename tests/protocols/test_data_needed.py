@@ -1,4 +1,4 @@
-"""How much data is needed: against scikit-learn and closed forms; the answers in words."""
+"""How much data is needed: against closed forms; the answers in words."""
 
 import numpy as np
 import pandas as pd
@@ -8,16 +8,6 @@ from panderm_utils.protocols.label_efficiency import data_needed
 from panderm_utils.protocols.label_efficiency.data_needed import BELOW, NOT_REACHED, REACHED
 
 FRACTIONS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_monotone_curve_is_scikit_learns_isotonic_regression(seed):
-    from sklearn.isotonic import IsotonicRegression
-
-    rng = np.random.default_rng(seed)
-    values = rng.normal(size=rng.integers(1, 12)) + 0.3 * np.arange(1)
-    expected = IsotonicRegression().fit_transform(np.arange(len(values)), values)
-    np.testing.assert_allclose(data_needed.monotone(values), expected, atol=1e-12)
 
 
 def test_a_straight_line_over_the_logarithm_is_crossed_where_its_formula_says():

@@ -54,14 +54,6 @@ def _candidates(profile: Profile) -> list[str]:
     return [name for name in (*profile.datasets, *own) if load_dataset_manifest(name).melanoma]
 
 
-def extra_inputs(card, encoder, profile, parameters):
-    return choose_targets(card, profile, parameters.get("targets"))
-
-
-def recompute(record, folder):
-    return external_validation.recompute_targets(record, folder)
-
-
 PROTOCOL = Protocol(
     name="external_validation",
     title="external validation",
@@ -83,6 +75,6 @@ PROTOCOL = Protocol(
     },
     parameters={"targets": text("names of datasets").or_else(None), "target_images": one_of(*TARGET_IMAGES)},
     dataset_keys=("melanoma",),
-    recompute=recompute,
-    extra_inputs=extra_inputs,
+    recompute=lambda record, folder: external_validation.recompute_targets(record, folder),
+    extra_inputs=lambda card, encoder, profile, given: choose_targets(card, profile, given.get("targets")),
 )

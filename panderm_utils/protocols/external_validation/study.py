@@ -210,8 +210,8 @@ def read_external_predictions(folder: str | Path) -> dict[str, tuple[np.ndarray,
 def read_external(folder: str | Path) -> pd.DataFrame:
     """Returns external.csv of the record in `folder`, with the exact numbers that were written."""
     table = pd.read_csv(Path(folder) / "external.csv", dtype=str)  # parsed by Python, to restore exact numbers
-    counts = dict.fromkeys(("images", "melanoma", *EXCLUDED), int)
-    return table.astype({**dict.fromkeys(table.columns.difference(["dataset", "metric"]), float), **counts})
+    kinds = {"dataset": str, "metric": str, **dict.fromkeys(("images", "melanoma", *EXCLUDED), int)}
+    return table.astype({column: kinds.get(column, float) for column in table})
 
 
 def read_panel(scores: pd.DataFrame) -> pd.DataFrame:
@@ -254,16 +254,14 @@ def _counts(target: Target) -> dict[str, int]:
 
 def recompute_targets(record: dict, folder: Path) -> Iterator[Pair]:
     """Yields the metrics in record.json, then those of every target in external.csv (AUROC is in both)."""
-    table, scores = pd.read_csv(folder / "predictions_external.csv.gz", dtype=str), {}
-    for target, rows in table.groupby("dataset", sort=False):
-        y, proba, _ = parse_predictions(rows)
-        scores[target] = evaluate(y, proba, **resampling(record))
+    predictions = read_external_predictions(folder).items()
+    scores = {target: evaluate(y, proba, **resampling(record)) for target, (y, proba, _) in predictions}
     y, proba, _ = read_predictions(folder)
     areas = {f"auroc_{target}": numbers.loc["auroc"] for target, numbers in scores.items()}
     yield from compare_metrics(
         record["metrics"], pd.concat([evaluate(y, proba, **resampling(record)), pd.DataFrame(areas).T])
     )
-    for row in pd.read_csv(folder / "external.csv", dtype=str).to_dict(orient="records"):
+    for row in read_external(folder).to_dict(orient="records"):
         for column, again in scores[row["dataset"]].loc[row["metric"]].items():
             yield f"{row['metric']} on {row['dataset']} (external.csv)", column, row[column], again
 
@@ -276,7 +274,7 @@ def find_shared(source: Dataset, target: Dataset) -> pd.DataFrame:
 
     Columns: image, kind ("file": identical bytes; else "isic_id") and source_image, the matching image.
     """
-    ours, theirs = _sizes(source), _sizes(target)
+    ours, theirs = ({image: data.path(image).stat().st_size for image in data.files} for data in (source, target))
     both = set(ours.values()) & set(theirs.values())  # equal files have equal sizes, so few have to be read
     digests = {_digest(source.path(image)): image for image, size in ours.items() if size in both}
     ids = {name: image for image in ours if (name := isic_id(source.files[image]))}
@@ -293,10 +291,6 @@ def isic_id(name: str) -> str:
     """Returns the ISIC Archive id in a file name, or ""."""
     found = ISIC_ID.search(Path(name).name)
     return found[0].upper() if found else ""
-
-
-def _sizes(dataset: Dataset) -> dict[str, int]:
-    return {image: dataset.path(image).stat().st_size for image in dataset.files}
 
 
 def _digest(path: Path) -> bytes:

@@ -34,10 +34,10 @@ from panderm_utils.protocols.fine_tune.state import (
     LAST,
     Progress,
     read_last,
-    replace_file,
     restore,
     save_last,
     save_model,
+    save_text,
 )
 from panderm_utils.results import peak_memory_mb
 
@@ -99,12 +99,13 @@ class Training:
         self.plain.to(self.device)
         decay = self.recipe.ema_decay
         self.ema = None if decay is None else ModelEmaV3(self.plain, decay=decay)
+        self.averaged = None if self.ema is None else self.ema.module
         optimizer = make_optimizer(self.plain, self.recipe)
         self.model, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
         self.progress, self.resumed_at = Progress(), None
         if task.resume and (task.folder / LAST).exists():
             self.progress, tensors, scaling = read_last(task.folder / LAST, identity)
-            restore(tensors, scaling, self.plain, self.optimizer, self.accelerator.scaler, self._ema_module())
+            restore(tensors, scaling, self.plain, self.optimizer, self.accelerator.scaler, self.averaged)
             self.resumed_at = {"epoch": self.progress.epoch, "step": self.progress.step}
         classes, micro_batch, fitted = task.model.num_classes, task.computing.micro_batch, self.progress.micro_batch
         settings = (self.recipe, classes, self.batch, micro_batch, fitted)
@@ -253,8 +254,7 @@ class Training:
 
     def _write_history(self) -> pd.DataFrame:
         history = pd.DataFrame(self.progress.history)
-        text = history.to_csv(index=False)
-        replace_file(self.task.folder / "history.csv", len(text), lambda new: new.write_text(text))
+        save_text(self.task.folder / "history.csv", history.to_csv(index=False))
         return history
 
     def _scores(self) -> dict[str, float]:
@@ -282,16 +282,13 @@ class Training:
 
     def _scored(self) -> FineTuneModel:
         """The model that is evaluated and saved: the moving average, if enabled."""
-        return self.plain if self.ema is None else self.ema.module
-
-    def _ema_module(self):
-        return None if self.ema is None else self.ema.module
+        return self.plain if self.averaged is None else self.averaged
 
     def _save_last(self) -> None:
         self.progress.micro_batch = self.gradients.micro_batch if self.gradients.auto else None
         if self.main:
             path, scaler = self.task.folder / LAST, self.accelerator.scaler
-            parts = (self.plain, self.optimizer, scaler, self._ema_module())
+            parts = (self.plain, self.optimizer, scaler, self.averaged)
             save_last(path, *parts, self.progress, self.identity)
         self.accelerator.wait_for_everyone()
 

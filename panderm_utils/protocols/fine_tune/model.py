@@ -17,9 +17,9 @@ from torch import Tensor
 
 from panderm_utils.data import evaluation_transform
 from panderm_utils.encoders import (
-    IMAGE_SIZE,
     LOADING_COLUMNS,
     PREFIXES,
+    beit_settings,
     digest_of,
     is_finite,
     kind_mismatch,
@@ -52,15 +52,9 @@ class FineTuneModel(Beit):
             )
         with torch.random.fork_rng(devices=[]):  # keeps the global random state
             super().__init__(
-                img_size=IMAGE_SIZE,
-                patch_size=16,
-                embed_dim=encoder.width,
-                depth=encoder.depth,
-                num_heads=encoder.heads,
+                **beit_settings(encoder),
                 num_classes=num_classes,
                 global_pool="avg",  # with fc_norm: the mean of the patch tokens, then the norm
-                qkv_bias=True,
-                init_values=0.1,
                 use_rel_pos_bias=True,
                 drop_path_rate=drop_path,
             )
@@ -145,7 +139,9 @@ def load_finetuned(path: str | Path, encoder: str | EncoderManifest | None = Non
 
 def _read_model(path: Path, encoder: str | EncoderManifest | None) -> FineTuneModel:
     tensors, facts = read_tensors(path, None), read_facts(path)
-    tensors = _without_prefix(tensors)
+    # copies of checkpoints may have a prefix such as `module.`
+    prefix = next((prefix for prefix in PREFIXES.values() if f"{prefix}head.weight" in tensors), "")
+    tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     if "head.weight" not in tensors or "fc_norm.weight" not in tensors:
         raise FineTuneError(
             f"{path}: holds no fine-tuned PanDerm (no `head.weight` or `fc_norm.weight` among {len(tensors)} tensors)."
@@ -174,7 +170,6 @@ def read_facts(path: Path) -> dict:
 
 def describe(model: FineTuneModel) -> dict:
     """Returns the facts about the model's origin for a record, JSON-serializable."""
-    counts = model.loading.groupby("status", sort=False)["tensors"].sum()
     return {
         "title": model.encoder.title,
         "weights": str(model.weights) if model.weights else None,
@@ -183,7 +178,7 @@ def describe(model: FineTuneModel) -> dict:
         "num_classes": model.num_classes,
         "trained_parameters": sum(value.numel() for value in model.parameters() if value.requires_grad),
         "transform": repr(evaluation_transform()),
-        "tensors": {status: int(count) for status, count in counts.items()},
+        "tensors": model.loading.groupby("status", sort=False)["tensors"].sum().to_dict(),
     }
 
 
@@ -193,12 +188,6 @@ def _is_table(key: str) -> bool:
 
 def _count(tensors) -> int:
     return sum(value.numel() for value in tensors)
-
-
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Strips a prefix such as `module.`, which copies of checkpoints may have."""
-    prefix = next((prefix for prefix in PREFIXES.values() if f"{prefix}head.weight" in tensors), "")
-    return {key.removeprefix(prefix): value for key, value in tensors.items()}
 
 
 def _manifest_of(

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import patch_environment
 
 from panderm_utils.encoders import check_precision, choose_device
 from panderm_utils.protocols.fine_tune.recipe import FineTuneError
@@ -98,19 +99,13 @@ def make_accelerator(device: torch.device, precision: str, trackers: Sequence[st
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     several = int(os.environ.get("LOCAL_RANK", -1)) != -1
-    variables = {} if several else {"ACCELERATE_TORCH_DEVICE": str(device)}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
+    with patch_environment(**({} if several else {"ACCELERATE_TORCH_DEVICE": device})):
         return Accelerator(
             cpu=device.type == "cpu",
             mixed_precision="no" if precision == "fp32" else precision,
             log_with=list(trackers) or None,
             project_dir=folder,
         )
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 class Signals:

@@ -27,14 +27,6 @@ RECIPE = {
 }
 
 
-def published() -> dict:
-    return dataclasses.asdict(fine_tune.FineTuneRecipe())
-
-
-def recompute(record, folder):
-    return results.recompute_predictions(fine_tune.evaluate_fine_tuning, record, folder)
-
-
 PROTOCOL = Protocol(
     name="fine_tune",
     title="fine-tuning",
@@ -66,6 +58,6 @@ PROTOCOL = Protocol(
     },
     weights_parameters=("checkpoint", "weights"),
     single_dataset=("checkpoint",),
-    published=published,
-    recompute=recompute,
+    published=lambda: dataclasses.asdict(fine_tune.FineTuneRecipe()),
+    recompute=lambda *run: results.recompute_predictions(fine_tune.evaluate_fine_tuning, *run),
 )

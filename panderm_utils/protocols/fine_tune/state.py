@@ -11,18 +11,18 @@ import contextlib
 import json
 import os
 import re
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from panderm_utils.disk import room_for
+from panderm_utils.disk import replacing, room_for
 from panderm_utils.protocols.fine_tune.model import METADATA, FineTuneModel, read_facts
 from panderm_utils.protocols.fine_tune.recipe import FineTuneError
 
@@ -127,7 +127,7 @@ def save_model(path: Path, model: FineTuneModel, facts: dict) -> None:
 
 def check_identity(found: dict, expected: dict, path: Path) -> None:
     """Raises FineTuneError naming each fact in which a checkpoint differs from the training to be resumed."""
-    found, expected = _flat(found), _flat(expected)
+    found, expected = (pd.json_normalize(facts).to_dict("records")[0] for facts in (found, expected))
     differences = [
         f"{name} is {found.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} now"
         for name in {**found, **expected}
@@ -153,29 +153,29 @@ def claimed(folder: Path) -> Iterator[None]:
         raise FineTuneError(f"{folder}: another process trains in it; wait for it, or choose another folder") from error
 
 
-def replace_file(path: Path, size: int, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary name, then renames the file: a kill leaves the old file or the new one.
+@contextlib.contextmanager
+def _saving(path: Path, size: int) -> Iterator[Path]:
+    """Yields the name to write a file of `size` bytes under, as `disk.replacing`; safe from power failures too.
 
     Raises:
-        DiskFullError: There is no room for `size` bytes; the old file is unchanged.
+        DiskFullError: There is no room; the old file is unchanged.
     """
-    new = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.new")
-    with room_for(path.name, size, path.parent):
-        try:
-            write(new)
-            with new.open("rb") as file:
-                os.fsync(file.fileno())  # else a power failure could leave the name without the content
-            new.replace(path)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
+    with room_for(path.name, size, path.parent), replacing(path) as new:
+        yield new
+        with new.open("rb") as file:
+            os.fsync(file.fileno())  # else a power failure could leave the name without the content
+
+
+def save_text(path: Path, text: str) -> None:
+    with _saving(path, len(text)) as new:
+        new.write_text(text)
 
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
     metadata = {METADATA: json.dumps({"format": FORMAT, **facts})}
     plain = {key: value.detach().contiguous() for key, value in tensors.items()}
 
-    def save(new: Path) -> None:
+    with _saving(path, sum(tensor.nbytes for tensor in plain.values())) as new:
         try:
             save_file(plain, new, metadata)
         except SafetensorError as error:  # has the system's error number only in its text
@@ -183,15 +183,6 @@ def _write(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
                 raise OSError(int(number[1]), str(error)) from error
             raise
 
-    replace_file(path, sum(tensor.nbytes for tensor in plain.values()), save)
-
 
 def _start_over(path: Path) -> str:
     return f"to start over, choose another folder or pass resume=False, which overwrites {path.parent}"
-
-
-def _flat(facts: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in facts.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

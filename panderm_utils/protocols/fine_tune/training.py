@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +38,10 @@ from panderm_utils.protocols.fine_tune.recipe import (
     FineTuneError,
     FineTuneRecipe,
 )
-from panderm_utils.protocols.fine_tune.state import BEST, LAST, check_last, claimed, replace_file, save_model
+from panderm_utils.protocols.fine_tune.state import BEST, LAST, check_last, claimed, save_text
 
 MODULE = "panderm_utils.protocols.fine_tune.training"  # also when it runs as __main__
+TASK = "task.pt"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,18 +127,16 @@ def evaluate_only(checkpoint: str | Path, encoder: str | None = None, num_classe
 
 def recipe_table(recipe: FineTuneRecipe) -> pd.DataFrame:
     """Returns one row per setting: the recipe, the published one, and a note if they differ."""
-    published, rows = asdict(FineTuneRecipe()), {}
-    for name, value in asdict(recipe).items():
-        note = "" if value == published[name] else "differs"
-        rows[name] = {"here": str(value), "published": str(published[name]), "note": note}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("setting")
+    table = pd.DataFrame({"here": asdict(recipe), "published": asdict(FineTuneRecipe())}, dtype=object)
+    note = np.where([name in recipe.differences() for name in table.index], "differs", "")
+    return table.map(str).assign(note=note).rename_axis("setting")
 
 
 def _train(task: TrainingTask, device: torch.device, on_epoch: Callable | None = None) -> None:
     training = Training(task, device, _plain(task.identity()), on_epoch)
     facts = training.run()
     if training.main:
-        _write_json(task.folder / "facts.json", facts)
+        save_text(task.folder / "facts.json", json.dumps(facts, indent=2) + "\n")
     training.accelerator.wait_for_everyone()
 
 
@@ -171,13 +170,7 @@ def _in_processes(task: TrainingTask, on_epoch: Callable | None) -> None:
         task_folder = folder / "task"
         shutil.rmtree(task_folder, ignore_errors=True)
         task_folder.mkdir()
-    save_model(task_folder / "start.safetensors", task.model, {"drop_path": task.recipe.drop_path})
-    for name, images in (("train", task.train), ("val", task.val)):
-        if images is not None:
-            np.savez(task_folder / f"{name}.npz", **{k: v for k, v in vars(images).items() if v is not None})
-    settings = {"recipe": asdict(task.recipe), "computing": asdict(task.computing), "trackers": list(task.trackers)}
-    cache = None if task.cache is None else str(task.cache.absolute())
-    _write_json(task_folder / "task.json", {**settings, "cache": cache, "val": task.val is not None})
+    torch.save(replace(task, resume=True), task_folder / TASK)
 
     def report_epoch() -> None:
         nonlocal seen
@@ -196,20 +189,8 @@ def _in_processes(task: TrainingTask, on_epoch: Callable | None) -> None:
 
 def main(folder: Path) -> None:
     """Runs the task in a folder, as one of several processes started by torchrun."""
-    task_folder = folder / "task"
-    settings = json.loads((task_folder / "task.json").read_text())
-    model = load_finetuned(task_folder / "start.safetensors")
-    model.digest = model.facts["encoder_digest"]
-    with np.load(task_folder / "train.npz") as arrays:
-        train = LabelledImages(**arrays)
-    val = None
-    if settings["val"]:
-        with np.load(task_folder / "val.npz") as arrays:
-            val = LabelledImages(**arrays)
-    recipe, computing = FineTuneRecipe(**settings["recipe"]), Computing(**settings["computing"])
-    cache = None if settings["cache"] is None else Path(settings["cache"])
-    task = TrainingTask(model, train, val, recipe, folder, computing, cache, trackers=settings["trackers"])
-    computing, device = computing.settle()
+    task = torch.load(folder / "task" / TASK, weights_only=False)  # pickled by `_in_processes`
+    _, device = task.computing.settle()
     with claimed(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
         _train(task, device)
 
@@ -224,13 +205,8 @@ def _plain(facts: dict) -> dict:
     return json.loads(json.dumps(facts))
 
 
-def _write_json(path: Path, content: dict) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    replace_file(path, len(text), lambda new: new.write_text(text))
-
-
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "task" / "task.json").is_file():
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "task" / TASK).is_file():
         sys.exit(f"usage: python -m torch.distributed.run ... -m {MODULE} FOLDER (see `finetune`)")
     try:
         main(Path(sys.argv[1]))

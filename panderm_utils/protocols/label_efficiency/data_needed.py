@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from sklearn.isotonic import isotonic_regression
 
 from panderm_utils.messages import UserError
 
@@ -77,7 +78,7 @@ def crossing(values: np.ndarray, fractions: np.ndarray, target: float) -> float:
     """Returns where one curve [F] first reaches a score: 0 if below the smallest fraction, infinity if nowhere."""
     first = np.append(True, np.diff(fractions) > 0)
     values, fractions = np.asarray(values)[first], np.asarray(fractions)[first]
-    curve = monotone(values)
+    curve = isotonic_regression(values)
     after = int(np.searchsorted(curve, target))
     if after == len(curve):
         return np.inf
@@ -85,18 +86,6 @@ def crossing(values: np.ndarray, fractions: np.ndarray, target: float) -> float:
         return 0.0 if curve[0] > target else float(fractions[0])
     part = (target - curve[after - 1]) / (curve[after] - curve[after - 1])
     return float(fractions[after - 1] * (fractions[after] / fractions[after - 1]) ** part)
-
-
-def monotone(values) -> np.ndarray:
-    """Returns the isotonic regression of a curve [F].
-
-    Point i is the maximum over starts up to i of the minimum mean from there to any end from i on.
-    """
-    sums, count = np.append(0.0, np.cumsum(values)), np.arange(len(values))
-    lengths = count - count[:, None] + 1  # of the stretch from each start (rows) to each end (columns)
-    means = np.where(lengths > 0, (sums[1:] - sums[:-1, None]) / np.maximum(lengths, 1), np.inf)
-    least = np.minimum.accumulate(means[:, ::-1], axis=1)[:, ::-1]
-    return np.where(lengths > 0, least, -np.inf).max(axis=0)
 
 
 def percent(fraction: float) -> str:

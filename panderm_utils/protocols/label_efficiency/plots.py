@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
+from sklearn.isotonic import isotonic_regression
 
 from panderm_utils.figures import GREY, METRIC_TITLES, finish_figure, shorten, style, wrap
 from panderm_utils.protocols.label_efficiency.data_needed import (
     NOT_REACHED,
     Match,
-    monotone,
     percent,
     sentence,
     with_interval,
@@ -156,7 +156,7 @@ def _label_ends(axis, curve: pd.DataFrame, colors: dict[str, str]) -> None:
     low, high = axis.get_ylim()
     gap = np.arange(len(order)) * 0.075 * (high - low)
     # The least-squares positions with at least the gap between neighbours.
-    for (name, _), y in zip(order.items(), monotone(order.to_numpy() - gap) + gap, strict=True):
+    for (name, _), y in zip(order.items(), isotonic_regression(order.to_numpy() - gap) + gap, strict=True):
         text = {"va": "center", "fontsize": 9, "fontweight": "bold", "transform": axis.get_yaxis_transform()}
         axis.text(1.015, y, shorten(name, 24), color=colors[name], **text)
 

@@ -24,10 +24,6 @@ def companions(parameters):
     return {"fine_tune": [{"train_fraction": str(fraction)} for fraction in fractions]} if fractions else {}
 
 
-def recompute(record, folder):
-    return label_efficiency.recompute_sweep(record, folder)
-
-
 PROTOCOL = Protocol(
     name="label_efficiency",
     title="label efficiency",
@@ -53,7 +49,7 @@ PROTOCOL = Protocol(
         "finetune_fractions": FRACTIONS.or_else(None),
         "rival": ENCODER.or_else(None),
     },
-    recompute=recompute,
+    recompute=lambda record, folder: label_efficiency.recompute_sweep(record, folder),
     extra_inputs=extra_inputs,
     companions=companions,
 )

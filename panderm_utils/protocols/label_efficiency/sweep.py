@@ -258,9 +258,8 @@ def label_efficiency_table(curves: pd.DataFrame) -> pd.DataFrame:
 def read_numbers(path: Path) -> pd.DataFrame:
     """Returns a table of a record with the exact numbers that were written."""
     table = pd.read_csv(path, dtype=str)  # parsed by Python, to restore exact numbers
-    numbers = {column: float for column in table if column != "metric"}
-    whole = {column: int for column in table if column in ("draw", "draws")}
-    return table.astype(numbers).astype(whole)
+    kinds = {"metric": str, "draw": int, "draws": int}
+    return table.astype({column: kinds.get(column, float) for column in table})
 
 
 def recompute_sweep(record: dict, folder: Path) -> Iterator[Pair]:

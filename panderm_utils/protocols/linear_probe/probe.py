@@ -184,17 +184,14 @@ def _features(x) -> torch.Tensor:
     features = torch.empty(x.shape, dtype=torch.float32)
     with np.errstate(over="ignore"):  # overflow is reported below
         features.numpy()[...] = x
-    bad = [start + i for start in range(0, len(x), BLOCK) for i in _bad_rows(features[start : start + BLOCK])]
+    finite = torch.cat([block.isfinite().all(dim=1) for block in features.split(BLOCK)])
+    bad = torch.nonzero(~finite).flatten().tolist()
     if bad:
         raise ProbeError(
             f"features of {len(bad)} of {len(x)} rows are not finite in float32 (counted from 0: "
             f'{", ".join(map(str, bad[:5]))}{", ..." if len(bad) > 5 else ""}): extract them with precision="fp32"'
         )
     return features
-
-
-def _bad_rows(block: torch.Tensor) -> list[int]:
-    return torch.nonzero(~block.isfinite().all(dim=1)).flatten().tolist()
 
 
 def _labels(y, rows: int, num_classes: int | None) -> tuple[torch.Tensor, int]:

@@ -3,11 +3,6 @@
 from panderm_utils import results, stats
 from panderm_utils.manifests import Protocol
 
-
-def recompute(record, folder):
-    return results.recompute_predictions(stats.evaluate, record, folder)
-
-
 PROTOCOL = Protocol(
     name="linear_probe",
     title="linear probing",
@@ -17,5 +12,5 @@ PROTOCOL = Protocol(
     "metrics for imbalanced classes and their intervals, and how to inspect mistakes",
     seconds_an_image=0.7,  # 123 GFLOP an image of ViT-L at the 175 GFLOP/s of two cores in float32
     settings={"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000, "weights": None},
-    recompute=recompute,
+    recompute=lambda *run: results.recompute_predictions(stats.evaluate, *run),
 )
