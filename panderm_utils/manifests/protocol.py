@@ -1,7 +1,7 @@
 """Describes a protocol in one object, so that batch, results, figures and report need not know protocols by name."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 

@@ -1,20 +1,20 @@
 """The randomness of fine-tuning: augmented training images, their order in an epoch, test-time views.
 
 Every draw comes from a generator seeded by its purpose (seed, epoch, image), so a training that is resumed, or uses
-other workers, sees the same images. The parameters of every transform are torchvision's.
+other workers, sees the same images. Draws follow torchvision's rules and order, so its own transforms give the same
+bits if the global generator has the same state (tests/protocols/test_augment.py).
 
 Symbols: N training images, K classes.
 """
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import transforms
 from torchvision.transforms import functional as F
 
 from panderm_utils.data import (
@@ -36,8 +36,63 @@ DEGREES, HUE = 45.0, 0.2
 TTA_RESIZED = 246  # shorter side in pixels; not the evaluation's 256
 TTA_PROBABILITY, TTA_DEGREES, TTA_JITTER = 0.3, 270.0, 0.25
 TTA_STD = (0.229, 0.224, 0.225)  # ImageNet's red here, unlike the evaluation's 0.228: upstream's
-MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (EVALUATION_MEAN, EVALUATION_STD))
 IMAGE, ORDER, VIEWS = range(3)  # purposes of generators, the first number of their seeds
+
+
+class TrainTransform:
+    """The published training augmentation, for images whose shorter side is 256.
+
+    Random crop of 75-100% of the area, resized to 224 (bilinear), both flips, rotation by up to 45 degrees (nearest,
+    black corners), hue shifted by up to 0.2, normalised as in evaluation.
+    """
+
+    def __init__(self):
+        self.mean = torch.tensor(EVALUATION_MEAN).view(3, 1, 1)
+        self.std = torch.tensor(EVALUATION_STD).view(3, 1, 1)
+
+    def __call__(self, image: Image.Image | np.ndarray, generator: torch.Generator) -> torch.Tensor:
+        """Returns float32 [3, 224, 224] of a PIL RGB image or its pixels [H, W, 3] uint8."""
+        pixels = isinstance(image, np.ndarray)
+        height, width = image.shape[:2] if pixels else image.size[::-1]
+        top, left, height, width = random_crop(height, width, generator)
+        flip_h, flip_v = (_uniform(0, 1, generator) < 0.5 for _ in range(2))
+        angle = _uniform(-DEGREES, DEGREES, generator)
+        torch.randperm(4, generator=generator)  # torchvision shuffles four colour changes; only hue is enabled
+        hue = _uniform(-HUE, HUE, generator)
+        if pixels:
+            image = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
+        else:
+            image = image.crop((left, top, left + width, top + height))
+        image = image.resize((CROP_SIZE, CROP_SIZE), Image.Resampling.BILINEAR)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip_h else image
+        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flip_v else image
+        image = image.rotate(angle, Image.Resampling.NEAREST, fillcolor=(0, 0, 0))
+        shifted = torch.from_numpy(shift_hue(image, hue))
+        return shifted.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+
+
+def train_transform() -> TrainTransform:
+    """Returns the published training augmentation: (PIL RGB image or uint8 pixels, generator) -> [3, 224, 224]."""
+    return TrainTransform()
+
+
+def random_crop(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Returns top, left, height and width of a random crop, like torchvision's RandomResizedCrop.
+
+    Tries ten times to draw a fitting area and ratio, then takes the largest central crop of an allowed ratio.
+    """
+    low, high = torch.log(torch.tensor(RATIO)).tolist()
+    for _ in range(10):
+        area = height * width * _uniform(*SCALE, generator)
+        ratio = torch.exp(torch.empty(1).uniform_(low, high, generator=generator)).item()
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = torch.randint(0, height - h + 1, (1,), generator=generator).item()
+            left = torch.randint(0, width - w + 1, (1,), generator=generator).item()
+            return top, left, h, w
+    w = min(width, round(height * RATIO[1]))
+    h = min(height, round(width / RATIO[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def shift_hue(image: Image.Image, hue: float) -> np.ndarray:
@@ -68,25 +123,6 @@ def _hue_tables() -> np.ndarray:
     return np.stack([np.choose(sector % 6, six) for six in sectors]).reshape(3, -1).astype(np.float32)
 
 
-def _tint_and_normalise(image: Image.Image) -> torch.Tensor:
-    *_, hue = transforms.ColorJitter.get_params(None, None, None, [-HUE, HUE])
-    tinted = torch.from_numpy(shift_hue(image, hue)).to(torch.float32)
-    return tinted.div_(255).sub_(MEAN).div_(STD)  # in place: faster than Normalize
-
-
-# The published training augmentation of a PIL RGB image whose shorter side is 256. The crop is resized bilinearly;
-# rotation is by the nearest pixel, with black corners.
-augmentation = transforms.Compose(
-    [
-        transforms.RandomResizedCrop(CROP_SIZE, SCALE, RATIO),
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomVerticalFlip(),
-        transforms.RandomRotation(DEGREES),
-        _tint_and_normalise,
-    ]
-)
-
-
 class TrainingImages(ImageFiles):
     """A torch dataset of augmented training images.
 
@@ -111,7 +147,7 @@ class TrainingImages(ImageFiles):
         rows: Sequence[int] | None = None,
         cache: ImageCopies | str | Path | None = None,
     ):
-        super().__init__(paths, augmentation, rows)
+        super().__init__(paths, train_transform(), rows)
         self.labels = np.asarray(labels)
         if self.labels.shape != self.paths.shape or self.labels.dtype.kind not in "iu":
             raise ValueError(
@@ -133,19 +169,18 @@ class TrainingImages(ImageFiles):
         index, repeat = map(int, item) if isinstance(item, tuple | list) else (int(item), 0)
         with self.naming(index) as path:
             image = self._resized(path)
-        with drawing_from(generator_for(IMAGE, self.seed, self._epoch.item(), index, repeat)):
-            return index, self.transform(image), int(self.labels[index])
+        generator = generator_for(IMAGE, self.seed, self._epoch.item(), index, repeat)
+        return index, self.transform(image, generator), int(self.labels[index])
 
-    def _resized(self, path: str) -> Image.Image:
+    def _resized(self, path: str) -> Image.Image | np.ndarray:
         if self.copies is None:
             return resize_shorter(open_image(path))
         stamp = stamp_of(path)
         pixels = self.copies.load(path, stamp)
-        if pixels is not None:
-            return Image.fromarray(pixels)
-        image = resize_shorter(open_image(path))
-        self.copies.save(path, stamp, np.asarray(image))
-        return image
+        if pixels is None:
+            pixels = np.asarray(resize_shorter(open_image(path)))
+            self.copies.save(path, stamp, pixels)
+        return pixels
 
 
 def sampler_weights(y: Sequence[int], num_classes: int) -> np.ndarray:
@@ -184,21 +219,6 @@ def draws(order: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(order.tolist(), repeat.tolist(), strict=True))
 
 
-def _rotate(view: torch.Tensor) -> torch.Tensor:
-    # RandomRotation sets `fill`; without it corners are black too, in half the time
-    return F.rotate(view, transforms.RandomRotation.get_params([0, TTA_DEGREES]))
-
-
-random_view = transforms.Compose(
-    [
-        transforms.RandomHorizontalFlip(),
-        transforms.RandomVerticalFlip(),
-        transforms.RandomApply([_rotate], TTA_PROBABILITY),
-        transforms.RandomApply([transforms.ColorJitter(saturation=TTA_JITTER, hue=TTA_JITTER)], TTA_PROBABILITY),
-    ]
-)
-
-
 def tta_views(image: Image.Image, views: int, seed: int, index: int) -> torch.Tensor:
     """Returns random views [views, 3, 224, 224] of a PIL RGB image of any size, determined by seed and index.
 
@@ -212,9 +232,27 @@ def tta_views(image: Image.Image, views: int, seed: int, index: int) -> torch.Te
     width, height = resized_size(image.size, TTA_RESIZED)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
     central = F.center_crop(F.resize(pixels, [height, width], antialias=True), [CROP_SIZE, CROP_SIZE])
-    with drawing_from(generator_for(VIEWS, seed, index)):
-        result = torch.stack([random_view(central) for _ in range(views)])
+    generator = generator_for(VIEWS, seed, index)
+    result = torch.stack([_random_view(central, generator) for _ in range(views)])
     return F.normalize(result, EVALUATION_MEAN, TTA_STD, inplace=True)
+
+
+def _random_view(view: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    for flip in (F.hflip, F.vflip):
+        if _uniform(0, 1, generator) < 0.5:
+            view = flip(view)
+    if _uniform(0, 1, generator) <= TTA_PROBABILITY:
+        view = F.rotate(view, _uniform(0, TTA_DEGREES, generator))  # without `fill`: black too, in half the time
+    if _uniform(0, 1, generator) <= TTA_PROBABILITY:
+        order = torch.randperm(4, generator=generator).tolist()
+        saturation = _uniform(1 - TTA_JITTER, 1 + TTA_JITTER, generator)
+        hue = _uniform(-TTA_JITTER, TTA_JITTER, generator)
+        for change in order:  # 0 brightness and 1 contrast are off
+            if change == 2:
+                view = F.adjust_saturation(view, saturation)
+            elif change == 3:
+                view = F.adjust_hue(view, hue)
+    return view
 
 
 def generator_for(purpose: int, *numbers: int) -> torch.Generator:
@@ -224,10 +262,5 @@ def generator_for(purpose: int, *numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state))
 
 
-@contextlib.contextmanager
-def drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """Makes torchvision, which draws from torch's global generator, draw from this one."""
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(generator.get_state())
-        yield
-        generator.set_state(torch.get_rng_state())
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return torch.empty(1).uniform_(low, high, generator=generator).item()
