@@ -29,6 +29,7 @@ METRIC_TITLES = {
 }
 SYNTHETIC_MARK = "synthetic demo data"
 GREY = "#767676"
+MAX_ROWS = 40  # classes; with more, figures of classes get smaller print, and images show the first ones
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 300,
@@ -49,14 +50,15 @@ def style():
 
 
 def labelled_images(images: list, labels: list[str], titles: list[str], synthetic: bool = False) -> Figure:
-    """Draws a grid of images, one row per class, its name at the left.
+    """Draws a grid of images, one row per class, its name at the left; at most MAX_ROWS classes, the first ones.
 
     Args:
         images: PIL images.
         labels: The class of each image; rows are in order of first appearance.
         titles: The text under each image, such as its file name.
     """
-    rows = list(dict.fromkeys(labels))
+    classes = list(dict.fromkeys(labels))
+    rows = classes[:MAX_ROWS]
     columns = max(labels.count(row) for row in rows)
     with style():
         figure, axes = plt.subplots(
@@ -72,17 +74,22 @@ def labelled_images(images: list, labels: list[str], titles: list[str], syntheti
                     axis.imshow(images[members[column]])
                     axis.set_xlabel(shorten(titles[members[column]], 22), fontsize=6, color=GREY, labelpad=2)
             axes[row][0].set_ylabel(wrap(name, 16), rotation=0, ha="right", va="center", fontsize=9)
+        if len(classes) > MAX_ROWS:
+            figure.suptitle(f"the first {MAX_ROWS} of {len(classes)} classes", fontsize=9)
         return finish_figure(figure, synthetic)
 
 
 def class_counts(table: pd.DataFrame, synthetic: bool = False) -> Figure:
     """Draws the number of images of each class (index) in each split (columns) as bars on a logarithmic axis."""
     with style():
-        figure, axis = plt.subplots(figsize=(6.5, 0.9 + 0.36 * len(table)))
+        many = len(table) > MAX_ROWS
+        figure, axis = plt.subplots(figsize=(6.5, 0.9 + (0.15 if many else 0.36) * len(table)))
         long = table.rename_axis("class").reset_index().melt("class", var_name="split", value_name="images")
         sns.barplot(long, y="class", x="images", hue="split", palette="crest", ax=axis)
         axis.set(xscale="log", ylabel="", xlabel="images (logarithmic)", title="Images per class and split")
         axis.set_xlim(left=0.8)  # so that one image shows
+        if many:
+            axis.tick_params(axis="y", labelsize=7)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         sns.move_legend(axis, "center left", bbox_to_anchor=(1, 0.5), title="")
         return finish_figure(figure, synthetic)
@@ -128,7 +135,8 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
     fraction = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     longest = min(20, max(map(len, names)))
     slanted = longest > 5
-    side = max(2.2, 0.42 * len(names)) + 0.075 * longest
+    many = len(names) > MAX_ROWS
+    side = max(2.2, (0.15 if many else 0.42) * len(names)) + 0.075 * longest
     size = (side + 1.6, side + (1.2 if slanted else 0.9))
     with style():
         figure, axis = plt.subplots(figsize=size)
@@ -140,7 +148,7 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
             vmin=0,
             vmax=1,
             square=True,
-            linewidths=0.5,
+            linewidths=0.1 if many else 0.5,
             cbar_ax=axis.inset_axes([1.03, 0, 0.04, 1]),
             cbar_kws={"label": "fraction of the true class"},
             xticklabels=[shorten(name, 20) for name in names],
@@ -152,6 +160,8 @@ def confusion_matrix(counts: np.ndarray, names: list[str], synthetic: bool = Fal
         plt.setp(axis.get_xticklabels(), rotation=45 if slanted else 0, ha="right" if slanted else "center")
         axis.tick_params(axis="x", length=0)
         axis.tick_params(axis="y", rotation=0, length=0)
+        if many:
+            axis.tick_params(labelsize=6)
         return finish_figure(figure, synthetic)
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from panderm_utils.manifests.reading import list_datasets, list_encoders
 from panderm_utils.manifests.typed_yaml import FRACTIONS_RULE, read_fractions
+from panderm_utils.messages import UserError
 from panderm_utils.workspace import settle_path
 
 
-class ParameterError(ValueError):
+class ParameterError(UserError):
     """Invalid parameters of a notebook; the message has a line for each, with what to write instead."""
 
 

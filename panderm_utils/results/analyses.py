@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from panderm_utils.manifests import load_dataset_manifest
+from panderm_utils.messages import UserError
 from panderm_utils.results.records import read_predictions
 from panderm_utils.stats import (
     BINS,
@@ -108,6 +109,6 @@ def _metadata(run: dict, names: list[str]) -> tuple[pd.DataFrame, dict]:
     # An image listed in two rows counts once.
     table = pd.read_csv(path, dtype=str, keep_default_na=False).drop_duplicates("filename").set_index("filename")
     if set(table.index) != set(names):
-        raise ValueError(f"{path}: its images are not those of predictions.csv; repeat the run")
+        raise UserError(f"{path}: its images are not those of predictions.csv; repeat the run")
     why = {} if len(table.columns) else {"why": "its CSV has no column that the manifest maps", "command": "none"}
     return table.loc[names], why

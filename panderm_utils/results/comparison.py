@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from panderm_utils.manifests import Protocol
+from panderm_utils.manifests import Protocol, load_dataset_manifest
 from panderm_utils.messages import UserError
 from panderm_utils.results.records import read_predictions
 from panderm_utils.stats import ALPHA, evaluate, holm, paired_difference, permutation_test
@@ -143,8 +143,10 @@ def _compared(first: pd.DataFrame, second: pd.DataFrame, on: list[str], sides: t
         except ComparisonError as error:
             warnings.warn(str(error), ComparisonWarning, stacklevel=3)
             continue
-        table = paired_difference(y, proba_a, proba_b, replicates, pair["seed"])
-        table["p_value"], table["images"] = permutation_test(y, proba_a, proba_b, replicates, pair["seed"]), len(y)
+        classes = load_dataset_manifest(pair["dataset"]).class_names
+        options = replicates, pair["seed"], [f"{name} ({pair['dataset_label']})" for name in classes]
+        table = paired_difference(y, proba_a, proba_b, *options)
+        table["p_value"], table["images"] = permutation_test(y, proba_a, proba_b, *options), len(y)
         table["headline"] = table.index == pair.pop("metric")
         tables.append(table.assign(**pair).reset_index())
     names = {f"{letter}{end}": f"{side}{end}" for letter, side in zip("ab", sides, strict=True) for end in ENDS}

@@ -19,7 +19,7 @@ from panderm_utils.stats.resampling import BLOCK_CELLS, MetricError, bootstrap, 
 ALPHA = 0.05  # significance level
 
 
-def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0) -> pd.DataFrame:
+def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0, class_names=None) -> pd.DataFrame:
     """Returns one row per metric: a, a_low, a_high, b, b_low, b_high, difference (b - a), low and high of it, p_t.
 
     Intervals are percentiles over the same stratified resamples for a, b and the difference; p_t is the p-value of
@@ -29,11 +29,12 @@ def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0
         y: True labels [N], integers in 0..K-1.
         proba_a: Class probabilities [N, K].
         proba_b: The same for the other model, with the images in the same order.
+        class_names: As in `metrics.evaluate`.
 
     Raises:
         MetricError: As `metrics.evaluate`, or the two differ in shape.
     """
-    scorers = _scorers(y, proba_a, proba_b)
+    scorers = _scorers(y, proba_a, proba_b, class_names)
     in_a, in_b = (bootstrap(scorer, scorer.y, replicates, seed) for scorer in scorers)
     a, b = (on_test_set(scorer) for scorer in scorers)
     of_a, of_b, of_both = (intervals(values) for values in (in_a, in_b, in_b - in_a))
@@ -43,14 +44,14 @@ def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0
     return pd.DataFrame(columns, index=pd.Index(METRICS, name="metric"))
 
 
-def permutation_test(y, proba_a, proba_b, permutations: int = 1000, seed: int = 0) -> pd.Series:
+def permutation_test(y, proba_a, proba_b, permutations: int = 1000, seed: int = 0, class_names=None) -> pd.Series:
     """Returns the two-sided p-value of each metric by the paper's permutation test.
 
     Each permutation swaps the two predictions of each image with probability 1/2: if the models were interchangeable,
     it would not matter which one made which prediction. The observed difference counts as one of the permutations, so
     no p-value is 0.
     """
-    a, b = (on_test_set(scorer) for scorer in _scorers(y, proba_a, proba_b))
+    a, b = (on_test_set(scorer) for scorer in _scorers(y, proba_a, proba_b, class_names))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MetricWarning)  # already shown
         both = Scorer(np.tile(y, 2), np.concatenate([proba_a, proba_b]))
@@ -115,11 +116,11 @@ def fold_summary(values) -> dict[str, np.ndarray]:
     return {"mean": mean, "reach": reach, "low": mean - reach, "high": mean + reach}
 
 
-def _scorers(y, proba_a, proba_b) -> tuple[Scorer, Scorer]:
+def _scorers(y, proba_a, proba_b, class_names) -> tuple[Scorer, Scorer]:
     shapes = [list(check_predictions(y, proba)[1].shape) for proba in (proba_a, proba_b)]
     if shapes[0] != shapes[1]:
         raise MetricError(f"the two sets of predictions are {shapes[0]} and {shapes[1]}: pass two of the same images")
-    scorer_a = Scorer(y, proba_a)
+    scorer_a = Scorer(y, proba_a, class_names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MetricWarning)  # the first scorer has warned
         return scorer_a, Scorer(y, proba_b)

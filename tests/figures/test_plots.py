@@ -188,3 +188,14 @@ def test_saved_figures_name_their_records(tmp_path):
     assert b"/Type3" not in pdf.read_bytes()  # text that stays text, as journals ask
     assert Image.open(png).width > 4.5 * 300  # of a figure 5 inches wide
     assert sorted(p.name for p in pdf.parent.iterdir()) == ["figure_2a.pdf", "figure_2a.png"]
+
+
+def test_many_classes_fit_a_page_of_their_own():
+    """Two hundred and fifty: small print instead of a sheet of ten metres."""
+    names = [f"class {k}" for k in range(250)]
+    counts = pd.DataFrame(3, index=names, columns=["train", "val", "test"])
+    matrix = plots.confusion_matrix(np.eye(250, dtype=int), names)
+    grid = plots.labelled_images([Image.new("RGB", (8, 8))] * 250, names, names)
+    for figure in (plots.class_counts(counts), matrix, grid):
+        assert max(figure.get_size_inches()) < 60
+    assert "the first 40 of 250 classes" in [text.get_text() for text in grid.texts]
