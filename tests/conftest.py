@@ -15,11 +15,27 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 # Folders and files that take longest: they begin first, so that neither process is left alone with one of them.
 LONGEST = ("notebooks/", "batch/test_slurm", "chaos/", "batch/", "protocols/", "data/")
 # What starts processes, kernels, browsers or trainings; `make test-fast` runs the others.
-SLOW = """
-notebooks/ batch/ chaos/ demo/ report/ test_disk test_messages test_pool test_torchvision test_project
-data/test_hostile data/test_own encoders/test_features encoders/test_encoders stats/test_embedding
-protocols/test_finetune protocols/test_toy results/test_records results/test_scoreboard
-""".split()
+SLOW = [
+    "notebooks/",
+    "batch/",
+    "chaos/",
+    "demo/",
+    "report/",
+    "test_disk",
+    "test_messages",
+    "test_pool",
+    "test_torchvision",
+    "test_project",
+    "data/test_hostile",
+    "data/test_own",
+    "encoders/test_features",
+    "encoders/test_encoders",
+    "stats/test_embedding",
+    "protocols/test_finetune",
+    "protocols/test_toy",
+    "results/test_records",
+    "results/test_scoreboard",
+]
 
 
 def pytest_collection_modifyitems(items):
