@@ -15,7 +15,7 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 # Folders and files that take longest: they begin first, so that neither process is left alone with one of them.
 LONGEST = ("notebooks/", "batch/test_slurm", "chaos/", "batch/", "protocols/", "data/")
 # What starts processes, kernels, browsers or trainings; `make test-fast` runs the others.
-SLOW = [
+SLOW = (
     "notebooks/",
     "batch/",
     "chaos/",
@@ -35,7 +35,7 @@ SLOW = [
     "protocols/test_toy",
     "results/test_records",
     "results/test_scoreboard",
-]
+)
 
 
 def pytest_collection_modifyitems(items):
