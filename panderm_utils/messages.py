@@ -25,6 +25,12 @@ class UserError(ValueError):
     """An error that the user can fix: the message says what is wrong, where, and what to do."""
 
 
+def printable(text: str, length: int = 1000) -> str:
+    """Returns text safe to print: control and invisible characters are escaped, long text is cut in the middle."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
+
+
 def install() -> None:
     """Installs the above if this process is a kernel."""
     ipython = sys.modules.get("IPython")

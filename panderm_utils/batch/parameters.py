@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panderm_utils.manifests import Protocol, Rule
-from panderm_utils.messages import UserError
+from panderm_utils.messages import UserError, printable
 from panderm_utils.workspace import settle_path
 
 # Parameters that the batch sets itself, and the flag for each.
@@ -104,9 +104,9 @@ def settle_parameters(path: Path, protocol: Protocol, overrides: dict[str, str],
         rule = protocol.rule(name) or _like(defaults[name])
         typed[name] = rule.read(text)
         if protocol.rule(name) is None and (remedy := rule.remedy(typed[name])):
-            problems.append(f"-p {name}={text}: {remedy}")
+            problems.append(f"-p {printable(f'{name}={text}')}: {remedy}")
     for name, remedy in protocol.remedies({**defaults, **typed}).items():
-        problems.append(f"-p {name}={overrides.get(name, defaults[name])}: {remedy}")
+        problems.append(f"-p {printable(f'{name}={overrides.get(name, defaults[name])}')}: {remedy}")
     settings = {name: value for name, value in {**defaults, **typed}.items() if name in protocol.settings}
     return Settled(typed, settings)
 

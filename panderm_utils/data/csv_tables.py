@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from panderm_utils.data.image_files import ImageError, ImageFolder, oddity, unsafe
 from panderm_utils.manifests import SPLITS, DatasetManifest
-from panderm_utils.messages import UserError
+from panderm_utils.messages import UserError, printable
 
 MISSING = ("", "nan", "na", "n/a", "none", "null", "<na>")  # compared in lower case
 MAX_SHOWN = 10  # problems of one kind in a message; the table has all of them
@@ -69,12 +69,6 @@ class Problems:
         error = DataError("\n".join(lines))
         error.problems = self.table()
         raise error
-
-
-def printable(text: str, length: int = 1000) -> str:
-    """Returns text safe to print: control and invisible characters are escaped, long text is cut in the middle."""
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 
 def is_missing(values: pd.Series) -> pd.Series:

@@ -194,7 +194,7 @@ def test_every_number_of_a_record_can_be_computed_anew_and_drawn(three, answers,
     for metric, numbers in kept.items():
         dataset = metric.removeprefix("auroc_")
         again = metrics.evaluate(*read[dataset][:2], 50, 0).loc["auroc"] if dataset in read else of_source.loc[metric]
-        assert numbers == pytest.approx(again.to_dict(), abs=1e-12), metric
+        assert numbers == pytest.approx({name: again.get(name) for name in numbers}, abs=1e-12), metric
     assert {"auroc", "auroc_pad_ufes", "auroc_ph2"} <= set(kept)
     assert read["ph2"][2] == names
 

@@ -324,7 +324,7 @@ def test_a_metric_that_is_not_defined_has_neither_p_value_nor_verdict(space):
     for encoder in ("panderm_large", "panderm_base"):  # a test split of one class only
         folder = space.records / f"ddi-linear_probe-{encoder}-seed0"
         rewrite_predictions(folder, lambda table: table.query("true_label == 0"))
-    with pytest.warns(metrics.MetricWarning, match="are of class 0"):
+    with pytest.warns(metrics.MetricWarning, match=r"are of benign \(DDI\)"):
         table = encoders_of(space).set_index("metric")
     assert table["p_holm"].isna().to_dict() == {m: m in ("quadratic_kappa", "auroc", "aupr") for m in metrics.METRICS}
     assert table.loc["auroc", "verdict"] == "not defined"
@@ -391,9 +391,12 @@ def run_notebook(output, profile="paper", notebook=NOTEBOOK, **given):
 @pytest.fixture
 def own_dataset(monkeypatch):
     load = manifests.load_dataset_manifest
-    mine = dataclasses.replace(load("demo"), name="mine", short_title="Mine", own=True)
+    mine = dataclasses.replace(
+        load("demo"), name="mine", short_title="Mine", own=True, classes=load("demo").classes[:3]
+    )
     monkeypatch.setattr(selection, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
-    monkeypatch.setattr(selection, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
+    for module in (selection, comparison):
+        monkeypatch.setattr(module, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
 
 
 @pytest.mark.parametrize("there", ["nothing", "probes", "own", "both"])

@@ -14,7 +14,8 @@ from panderm_utils.stats import resampling as bootstrap
 def predictions(n=60, num_classes=3, seed=0):
     generator = np.random.default_rng(seed)
     y = np.concatenate([np.arange(num_classes), generator.integers(0, num_classes, n - num_classes)])
-    return y, generator.dirichlet(np.ones(num_classes), size=n).round(2)
+    proba = generator.dirichlet(np.ones(num_classes), size=n).round(2)  # with ties
+    return y, proba / proba.sum(axis=1, keepdims=True)
 
 
 def rows_of(y, **settings):
@@ -87,7 +88,9 @@ def test_the_size_of_a_block_changes_no_bit(num_classes):
 def test_two_models_see_the_same_resamples():
     y, proba = predictions()
     rows = rows_of(y, replicates=9, seed=5)
-    both = [bootstrap.bootstrap(metrics.Scorer(y, p), y, replicates=9, seed=5) for p in (proba, proba**3)]
+    both = [
+        bootstrap.bootstrap(metrics.Scorer(y, p), y, replicates=9, seed=5) for p in (proba, softmax(3 * proba, axis=1))
+    ]
     for scores, scaled in zip(*both, strict=True):
         np.testing.assert_allclose(scores[:4], scaled[:4], atol=1e-15)  # the same predicted classes on the same images
     accuracy = [(proba.argmax(axis=1)[r] == y[r]).mean() for r in rows]
@@ -123,7 +126,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     generator, y, studies = np.random.default_rng(7), np.repeat([0, 1], [60, 40]), 200
     for study in range(studies):
         score = generator.normal(size=100) + 1.2 * y
-        table = metrics.evaluate(y, np.stack([-score, score], axis=1), replicates=300, seed=study)
+        table = metrics.evaluate(y, softmax(np.stack([-score, score], axis=1), axis=1), replicates=300, seed=study)
         row = table.loc["auroc"]
         hits["low"] += row["low"] <= truth <= row["high"]
         hits["normal_low"] += row["normal_low"] <= truth <= row["normal_high"]

@@ -185,7 +185,8 @@ def missed_melanomas(predictions: dict[str, tuple], count: int = 3) -> pd.DataFr
 def record_scores(internal: pd.DataFrame, external: pd.DataFrame) -> pd.DataFrame:
     """Returns the metrics of a record: those of the source's test split, and `auroc_<dataset>` of each target."""
     rows = external[external["metric"] == "auroc"]
-    named = rows.assign(metric="auroc_" + rows["dataset"]).set_index("metric")[list(internal)]
+    named = rows.assign(metric="auroc_" + rows["dataset"]).set_index("metric")
+    named = named.drop(columns=["dataset", "images", "melanoma"])  # leaves the columns of `stats.evaluate`
     return pd.concat([internal, named]).rename_axis("metric")
 
 
