@@ -55,8 +55,13 @@ class Costs:
         return self._costs.get(_without_seed(job.name))
 
     def longest_first(self, jobs: list[Job]) -> list[Job]:
-        """Returns the jobs sorted by expected duration, longest first; unknown ones lead, in their order."""
-        return sorted(jobs, key=lambda job: -cost.seconds if (cost := self.of(job)) else -float("inf"))
+        """Returns the jobs sorted by expected duration, longest first; unknown ones lead, trainings before others."""
+
+        def key(job: Job) -> tuple[float, bool]:
+            cost = self.of(job)
+            return -cost.seconds if cost else -float("inf"), not _trains(job)
+
+        return sorted(jobs, key=key)
 
 
 def describe_plan(plan: Plan, verbose: bool = False) -> str:
@@ -186,7 +191,7 @@ def _amount(what: str, size: int, unknown: str) -> str:
 
 def _trains(run: Job) -> bool:
     """Whether a run writes checkpoints; the others write features."""
-    return protocols.load_protocol(run.protocol).trains
+    return run.record is not None and protocols.load_protocol(run.protocol).trains
 
 
 def _conditions(need) -> str:

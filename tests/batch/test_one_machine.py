@@ -187,6 +187,15 @@ def test_the_longest_run_starts_first_and_the_time_left_is_what_like_runs_took(s
     assert seen.seconds_left() == pytest.approx((10 + 10 + 400 + 400) / 2)
 
 
+def test_without_similar_runs_trainings_start_first(tmp_path):
+    space = workspace.open_workspace("demo", output_root=tmp_path)
+    planned = plan.make_plan(space, ["demo", "ddi"], ["panderm_tiny"], ["linear_probe", "fine_tune"])
+    costs = estimates.Costs(space.records)
+    ordered = costs.longest_first([*planned.runs, *planned.paper])
+    assert [job.protocol for job in ordered[:4]] == ["fine_tune", "fine_tune", "linear_probe", "linear_probe"]
+    assert [job.name for job in ordered[4:]] == [job.name for job in planned.paper]
+
+
 def run_all(notebooks, space, **options):
     code = "import sys, pathlib, run_all; sys.exit(run_all.main(sys.argv[2:], pathlib.Path(sys.argv[1])))"
     chosen = ["--protocols", "linear_probe", "--datasets", "demo", "--encoders", "random_tiny", "--seeds", "0"]
