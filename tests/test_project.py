@@ -121,7 +121,6 @@ def test_the_rooms_of_the_readme_are_those_on_disk_and_in_the_contracts():
     section = (ROOT / "README.md").read_text().split("## Architecture")[1].split("\n## ")[0]
     told = re.findall(r"^\| ([a-z]+) \|", section, re.MULTILINE)[1:]
     rooms = {path.parent.name for path in (ROOT / "panderm_utils").glob("*/__init__.py")}
-    assert len(told) == len(rooms) == 10
     assert set(told) == rooms
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers, *faces = contracts

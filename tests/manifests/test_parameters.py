@@ -79,7 +79,7 @@ def test_a_notebook_refuses_all_invalid_parameters_before_it_does_anything(name,
         ("label_efficiency", "fractions", "10%", "10%", False),
     ],
 )
-def test_a_text_of_the_command_line_is_the_value_of_a_notebook(protocol, name, text, value, valid):
+def test_a_text_of_the_cli_is_the_value_of_a_notebook(protocol, name, text, value, valid):
     rule = load_protocol(protocol).rule(name)
     read = rule.read(text)
     assert (type(read), str(read)) == (type(value), str(value))

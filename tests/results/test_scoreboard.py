@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import run_all
-from panderm_utils import workspace
+from panderm_utils import cli, workspace
 from panderm_utils.batch import plan, what_is_missing
 from panderm_utils.figures import paper as paper_plots
 from panderm_utils.figures import tables
@@ -80,7 +79,7 @@ def test_numbers_inside_above_and_below_our_interval(space):
 def planned_by(text, space):
     """The jobs of the command that the scoreboard tells to type, as run_all.py would plan them."""
     command = shlex.split(text[text.index("python run_all.py") :])[2:]
-    options = run_all.build_parser().parse_args(command)
+    options = cli.build_parser().parse_args(command)
     selection = (options.datasets, options.encoders, options.protocols, options.seeds)
     assert options.profile == "paper"
     return plan.make_plan(space, *selection, overrides=options.p).runs

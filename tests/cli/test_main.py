@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import run_all
+from panderm_utils import cli
 from panderm_utils.batch import plan
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import load_protocol
@@ -229,9 +230,9 @@ def test_a_csv_that_is_used_as_it_is_is_not_named_for_deletion(house, capsys):
 
 
 def test_commands_are_told_as_they_must_be_typed_elsewhere(monkeypatch, tmp_path):
-    assert shlex.split(run_all.program())[-1] == ("run_all.py" if Path.cwd() == ROOT else str(ROOT / "run_all.py"))
+    assert shlex.split(cli.program())[-1] == ("run_all.py" if Path.cwd() == ROOT else str(ROOT / "run_all.py"))
     monkeypatch.chdir(tmp_path)
-    python, script = shlex.split(run_all.program())
+    python, script = shlex.split(cli.program())
     done = subprocess.run([python, script, "--help"], capture_output=True, text=True)
     assert "--new-dataset" in done.stdout, done.stderr
 
@@ -244,3 +245,22 @@ def test_a_reader_who_has_had_enough_is_no_traceback(buffered):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("--profile ", "demo"),
+        ("--datasets ham", "ham10000"),
+        ("--encoders panderm_t", "panderm_tiny"),
+        ("--new", "--new-dataset"),
+    ],
+)
+def test_a_shell_completes_flags_and_names(typed, offered, tmp_path):
+    line = f"panderm {typed}"
+    shell = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"), "COMP_TYPE": "9"}
+    shell |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n"}
+    subprocess.run(
+        [Path(sys.executable).parent / "panderm"], env={**os.environ, **shell}, check=True, capture_output=True
+    )
+    assert offered in [name.strip() for name in (tmp_path / "out").read_text().splitlines()]

@@ -1,0 +1,32 @@
+"""`--new-dataset`: from the user's images to a manifest and notebooks."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from panderm_utils import batch, data, manifests, workspace
+from panderm_utils.cli.parser import OWN_COLUMNS, program, shell_path
+
+
+def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
+    """Writes manifests and notebooks for the user's images, and prints the next command."""
+    folder = workspace.settle_folder("data_root", options.data_root) / "own"
+    columns = {role: getattr(options, role) for role in OWN_COLUMNS if getattr(options, role)}
+    try:
+        own = data.read_own_data(options.new_dataset, options.images, options.name, folder, columns, options.folds or 0)
+    except data.OpenQuestions as error:
+        command = f"{program()} {shlex.join([*options.words, *error.example])}"
+        raise ValueError(f"{error}\nFor example:\n  {command}") from error
+    paths = [manifests.write_dataset_manifest(card) for card in own.manifests]
+    print("\n".join(f"- {line}" for line in own.messages))
+    print("\n".join(f"- wrote {path}" for path in paths))
+    print(f"- correct any wrong guess in the manifest{'s' * (len(paths) > 1)}, then run: {program()} --sync")
+    names = [card.name for card in own.manifests]
+    stamped = batch.sync(datasets=names, notebooks=notebooks)
+    print("\n".join(f"- wrote {notebook}" for notebook in stamped))
+    created = " ".join(map(shell_path, [*paths, *stamped, *own.written]))
+    print(f"- git does not track these files until you add them; to undo this: rm {created}")
+    print("\nNext, with the tiny encoder, which needs neither a GPU nor a download:\n")
+    selection = f"--datasets {' '.join(names)} --protocols linear_probe --encoders panderm_tiny"
+    print(f"  {program()} --profile paper {selection}")
+    return 0
