@@ -27,6 +27,7 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     created = " ".join(map(shell_path, [*paths, *stamped, *own.written]))
     print(f"- git does not track these files until you add them; to undo this: rm {created}")
     print("\nNext, with the tiny encoder, which needs neither a GPU nor a download:\n")
-    selection = f"--datasets {' '.join(names)} --protocols linear_probe --encoders panderm_tiny"
+    first = next(iter(manifests.load_profile("paper").protocols))
+    selection = f"--datasets {' '.join(names)} --protocols {first} --encoders panderm_tiny"
     print(f"  {program()} --profile paper {selection}")
     return 0
