@@ -1,6 +1,11 @@
 """What every test may rely on."""
 
+import os
 import signal
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads of several processes on one core wait for each other
+    for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(threads, "1")
 
 import pytest
 import torch

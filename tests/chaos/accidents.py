@@ -151,10 +151,14 @@ class Tally:
 class Chaos:
     """Rounds of accidents, drawn from a seed; counts what came of them."""
 
-    def __init__(self, at: house.House, seed: int):
+    def __init__(self, at: house.House, seed: int, meanwhile: Callable[[subprocess.Popen, Path], None] | None = None):
+        """Runs a batch to which no accident happens; `meanwhile(batch, outputs)` is called while it is at work."""
         self.house, self.rng, self.tally = at, random.Random(seed), Tally()
         outputs, began = at.new_outputs(), time.monotonic()
-        assert at.start(outputs).wait(LIMIT) == 0, house.said(outputs).read_text()
+        batch = at.start(outputs)
+        if meanwhile is not None:
+            meanwhile(batch, outputs)
+        assert batch.wait(LIMIT) == 0, house.said(outputs).read_text()
         self.seconds = time.monotonic() - began
         self.expected = house.answers(outputs)
         assert len(self.expected) == 2 and all(self.expected.values())
