@@ -31,6 +31,8 @@ DEFAULT_SIZE = 2_000_000  # bytes of an executed notebook, where there is none y
 LONGEST_ERROR = 500  # characters in the summary
 DISK_FULL = 100_000  # with fewer free bytes, papermill may have been unable to write its error
 EXIT_LINE = re.compile(r"the kernel ended with exit code (\d+); its peak memory was ([\d,]+) MB")  # see `kernels`
+# `python -m papermill`, but after our package, without which importing it takes two seconds longer
+COLD_START = "import runpy, panderm_utils; runpy.run_module('papermill', run_name='__main__', alter_sys=True)"
 NOTE = "papermill-error-cell-tag"  # of a cell that says that the run failed; papermill removes it from a new run
 NOT_STARTED = ("Kernel died before replying", "Kernel didn't respond")  # nbclient's messages
 
@@ -235,7 +237,7 @@ def _run_papermill(job, partial, parameters, log, environment, timeout, stop, wa
     mark = leftovers.run_mark(job.log)
     process = warm and warm.start("papermill", arguments, environment, mark[leftovers.RUN], log)
     process = process or subprocess.Popen(
-        [sys.executable, "-m", "papermill", *arguments],
+        [sys.executable, "-c", COLD_START, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

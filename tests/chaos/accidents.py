@@ -54,7 +54,7 @@ class Scene:
         if "ipykernel" in command:  # forked workers keep the command of their kernel
             above = process.parent()
             return "worker" if above and "ipykernel" in " ".join(above.cmdline()) else "kernel"
-        return "papermill" if "-m papermill" in command else "other"
+        return "papermill" if "-m papermill" in command or "run_module('papermill'" in command else "other"
 
     @property
     def root(self) -> Path:
