@@ -130,8 +130,10 @@ def figure_2c(panel: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fal
         return finish_figure(figure, synthetic)
 
 
-def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
+def scoreboard(board: pd.DataFrame, colors: dict[str, str]) -> Figure:
     """Draws each published number (diamond) on our value (dot) and interval, one line each; grey without a verdict.
+
+    It is never marked as synthetic: records of synthetic images are not compared, so it shows none of their numbers.
 
     Args:
         board: Rows of `results.scoreboard`.
@@ -157,7 +159,7 @@ def scoreboard(board: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
         names = ("published", "ours, with 95% interval")
         handles = [plt.Line2D([], [], **{"ls": "", "color": "black", **m}) for m in marks]
         figure.legend(handles, names, loc="outside upper left", ncols=2, fontsize=8)
-        return finish_figure(figure, synthetic)
+        return finish_figure(figure, synthetic=False)
 
 
 def _draw_verdict(axis, place: float, row, color: str) -> None:

@@ -1,6 +1,7 @@
 """The paper's tables, made from records: DataFrames and their CSV, LaTeX and Markdown files."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,14 @@ UPSTREAM_COLUMNS = {
     "AUPR": "aupr",
 }
 
+# Names of one number in the tables of the published fine-tuning: metric -> its synonyms.
+SYNONYMS = {"balanced_accuracy": ("sensitivity", "macro_recall"), "accuracy": ("weighted_recall",)}
+PERCENT = ("fraction",)  # columns whose numbers are shares
+COUNTS = ("images", "iterations")  # columns of counts, also where they are means
+# In tables too wide for a page these columns stand directly after those that say what a row is about.
+WIDE = 8
+SUBJECTS = ("dataset", "encoder", "seed", "protocol", "reference", "other", "metric")
+DECISIVE = ("verdict", "state", "value", "ours", "published", "difference", "p_holm", "p_value")
 DAGGER = "†"
 UNDEFINED = "– (one class only)"  # kappa, AUROC and AUPR compare classes
 INTERVAL = re.compile(r"\[(\S+), (\S+)\]")  # kept on one line in a narrow column
@@ -98,11 +107,13 @@ def with_suffix(scores: pd.DataFrame, others: pd.DataFrame, suffix: str) -> pd.D
 def readable(table: pd.DataFrame, rows: int = 30):
     """Returns a table styled for a notebook: full text, four decimals as upstream, at most `rows` rows.
 
-    Counts have thousands separators, missing values are dashes, and a caption says if rows are not shown.
+    Counts have thousands separators, fractions are percentages, missing values are dashes, and a caption says if rows
+    are not shown. A number under several names is one row, and in a wide table the decisive columns come first.
     """
+    table = _decisive_first(_merge_synonyms(table))
     shown = table.head(rows)
     formats = {
-        name: "{:.4f}" if pd.api.types.is_float_dtype(kind) else "{:,}"
+        name: _number_format(name, kind)
         for name, kind in table.dtypes.items()
         if pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind)
     }
@@ -111,10 +122,41 @@ def readable(table: pd.DataFrame, rows: int = 30):
     style = shown.style.format(formats, na_rep="–", escape="html").format_index(escape="html")
     style = style.set_properties(subset=texts, **{"text-align": "left", "white-space": "pre-wrap"})
     style = style.set_table_styles({name: [{"selector": "th", "props": "text-align: left"}] for name in texts})
-    if len(shown.columns) >= 8:
+    if len(shown.columns) >= WIDE:
         style = style.set_table_attributes('style="font-size: 11px"')  # so that it fits a page
     if shown.index.equals(pd.RangeIndex(len(shown))):
         style = style.hide()
     if table.empty:
         return style.set_caption("nothing")
     return style if len(shown) == len(table) else style.set_caption(f"the first {rows} of {len(table):,} rows")
+
+
+def _number_format(name: str, kind) -> str | Callable[[float], str]:
+    if name in PERCENT:
+        return lambda share: f"{100 * share:g}%"
+    return "{:.4f}" if pd.api.types.is_float_dtype(kind) and name not in COUNTS else "{:,.0f}"
+
+
+def _merge_synonyms(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns a table indexed by metric without the rows that repeat a number under a synonym, which is then named."""
+    if table.index.name != "metric" or not table.index.is_unique:
+        return table
+    names = {}
+    for metric in table.index:
+        there = [name for name in SYNONYMS.get(metric, ()) if name in table.index]
+        if same := [name for name in there if table.loc[name].equals(table.loc[metric])]:
+            names[metric] = f"{metric} (= {', '.join(same)})"
+            table = table.drop(index=same)
+    return table.rename(index=names)
+
+
+def _decisive_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns a table; if it is wide, what its rows are about comes first, then what decides, then the rest."""
+    if len(table.columns) < WIDE:
+        return table
+
+    def place(column) -> int:
+        name = str(column).lower().removesuffix("_label")
+        return 0 if name in SUBJECTS else 1 + DECISIVE.index(name) if name in DECISIVE else 1 + len(DECISIVE)
+
+    return table[sorted(table.columns, key=place)]

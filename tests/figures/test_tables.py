@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from panderm_utils.figures import paper as paper_plots
 from panderm_utils.figures import plots, tables
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import load_protocol
+from panderm_utils.protocols.fine_tune.metrics import evaluate_fine_tuning
 from panderm_utils.results import published_verdicts, records, selection
 
 METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
@@ -199,3 +201,29 @@ def test_own_datasets_come_last_where_asked_for(monkeypatch):
     assert selection.paper_scores(rows, "paper", load_protocol("linear_probe"))["dataset_label"].unique().tolist() == [
         "HAM10000"
     ]
+
+
+def test_one_number_under_several_names_is_one_row():
+    proba = np.random.default_rng(0).dirichlet(np.ones(3), 60)
+    scores = evaluate_fine_tuning(np.arange(60) % 3, proba, replicates=20, seed=0)
+    html = tables.readable(scores).to_html()
+    assert "balanced_accuracy (= sensitivity, macro_recall)" in html
+    assert "accuracy (= weighted_recall)" in html
+    assert html.count("<tr>") == 2 + len(scores) - 3
+    scores.loc["sensitivity", "high"] += 0.01  # no longer the same number
+    assert "balanced_accuracy (= macro_recall)" in tables.readable(scores).to_html()
+
+
+def test_fractions_are_percentages_and_counts_are_whole():
+    html = tables.readable(pd.DataFrame({"fraction": [0.05, 0.07], "images": [30.6, 1042.0], "value": 0.5})).to_html()
+    for text in (">5%<", ">7%<", ">31<", ">1,042<", ">0.5000<"):
+        assert text in html
+
+
+def test_what_decides_stands_first_in_a_wide_table():
+    names = ["dataset", "encoder", "epochs", "low", "high", "images", "note", "value", "verdict"]
+    head = re.findall(r"col_heading[^>]*>([^<]+)<", tables.readable(pd.DataFrame(columns=names)).to_html())
+    assert head == ["dataset", "encoder", "verdict", "value", "epochs", "low", "high", "images", "note"]
+    narrow = names[3:]
+    head = re.findall(r"col_heading[^>]*>([^<]+)<", tables.readable(pd.DataFrame(columns=narrow)).to_html())
+    assert head == narrow
