@@ -33,6 +33,7 @@ class Protocol:
         architectures: Supported encoder architectures; (): any.
         trains: Whether a run leaves checkpoints; other runs leave features.
         parameters: Rules of its notebook's parameters that are not in PARAMETERS, or differ there.
+        conflicts: Takes the parameters and returns what to write instead for those that contradict others.
         weights_parameters: Notebook parameters that name a weights file; the first that is set wins.
         single_dataset: Notebook parameters specific to one dataset, such as the path of a checkpoint.
         published: Returns the published value of each setting that is None by default.
@@ -56,6 +57,7 @@ class Protocol:
     architectures: tuple[str, ...] = ()
     trains: bool = False
     parameters: Mapping[str, Rule] = field(default_factory=dict)
+    conflicts: Callable[[Mapping[str, Any]], dict[str, str]] = lambda _: {}
     weights_parameters: tuple[str, ...] = ("weights",)
     single_dataset: tuple[str, ...] = ()
     published: Callable[[], dict] = dict
@@ -77,7 +79,7 @@ class Protocol:
         remedies = {name: remedy for name, rule in rules.items() if (remedy := rule.remedy(values[name]))}
         if values.get("precision") == "fp16" and values.get("device") == "cpu":
             remedies["precision"] = "is for GPUs only; with the device cpu, write fp32 or bf16"
-        return remedies
+        return remedies or self.conflicts(values)
 
     def lacks(self, card: DatasetManifest) -> str:
         """Returns what the dataset lacks for this protocol; "" if it is suitable."""

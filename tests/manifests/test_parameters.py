@@ -87,6 +87,14 @@ def test_a_text_of_the_cli_is_the_value_of_a_notebook(protocol, name, text, valu
     assert valid or "write " in rule.remedy(read)
 
 
+def test_more_epochs_of_warm_up_than_epochs_are_refused():
+    protocol = load_protocol("fine_tune")
+    for epochs, warmup in ((5, 5), (None, 9), (5, None)):
+        assert protocol.remedies({"epochs": epochs, "warmup_epochs": warmup}) == {}
+    told = protocol.remedies({"epochs": 5, "warmup_epochs": 9})
+    assert told == {"warmup_epochs": "write a whole number, 0 to 5, the epochs, or None"}
+
+
 def test_a_precision_that_the_device_lacks_is_refused():
     protocol = load_protocol("linear_probe")
     assert protocol.remedies({"precision": "bf16", "device": "cpu"}) == {}

@@ -1,6 +1,8 @@
 """The description of fine-tuning. Loads neither torch nor pandas until the published recipe is requested."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from panderm_utils import results
 from panderm_utils.manifests import FILE, FLAG, FRACTION, PRECISION, Protocol, number, one_of, text, whole
@@ -25,6 +27,13 @@ RECIPE = {
     "monitor": one_of("recall", "acc"),
     "ema_decay": number("a number from 0, below 1", lambda value: 0 <= value < 1).or_else(None),
 }
+
+
+def _conflicts(values: Mapping[str, Any]) -> dict[str, str]:
+    epochs, warmup = values.get("epochs"), values.get("warmup_epochs")
+    if epochs is None or warmup is None or warmup <= epochs:
+        return {}
+    return {"warmup_epochs": f"write a whole number, 0 to {epochs}, the epochs, or None"}
 
 
 PROTOCOL = Protocol(
@@ -56,6 +65,7 @@ PROTOCOL = Protocol(
         "trackers": text(),
         "tta": whole(0),
     },
+    conflicts=_conflicts,
     weights_parameters=("checkpoint", "weights"),
     single_dataset=("checkpoint",),
     published=lambda: dataclasses.asdict(fine_tune.FineTuneRecipe()),
