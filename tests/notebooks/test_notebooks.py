@@ -42,7 +42,7 @@ PAPER = sorted(p.stem for p in (ROOT / "notebooks/paper").glob("*.ipynb"))
 SHORT = ("epochs=2", "tta=1", "replicates=50")  # of a training: that it runs and what it leaves, not what it learns
 LEARNING = ("epochs=3", "tta=1", "replicates=50")  # long enough to be better than a probe
 FEW = ("draws=2", "replicates=20")
-FULL = ("demo", "ham10000")  # stand-ins whose scores are asserted; the others are drawn smaller
+FULL = ("demo", "ham10000", "pad_ufes")  # stand-ins whose scores are asserted; the others are drawn smaller
 SMALL = stand_ins.Size(train=80, val=16, test=60)
 
 
