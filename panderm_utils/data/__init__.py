@@ -7,6 +7,7 @@ OFFERS = {
     "csv_tables": "DataError is_missing",
     "dataset": "Dataset class_counts describe leakage_table load_dataset metadata_table shortfall split_table",
     "image_files": "ImageError ImageFolder image_error_reason open_image",
+    "image_folder": "ListedImages list_images",
     "loading": "batch_loader",
     "own_data": "OwnData read_own_data",
     "splits": "FRACTION_SEED connected_groups first_fraction label_fraction propose_splits",
