@@ -3,6 +3,7 @@
 import lazy_loader
 
 OFFERS = {
+    "attention": "Attention AttentionError attend patch_colours",
     "checkpoints": "EncoderError digest_of read_tensors where_to_get",
     "feature_cache": "read_cached",
     "feature_files": "check_feature_file write_features",
