@@ -5,15 +5,19 @@ x.csv   a row per image: image, other columns, facts about the encoder, feature_
 """
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from panderm_utils.data import Dataset, ListedImages
 from panderm_utils.disk import replacing, room_for
-from panderm_utils.encoders.features import FeatureError, Features
+from panderm_utils.encoders.features import FeatureError, Features, extract_features, extract_files
 from panderm_utils.encoders.loading import Encoder
+from panderm_utils.manifests import SPLITS
+from panderm_utils.workspace import settle_path
 
 # Features in a CSV: about 60 MB of text. More is slow to write and to read, and no spreadsheet opens it.
 MOST_IN_CSV = 5_000_000
@@ -33,37 +37,77 @@ def check_feature_file(path: Path, images: int = 0, num_features: int = 0) -> No
         )
 
 
-def write_features(
-    path: Path, encoder: Encoder, parts: Sequence[Features], columns: Mapping[str, Sequence] | None = None
-) -> Path:
-    """Writes the features of all parts, in order, to a .npz or .csv file, and returns its path.
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """The features of a folder's images, or of datasets; not one array, as a second copy may not fit the memory.
 
-    It is written under a temporary name and renamed, and no second copy of the features is made in memory.
+    Attributes:
+        parts: Features of consecutive images.
+        columns: Name -> a value for each image of all parts; the first is `image`.
+        unreadable: Image -> why it was left out.
+    """
+
+    parts: list[Features] = field(repr=False)
+    columns: dict[str, list] = field(repr=False)
+    unreadable: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return sum(len(part.x) for part in self.parts)
+
+
+def features_of_folder(encoder: Encoder, listed: ListedImages, cache: str | Path | None = None) -> FeatureSet:
+    """Returns the features of the images below a folder; images that cannot be read are left out and listed."""
+    found = extract_files(encoder, listed.paths, listed.names, cache=cache, skip_unreadable=True)
+    return FeatureSet([found], {"image": found.image_ids.tolist()}, {**listed.unreadable, **found.unreadable})
+
+
+def features_of_datasets(encoder: Encoder, studies: Sequence[Dataset], cache: str | Path | None = None) -> FeatureSet:
+    """Returns the features of all splits of datasets, with dataset, split, label and class of each image.
+
+    Raises:
+        ImageError: An image cannot be read. A dataset is complete, as in a study, whose cached features are used.
+    """
+    parts, columns = [], {name: [] for name in ("image", "dataset", "split", "label", "class")}
+    for study in studies:
+        for split in SPLITS:
+            part = extract_features(encoder, study, split, cache=cache)
+            columns["image"] += part.image_ids.tolist()
+            columns["dataset"] += [study.manifest.name] * len(part.y)
+            columns["split"] += [split] * len(part.y)
+            columns["label"] += part.y.tolist()
+            columns["class"] += [study.manifest.class_names[label] for label in part.y]
+            parts.append(part)
+    return FeatureSet(parts, columns)
+
+
+def write_features(path: Path, encoder: Encoder, found: FeatureSet, synthetic: bool = False) -> Path:
+    """Writes features to a .npz or .csv file, under a temporary name that is renamed, and returns its path.
 
     Args:
-        columns: Further columns by name, with a value for each image of all parts.
+        encoder: What computed them.
+        synthetic: Whether the images are synthetic, which the file then says.
 
     Raises:
         FeatureError: The file's name has another ending, or there are too many features for a CSV.
     """
-    images = sum(len(part.x) for part in parts)
-    check_feature_file(path, images, encoder.num_features)
-    names = np.concatenate([part.image_ids for part in parts])
-    columns = {"image": names, **{name: np.asarray(values) for name, values in (columns or {}).items()}}
+    path = settle_path(path)
+    check_feature_file(path, len(found), encoder.num_features)
     facts = {
         "encoder": encoder.name,
         "weights_sha256": encoder.digest,
         "transform": repr(encoder.transform),
         "precision": encoder.precision,
-        "computed_by": "; ".join(sorted({computer for part in parts for computer in part.computed_by})),
+        "computed_by": "; ".join(sorted({computer for part in found.parts for computer in part.computed_by})),
+        "synthetic": synthetic,
     }
-    with room_for("the file of features", 4 * images * encoder.num_features, path.parent), replacing(path) as new:
+    columns = {name: np.array(values) for name, values in found.columns.items()}
+    with room_for("the file of features", 4 * len(found) * encoder.num_features, path.parent), replacing(path) as new:
         write = _write_csv if path.suffix == ".csv" else _write_npz
-        write(new, [part.x for part in parts], columns, facts)
+        write(new, [part.x for part in found.parts], columns, facts)
     return path
 
 
-def _write_npz(path: Path, parts: list[np.ndarray], columns: dict[str, np.ndarray], facts: dict[str, str]) -> None:
+def _write_npz(path: Path, parts: list[np.ndarray], columns: dict[str, np.ndarray], facts: dict) -> None:
     """Writes what `np.savez` would, which needs the parts as one array."""
     shape = (sum(len(part) for part in parts), parts[0].shape[1])
     with zipfile.ZipFile(path, "w") as archive:
@@ -77,7 +121,7 @@ def _write_npz(path: Path, parts: list[np.ndarray], columns: dict[str, np.ndarra
                 np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
 
 
-def _write_csv(path: Path, parts: list[np.ndarray], columns: dict[str, np.ndarray], facts: dict[str, str]) -> None:
+def _write_csv(path: Path, parts: list[np.ndarray], columns: dict[str, np.ndarray], facts: dict) -> None:
     x = np.concatenate(parts)
     numbers = pd.DataFrame(x, columns=[f"feature_{d}" for d in range(x.shape[1])])
     pd.concat([pd.DataFrame({**columns, **facts}), numbers], axis=1).to_csv(path, index=False, lineterminator="\n")
