@@ -12,18 +12,21 @@ def write_features(options: argparse.Namespace) -> int:
     path = workspace.settle_path(options.to)
     encoders.check_feature_file(path)  # before anything is computed
     space = workspace.open_workspace(options.profile, options.data_root, options.weights_root, options.output_root)
-    encoder = encoders.load_encoder(options.features, weights_root=space.weights_root)
-    print(encoder, flush=True)
     if options.images:
         listed = data.list_images(options.images)
-        encoders.check_feature_file(path, len(listed.names), encoder.num_features)
+        images, synthetic = len(listed.names), False
         if listed.others:
-            print("no images by their suffix:", ", ".join(f"{n:,} {suffix}" for suffix, n in listed.others.items()))
-        found, synthetic = encoders.features_of_folder(encoder, listed, space.cache), False
+            print("not images by their suffix:", ", ".join(f"{n:,} {suffix}" for suffix, n in listed.others.items()))
     else:
         studies = _load_datasets(options.datasets, space)
-        encoders.check_feature_file(path, sum(len(study.table) for study in studies), encoder.num_features)
-        found, synthetic = encoders.features_of_datasets(encoder, studies, space.cache), space.synthetic
+        images, synthetic = sum(len(study.table) for study in studies), space.synthetic
+    encoder = encoders.load_encoder(options.features, weights_root=space.weights_root)
+    print(f"{encoder}, {images:,} images", flush=True)
+    encoders.check_feature_file(path, images, encoder.num_features)
+    if options.images:
+        found = encoders.features_of_folder(encoder, listed, space.cache)
+    else:
+        found = encoders.features_of_datasets(encoder, studies, space.cache)
     for name, reason in found.unreadable.items():
         print(f"{program_name()}: left out: {name}: {reason}", file=sys.stderr)
     if not len(found):
@@ -36,7 +39,7 @@ def write_features(options: argparse.Namespace) -> int:
     return int(bool(found.unreadable))
 
 
-def _load_datasets(names: list[str], space: workspace.Workspace) -> list[data.Dataset]:
+def _load_datasets(names: list[str], space: workspace.Workspace) -> list:
     studies = []
     for name in manifests.list_datasets() if "all" in names else names:
         card = manifests.load_dataset_manifest(name)

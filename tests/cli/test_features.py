@@ -67,7 +67,7 @@ def test_unreadable_images_are_listed_and_left_out_and_the_status_says_so(images
         assert status == 1
         assert "left out: a/0.jpg: the file is a web page" in told.err
         assert "left out: gone.jpg: broken link" in told.err
-        assert "no images by their suffix: 1 .txt" in told.out
+        assert "not images by their suffix: 1 .txt" in told.out
         saved = np.load(path)
         assert saved["image"].tolist() == ["a/1.jpg", "a/2.png", "b.jpg"]
         assert np.isfinite(saved["features"]).all()
