@@ -33,6 +33,7 @@ SLOW = (
     "test_project",
     "data/test_hostile",
     "data/test_own",
+    "encoders/test_attention",
     "encoders/test_features",
     "encoders/test_encoders",
     "stats/test_embedding",

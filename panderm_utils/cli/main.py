@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from panderm_utils import batch, manifests, pool, protocols, results, workspace
+from panderm_utils.cli.features import write_features
 from panderm_utils.cli.own_data import add_dataset
 from panderm_utils.cli.parser import parse_arguments, program, program_name
 
@@ -64,6 +65,8 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
             return show_list(notebooks)
         if options.new_dataset:
             return add_dataset(options, notebooks)
+        if options.features:
+            return write_features(options)
         if options.check_data is not None:
             return check_data(options)
         if options.sync or options.check:

@@ -19,6 +19,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
   python run_all.py --check-data                       check the data as a run would
   python run_all.py --profile paper --data-root D --weights-root W --output-root O
   python run_all.py --new-dataset my.csv --images DIR --name mine
+  python run_all.py --features panderm_large --images DIR --to features.npz
   python run_all.py --verify                           recompute every number from the stored predictions
 
 Runs that have a record are skipped, a failure does not stop the rest, and Ctrl-C leaves only complete records.
@@ -106,11 +107,17 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CSV",
         help="write a manifest and notebooks for a CSV, several CSVs (train=a.csv test=b.csv), or a folder per class",
     )
-    own.add_argument("--images", metavar="DIR", help="the folder of the CSV's images")
+    own.add_argument("--images", metavar="DIR", help="the folder of the CSV's images, or of those for --features")
     own.add_argument("--name", help="a name for the dataset: lower-case letters, digits, _")
     for role, meaning in OWN_COLUMNS.items():
         count = "+" if role == "label" else 1
         own.add_argument(f"--{role}", nargs=count, metavar="COLUMN", help=f"the CSV's column that {meaning}")
+    away = parser.add_argument_group("results to take away")
+    named = away.add_argument(
+        "--features", metavar="ENCODER", help="write features of --images DIR or --datasets NAME to a file"
+    )
+    complete(named, manifests.list_encoders)
+    away.add_argument("--to", metavar="FILE", help="the file: .npz, or .csv for small sets")
     own.add_argument("--folds", type=positive(int), metavar="K", help="draw K folds, each a dataset, not one split")
     return parser
 
@@ -123,7 +130,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     options.words = arguments
     if options.new_dataset and not options.name:
         parser.error("--new-dataset needs --name NAME, and, for a CSV, --images DIR")
-    for flag in ("images", "name", "folds", *OWN_COLUMNS):
+    if options.features and (not options.to or bool(options.images) == bool(options.datasets)):
+        parser.error("--features ENCODER needs --to FILE, and either --images DIR or --datasets NAME")
+    if options.features and (options.p or options.protocols or options.encoders or options.seeds):
+        parser.error("--features ENCODER takes no -p, --protocols, --encoders or --seeds")
+    if options.to and not options.features:
+        parser.error("--to FILE goes with --features ENCODER")
+    if options.images and not (options.new_dataset or options.features):
+        parser.error("--images DIR goes with --new-dataset CSV or --features ENCODER")
+    for flag in ("name", "folds", *OWN_COLUMNS):
         if getattr(options, flag) and not options.new_dataset:
             parser.error(f"--{flag} goes with --new-dataset CSV")
     if options.verbose and not options.plan:

@@ -7,11 +7,12 @@ OFFERS = {
     "csv_tables": "DataError is_missing",
     "dataset": "Dataset class_counts describe leakage_table load_dataset metadata_table shortfall split_table",
     "image_files": "ImageError ImageFolder image_error_reason open_image",
+    "image_folder": "ListedImages list_images",
     "loading": "batch_loader",
     "own_data": "OwnData read_own_data",
     "splits": "FRACTION_SEED connected_groups first_fraction label_fraction propose_splits",
     "transforms": "CROP_SIZE EVALUATION_MEAN EVALUATION_STD ImageCopies ImageFiles evaluation_transform limit_aspect "
-    "resize_shorter resized_size stamp_of",
+    "resize_and_crop resize_shorter resized_size stamp_of",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

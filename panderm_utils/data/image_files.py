@@ -6,6 +6,7 @@ import re
 import struct
 import unicodedata
 import zlib
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -243,6 +244,18 @@ def _entry_kind(entry: os.DirEntry) -> str:
     return "folder" if entry.is_dir(follow_symlinks=False) else "pipe or device"
 
 
+def walk_files(root: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """Yields the path below a root of each file, with `/`, but not behind symbolic links to folders.
+
+    Left out are the hidden `._x.jpg`, which are no images, that macOS keeps beside each x.jpg of an archive.
+    """
+    for folder, _, names in os.walk(root, onerror=onerror):
+        below = Path(folder).relative_to(root).as_posix()
+        for name in names:
+            if not name.startswith("._"):
+                yield name if below == "." else f"{below}/{name}"
+
+
 class ImageIndex:
     """All images below a folder, found by whatever a user's CSV calls them; `ImageFolder` is stricter.
 
@@ -253,13 +266,7 @@ class ImageIndex:
 
     def __init__(self, root: Path):
         self.root = root
-        files: list[str] = []
-        for folder, _, names in os.walk(root):
-            below = Path(folder).relative_to(root).as_posix()
-            # macOS keeps a hidden `._x.jpg`, which is no image, beside each x.jpg of an archive
-            images = [name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")]
-            files += images if below == "." else [f"{below}/{name}" for name in images]
-        self.files = sorted(files)
+        self.files = sorted(name for name in walk_files(root) if PurePosixPath(name).suffix.lower() in SUFFIXES)
         self._exact = set(self.files)
         self._loose: dict[str, str | None] = {}  # looser spelling -> path, None if several files share it
         for file in self.files:

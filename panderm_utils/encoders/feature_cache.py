@@ -35,6 +35,7 @@ FORMAT = 1  # raise it when a code change changes features or shards
 SHARD = 512  # images; 2 MB of features at D = 1,024, the most that a killed extraction loses
 IDENTITY = np.dtype([("digest", "u1", 32), ("size", "i8"), ("modified", "i8"), ("changed", "i8"), ("inode", "i8")])
 STAMP = ["size", "modified", "changed", "inode"]
+UNREAD = (np.zeros(32, np.uint8), 0, 0, 0, -1)  # of a file that cannot be read at all: no file has this identity
 # A second change within one clock tick goes unnoticed, so times this recent prove nothing. 2 s is the tick of FAT, the
 # coarsest in use.
 TICK = 2_000_000_000  # ns

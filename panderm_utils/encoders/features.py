@@ -21,8 +21,8 @@ import torch
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from panderm_utils.data import Dataset, ImageFiles, batch_loader, open_image
-from panderm_utils.encoders.feature_cache import IDENTITY, SHARD, FeatureCache, read_identified
+from panderm_utils.data import CROP_SIZE, Dataset, ImageError, ImageFiles, batch_loader, open_image
+from panderm_utils.encoders.feature_cache import IDENTITY, SHARD, UNREAD, FeatureCache, read_identified
 from panderm_utils.encoders.loading import Encoder
 from panderm_utils.messages import UserError
 
@@ -46,6 +46,7 @@ class Features:
         computed: Number of images that went through the encoder.
         from_cache: Number of images read from the cache.
         computed_by: What computed them: device, threads, batch size, versions; several if that changed.
+        unreadable: Name -> reason: images left out because they cannot be decoded; see `extract_files`.
     """
 
     x: np.ndarray = field(repr=False)
@@ -55,6 +56,7 @@ class Features:
     computed: int
     from_cache: int
     computed_by: tuple[str, ...] = field(repr=False)
+    unreadable: dict[str, str] = field(default_factory=dict, repr=False)
 
     def take(self, images: Sequence[str]) -> "Features":
         """Returns the features of the named images, in their order; names may repeat.
@@ -110,6 +112,7 @@ def extract_files(
     cache: str | Path | None = None,
     batch_size: int = 64,
     num_workers: int | None = None,
+    skip_unreadable: bool = False,
 ) -> Features:
     """Returns the features of image files, in their order.
 
@@ -124,6 +127,8 @@ def extract_files(
         batch_size: The most images per batch. Batches end at shard borders, and a CPU uses at most 48, as larger ones
             are slower. Features agree to 1e-5 for every batch size.
         num_workers: Worker processes that read images; 0 reads in this one; None chooses by cores and device.
+        skip_unreadable: Whether an image that cannot be read is left out and listed, also from then on by the cache,
+            until its file is replaced. By default it is an error.
 
     Raises:
         ImageError: An image cannot be read; names row, file and reason. Finished shards are kept.
@@ -132,7 +137,7 @@ def extract_files(
     if batch_size < 1 or (num_workers or 0) < 0:
         raise FeatureError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0, or None")
     started = time.perf_counter()
-    files = _IdentifiedFiles(paths, encoder.transform, rows)
+    files = _IdentifiedFiles(paths, encoder.transform, rows, skip_unreadable)
     names = files.paths if names is None else np.array(names, dtype=np.str_)
     if len(names) != len(files):
         raise FeatureError(f"{len(names)} names for {len(files)} paths; give one name per path")
@@ -163,8 +168,21 @@ def extract_files(
                 x[part], identity = _compute(encoder, loader, len(shard), batch_size, bar)
                 if store:
                     store.save(names[part].tolist(), x[part], identity, computer)
+    unreadable = files.unreadable(np.flatnonzero(np.isnan(x[:, 0])).tolist())
+    kept = _drop_rows(x, list(unreadable))
+    reasons = {str(names[row]): reason for row, reason in unreadable.items()}
+    names = np.delete(names, list(unreadable)) if unreadable else names
     seconds = time.perf_counter() - started
-    return Features(x, None, names, seconds, missing, len(files) - missing, tuple(sorted(computers)))
+    return Features(kept, None, names, seconds, missing, len(files) - missing, tuple(sorted(computers)), reasons)
+
+
+def _drop_rows(x: np.ndarray, rows: list[int]) -> np.ndarray:
+    """Returns features without these rows, moved up in place: a copy could be as large as the memory."""
+    keep = np.setdiff1d(np.arange(len(x)), rows)
+    for at in range(0, len(keep) if rows else 0, SHARD):
+        part = keep[at : at + SHARD]
+        x[at : at + len(part)] = x[part]  # never behind where it is read
+    return x[: len(keep)]
 
 
 @torch.inference_mode()
@@ -184,12 +202,38 @@ def _compute(encoder: Encoder, loader: Iterator, size: int, batch_size: int, bar
 
 
 class _IdentifiedFiles(ImageFiles):
-    """Item i is `(tensor, identity)`, both from a single read of the file."""
+    """Item i is `(tensor, identity)`, both from a single read of the file.
+
+    With `skip`, an unreadable image is a tensor of NaN, and so are its features, which mark it in the cache.
+    """
+
+    def __init__(self, paths, transform, rows, skip: bool):
+        super().__init__(paths, transform, rows)
+        self.skip = skip
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, tuple]:
+        identity = UNREAD
         with self.naming(index) as path:
-            content, identity = read_identified(path)
-            return self.transform(open_image(path, content)), identity
+            try:
+                content, identity = read_identified(path)
+                return self.transform(open_image(path, content)), identity
+            except ImageError:
+                if not self.skip:
+                    raise
+                return torch.full((3, CROP_SIZE, CROP_SIZE), torch.nan), identity
+
+    def unreadable(self, indices: list[int]) -> dict[int, str]:
+        """Returns which of these images cannot be read, and why; without `skip`, the first raises its ImageError."""
+        reasons = {}
+        for index in indices:
+            with self.naming(index) as path:
+                try:
+                    open_image(path)
+                except ImageError as error:
+                    if not self.skip:
+                        raise
+                    reasons[index] = str(error).removeprefix(f"{path}: ")
+        return reasons
 
 
 def _collate(items: list) -> tuple[torch.Tensor, np.ndarray]:

@@ -3,6 +3,7 @@
 import lazy_loader
 
 OFFERS = {
+    "attention": "attention_maps",
     "comparison_plots": "comparisons_table differences_table encoder_differences protocol_differences "
     "protocols_table seeds_table",
     "embedding": "figure_umap",

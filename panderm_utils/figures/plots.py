@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from panderm_utils.disk import replacing
-from panderm_utils.stats import principal_plane
+from panderm_utils.stats import embed
 
 METRIC_TITLES = {
     "accuracy": "Accuracy",
@@ -95,16 +95,18 @@ def class_counts(table: pd.DataFrame, synthetic: bool = False) -> Figure:
         return finish_figure(figure, synthetic)
 
 
-def feature_map(x: np.ndarray, y: np.ndarray, names: list[str], synthetic: bool = False) -> Figure:
-    """Draws the first two principal components of features [N, D], coloured by class."""
-    plane = principal_plane(x)
+def feature_map(x: np.ndarray, y: np.ndarray, names: list[str], synthetic: bool = False, method: str = "pca") -> Figure:
+    """Draws features [N, D] in two dimensions, coloured by class; `method` as in `stats.embed`."""
+    plane, used = embed(x, method)
     with style():
         figure, axis = plt.subplots(figsize=(6.2, 4.2))
         palette = sns.color_palette("husl" if len(names) > 10 else "colorblind", len(names))
         for k, name in enumerate(names):
             axis.scatter(*plane[y == k].T, s=12, color=palette[k], label=shorten(name, 22), alpha=0.75, linewidths=0)
-        axis.set(xlabel="first component", ylabel="second component", xticks=[], yticks=[])
-        axis.set_title(f"Features of {len(x):,} images in two dimensions (PCA)")
+        axis.set(xticks=[], yticks=[])
+        if used == "PCA":  # the axes of the other methods mean nothing
+            axis.set(xlabel="first component", ylabel="second component")
+        axis.set_title(f"Features of {len(x):,} images in two dimensions ({used})")
         figure.set_size_inches(6.2 + 1.2 * (len(names) > 13), 4.2)
         figure.legend(loc="outside right center", ncols=1 + len(names) // 14, markerscale=1.6, fontsize=8)
         return finish_figure(figure, synthetic)

@@ -4,7 +4,7 @@ import lazy_loader
 
 OFFERS = {
     "calibration": "BINS evaluate_calibration reliability",
-    "embedding": "choose_examples embed neighbour_agreement place_labels principal_plane",
+    "embedding": "choose_examples embed neighbour_agreement place_labels",
     "metrics": "FEW_IMAGES METRICS MetricWarning PER_IMAGE Scorer accuracy auroc balanced_accuracy check_predictions "
     "classes_present confusion evaluate on_test_set per_class_report pr_curves roc_curves score_table weighted_f1 "
     "widest_interval",

@@ -41,7 +41,7 @@ def test_help_names_every_flag_of_the_readme(capsys):
     flags = (
         "profile data-root weights-root output-root datasets protocols encoders seeds list plan jobs force sync check"
     )
-    flags += " verbose check-data pixels report verify only slurm slurm-script slurm-option"
+    flags += " verbose check-data pixels report verify only slurm slurm-script slurm-option features to"
     assert [f for f in [*flags.split(), "new-dataset", "images", "name"] if f"--{f}" not in text] == []
 
 

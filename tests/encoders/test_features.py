@@ -388,6 +388,32 @@ def test_a_failing_image_names_row_file_and_reason(encoder, paths, small_shards,
     assert found.from_cache == 8 and np.array_equal(found.x, extract(encoder, paths).x)
 
 
+def test_unreadable_images_are_left_out_and_listed_and_the_cache_remembers_them(
+    encoder, paths, small_shards, tmp_path, batches, workers=2
+):
+    whole = extract(encoder, paths)
+    Path(paths[2]).write_bytes(b"<html>")
+    Path(paths[17]).write_bytes(b"")
+    kept = [i for i in range(COUNT) if i not in (2, 17)]
+    batches.clear()
+    first = extract(encoder, paths, tmp_path, num_workers=workers, skip_unreadable=True)
+    assert sum(batches) == COUNT
+    again = extract(encoder, paths, tmp_path, num_workers=workers, skip_unreadable=True)
+    assert sum(batches) == COUNT
+    for found in (first, again):
+        np.testing.assert_allclose(found.x, whole.x[kept], atol=1e-5)
+        assert found.image_ids.tolist() == [paths[i] for i in kept]
+        assert list(found.unreadable) == [paths[2], paths[17]]
+        assert found.unreadable[paths[17]] == "the file is empty; download it again"
+    with pytest.raises(ImageError, match=r"image 2 \(from 0\).*web page"):  # the cache does not make it readable
+        extract(encoder, paths, tmp_path)
+    draw(Path(paths[2]), 2)
+    Path(paths[17]).unlink()
+    mended = extract(encoder, paths, tmp_path, skip_unreadable=True)
+    assert mended.unreadable == {paths[17]: "the file does not exist"}
+    np.testing.assert_allclose(mended.x, np.delete(whole.x, 17, axis=0), atol=1e-5)
+
+
 def test_a_killed_worker_is_told_with_a_remedy(encoder, paths):
     def kill(*_):
         for child in multiprocessing.active_children():

@@ -1,7 +1,9 @@
 """Every notebook runs for real: its own kernel, synthetic stand-ins, the tiny encoders, through the front door."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -363,10 +365,14 @@ def test_own_data_without_a_val_split_are_fine_tuned_to_the_last_epoch(demo, tmp
     assert not (folder / "predictions_val.csv").exists()
 
 
-def run_all_cells(path, output, monkeypatch):
-    """What JupyterLab's Run All does: the notebook as it is, in its own folder, with the environment's kernel."""
+def run_all_cells(path, output, monkeypatch, changes=""):
+    """What JupyterLab's Run All does: in the notebook's folder, with the environment's kernel.
+
+    `changes` are lines that follow the parameters; without them the notebook is run as it is.
+    """
     monkeypatch.setenv("PANDERM_OUTPUT_ROOT", str(output))
     notebook = nbformat.read(path, as_version=4)
+    next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])).source += f"\n{changes}"
     client = nbclient.NotebookClient(
         notebook, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     )
@@ -391,3 +397,47 @@ def test_a_figure_without_a_record_says_what_to_run(tmp_path, monkeypatch):
     assert (
         "python run_all.py --profile demo --protocols linear_probe --datasets ham10000 --encoders panderm_tiny" in shown
     )
+
+
+def shown(done, cell_id):
+    """Returns the text that a cell of an executed notebook shows."""
+    (cell,) = [cell for cell in done.cells if cell.id == cell_id]
+    return "".join(o.data.get("text/html", o.data["text/plain"]) for o in cell.outputs if "data" in o)
+
+
+def test_the_features_that_are_taken_away_are_those_of_the_study(demo, monkeypatch):
+    done = run_all_cells(ROOT / "notebooks/use/features.ipynb", demo.root.parent, monkeypatch)
+    saved = np.load(demo.root / "features/ham10000-panderm_tiny.npz")
+    record = results.read_record(demo.records / "ham10000-linear_probe-panderm_tiny-seed0")
+    for split, facts in record["features"].items():
+        x = np.ascontiguousarray(saved["features"][saved["split"] == split])
+        assert hashlib.sha256(x).hexdigest() == facts["features_sha256"]
+    assert saved["weights_sha256"] == record["encoder_facts"]["digest"]
+    assert shown(done, "classifier").count("<tr>") == 1 + 7 + 3
+
+
+def test_the_features_of_a_folder_need_no_labels_and_leave_out_what_cannot_be_read(demo, monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    card = manifests.load_dataset_manifest("ham10000")
+    for name, file in list(data.load_dataset(card, demo.data_root).files.items())[:5]:
+        shutil.copy(demo.data_root / card.image_root / file, tmp_path / "mine" / f"{Path(name).stem}.jpg")
+    (tmp_path / "mine/broken.jpg").write_bytes(b"<html>")
+    changes = f"images, file = {str(tmp_path / 'mine')!r}, {str(tmp_path / 'mine.npz')!r}"
+    done = run_all_cells(ROOT / "notebooks/use/features.ipynb", demo.root.parent, monkeypatch, changes)
+    assert "'broken.jpg': 'the file is a web page" in shown(done, "write")
+    assert len(np.load(tmp_path / "mine.npz")["image"]) == 5
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_the_notebook_of_attention_runs_and_compares_with_a_random_network(demo, monkeypatch, tuned):
+    changes = "count = 6"
+    if tuned:
+        checkpoint = demo.checkpoints / record_of(demo, "fine_tune", "ddi").name / "best.safetensors"
+        changes += f"; dataset = 'ddi'; checkpoint = {str(checkpoint)!r}"
+    done = run_all_cells(ROOT / "notebooks/use/attention.ipynb", demo.root.parent, monkeypatch, changes)
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
+    numbers = [float(text) for text in re.findall(r">\s*(-?[01]\.\d+)\s*<", shown(done, "numbers"))]
+    assert len(numbers) == 2 * 3
+    assert max(map(abs, numbers)) < 0.8
+    assert ("malignant" in shown(done, "judge")) == tuned

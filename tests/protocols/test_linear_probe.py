@@ -10,6 +10,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
+from panderm_utils.protocols.linear_probe.neighbours import neighbour_proba
 from panderm_utils.protocols.linear_probe.probe import ProbeError, fit_linear_probe, penalty_c
 from panderm_utils.protocols.linear_probe.solvers import Path, objective
 
@@ -352,3 +353,19 @@ def test_a_solver_that_used_its_last_evaluation_did_not_converge():
         if most == 5:
             assert optimiser.state[x]["func_evals"] == 5
     assert within == [False, True]
+
+
+def test_the_neighbours_vote_as_in_a_brute_force_loop():
+    x, y = draw(90, 6, 3)
+    train, train_y, test = x[:60], np.where(y[:60] == 1, 3, y[:60]), x[60:]  # class 1 has no training row
+    unit, queries = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
+    expected = np.zeros((30, 4))
+    for row, query in enumerate(queries):
+        similarity = unit @ query
+        for near in np.argsort(-similarity)[:20]:
+            expected[row, train_y[near]] += np.exp(similarity[near] / 0.07)
+    proba = neighbour_proba(train, train_y, test, 4)
+    np.testing.assert_allclose(proba, expected / expected.sum(axis=1, keepdims=True), rtol=1e-4)
+    assert not proba[:, 1].any()
+    few = neighbour_proba(train[:3], np.array([0, 1, 1]), test, 2)  # fewer rows than neighbours
+    np.testing.assert_allclose(few.sum(axis=1), 1)

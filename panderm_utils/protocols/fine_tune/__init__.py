@@ -6,7 +6,7 @@ OFFERS = {
     "augmentation": "DEGREES HUE IMAGE TrainingImages VIEWS generator_for shift_hue tta_views",
     "gradients": "BatchGradients make_optimizer",
     "metrics": "evaluate_fine_tuning",
-    "model": "FineTuneModel describe load_finetune_model",
+    "model": "FineTuneModel describe load_finetune_model load_finetuned",
     "plots": "LiveCurves learning_rate_curve picture_of",
     "prediction": "fine_tune_fraction labelled_images predict",
     "processes": "Computing make_accelerator",

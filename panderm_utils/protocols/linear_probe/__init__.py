@@ -3,6 +3,7 @@
 import lazy_loader
 
 OFFERS = {
+    "neighbours": "neighbour_proba",
     "probe": "LinearProbe fit_linear_probe",
     "protocol": "PROTOCOL",
 }
