@@ -12,6 +12,7 @@ from pathlib import Path
 from panderm_utils import batch, manifests, pool, protocols, results, workspace
 from panderm_utils.cli.own_data import add_dataset
 from panderm_utils.cli.parser import parse_arguments, program, program_name
+from panderm_utils.cli.predict import predict
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
@@ -64,6 +65,8 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
             return show_list(notebooks)
         if options.new_dataset:
             return add_dataset(options, notebooks)
+        if options.predict:
+            return predict(options)
         if options.check_data is not None:
             return check_data(options)
         if options.sync or options.check:

@@ -19,6 +19,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
   python run_all.py --check-data                       check the data as a run would
   python run_all.py --profile paper --data-root D --weights-root W --output-root O
   python run_all.py --new-dataset my.csv --images DIR --name mine
+  python run_all.py --predict RUN --images DIR --to FILE.csv
   python run_all.py --verify                           recompute every number from the stored predictions
 
 Runs that have a record are skipped, a failure does not stop the rest, and Ctrl-C leaves only complete records.
@@ -106,12 +107,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CSV",
         help="write a manifest and notebooks for a CSV, several CSVs (train=a.csv test=b.csv), or a folder per class",
     )
-    own.add_argument("--images", metavar="DIR", help="the folder of the CSV's images")
+    own.add_argument("--images", metavar="DIR", help="the folder of the images, of the CSV or to predict")
     own.add_argument("--name", help="a name for the dataset: lower-case letters, digits, _")
     for role, meaning in OWN_COLUMNS.items():
         count = "+" if role == "label" else 1
         own.add_argument(f"--{role}", nargs=count, metavar="COLUMN", help=f"the CSV's column that {meaning}")
     own.add_argument("--folds", type=positive(int), metavar="K", help="draw K folds, each a dataset, not one split")
+    use = parser.add_argument_group("using a trained classifier")
+    use.add_argument(
+        "--predict", metavar="RUN", help="predict --images DIR --to FILE.csv with the classifier of a run id or record"
+    )
+    use.add_argument("--to", metavar="FILE", help="the file to write; repeat the command to continue it")
+    use.add_argument("--tta", type=positive(int), metavar="N", help="average N random views; fine-tuned classifiers")
     return parser
 
 
@@ -123,7 +130,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     options.words = arguments
     if options.new_dataset and not options.name:
         parser.error("--new-dataset needs --name NAME, and, for a CSV, --images DIR")
+    if options.predict and not (options.images and options.to):
+        parser.error("--predict RUN needs --images DIR and --to FILE.csv")
+    for flag in ("to", "tta"):
+        if getattr(options, flag) and not options.predict:
+            parser.error(f"--{flag} goes with --predict RUN")
     for flag in ("images", "name", "folds", *OWN_COLUMNS):
+        if flag == "images" and options.predict:
+            continue
         if getattr(options, flag) and not options.new_dataset:
             parser.error(f"--{flag} goes with --new-dataset CSV")
     if options.verbose and not options.plan:

@@ -6,7 +6,7 @@ OFFERS = {
     "column_roles": "OpenQuestions",
     "csv_tables": "DataError is_missing",
     "dataset": "Dataset class_counts describe leakage_table load_dataset metadata_table shortfall split_table",
-    "image_files": "ImageError ImageFolder image_error_reason open_image",
+    "image_files": "ImageError ImageFolder image_error_reason list_images open_image",
     "loading": "batch_loader",
     "own_data": "OwnData read_own_data",
     "splits": "FRACTION_SEED connected_groups first_fraction label_fraction propose_splits",

@@ -243,6 +243,17 @@ def _entry_kind(entry: os.DirEntry) -> str:
     return "folder" if entry.is_dir(follow_symlinks=False) else "pipe or device"
 
 
+def list_images(root: Path) -> list[str]:
+    """Returns the paths of all images below a folder, relative to it, sorted."""
+    files: list[str] = []
+    for folder, _, names in os.walk(root):
+        below = Path(folder).relative_to(root).as_posix()
+        # macOS keeps a hidden `._x.jpg`, which is no image, beside each x.jpg of an archive
+        images = [name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")]
+        files += images if below == "." else [f"{below}/{name}" for name in images]
+    return sorted(files)
+
+
 class ImageIndex:
     """All images below a folder, found by whatever a user's CSV calls them; `ImageFolder` is stricter.
 
@@ -253,13 +264,7 @@ class ImageIndex:
 
     def __init__(self, root: Path):
         self.root = root
-        files: list[str] = []
-        for folder, _, names in os.walk(root):
-            below = Path(folder).relative_to(root).as_posix()
-            # macOS keeps a hidden `._x.jpg`, which is no image, beside each x.jpg of an archive
-            images = [name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")]
-            files += images if below == "." else [f"{below}/{name}" for name in images]
-        self.files = sorted(files)
+        self.files = list_images(root)
         self._exact = set(self.files)
         self._loose: dict[str, str | None] = {}  # looser spelling -> path, None if several files share it
         for file in self.files:

@@ -5,7 +5,7 @@ import lazy_loader
 OFFERS = {
     "checkpoints": "EncoderError digest_of read_tensors where_to_get",
     "feature_cache": "read_cached",
-    "features": "Features extract_features extract_files",
+    "features": "BATCH Features extract_features extract_files",
     "loading": "Encoder beit_settings build_model check_precision choose_device describe load_encoder "
     "precision_context tensors_digest",
     "state_dicts": "LOADING_COLUMNS PREFIXES is_finite kind_mismatch",

@@ -3,6 +3,7 @@
 import lazy_loader
 
 OFFERS = {
+    "classifier": "keep_classifier load_classifier",
     "probe": "LinearProbe fit_linear_probe",
     "protocol": "PROTOCOL",
 }

@@ -1,0 +1,130 @@
+"""Predicts all images of a folder into a CSV file, which a killed call continues.
+
+The file begins with two comment lines: what it is not, and what it is of. A batch of images is a few lines at its end,
+and it has a temporary name until it is complete. What is there is continued only if it is of the same classifier and
+folder, and each of its images has the size that it had.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from panderm_utils import data
+from panderm_utils.classifiers.classifier import Classifier, ClassifierError, Predicted
+from panderm_utils.disk import room_for
+
+NOT_A_DEVICE = (
+    "# Research only: this is not a medical device, and its output must not be used for diagnosis or treatment. "
+    'Read it with pandas.read_csv(file, comment="#").'
+)
+PARTIAL = ".partial"  # ending of the file until it is complete
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `predict_folder` did.
+
+    Attributes:
+        predicted, kept: Images predicted by this call, and by an earlier one.
+        unlike: How many of those predicted by this call are unlike the training images.
+        unreadable: One message per image that cannot be read.
+    """
+
+    predicted: int
+    kept: int
+    unlike: int
+    unreadable: list[str]
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """Returns the names of all images below a folder, relative to it, sorted.
+
+    Raises:
+        ClassifierError: There is no such folder, or no image in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ClassifierError(f"{root}: there is no such folder; name the one with the images")
+    names = data.list_images(root)
+    if not names:
+        raise ClassifierError(f"{root}: has no images, also none in its subfolders")
+    if broken := [name for name in names if "\n" in name or "\r" in name]:
+        raise ClassifierError(f"{root}: {broken[0]!r} has a line break in its name; rename it")
+    return names
+
+
+def predict_folder(classifier: Classifier, folder: str | Path, file: str | Path) -> Outcome:
+    """Predicts all images below a folder, those that `file` does not have yet, and writes them to it.
+
+    Raises:
+        ClassifierError: `file` is of something else; it is left as it is. DiskFullError: what is written is kept.
+    """
+    root, file = Path(folder).resolve(), Path(file).absolute()
+    names = list_images(root)
+    partial = file.with_name(file.name + PARTIAL)
+    about = {"classifier": classifier.digest, "run": classifier.run_id, "images": str(root), "tta": classifier.tta}
+    done = _continue(partial, file, about, root, set(names))
+    rows = [i for i, name in enumerate(names) if name not in done]
+    paths = [os.path.join(root, name) for name in names]  # noqa: PTH118  (10 times as fast)
+    predicted = unlike = 0
+    unreadable = []
+    bar = tqdm(desc=classifier.run_id, total=len(names), initial=len(done), unit="image", delay=1)
+    with room_for("the predictions", 200 * len(names), file.parent), bar, partial.open("ab") as output:
+        for part in classifier.stream(paths, rows, bar=bar):
+            text = _lines(part, root, header=not output.tell())
+            if not output.tell():
+                text = f"{NOT_A_DEVICE}\n# {json.dumps(about)}\n{text}"
+            output.write(text.encode(errors="surrogateescape"))
+            output.flush()
+            predicted, unlike = predicted + len(part.images), unlike + int((part.distance > 1).sum())
+            unreadable += part.unreadable
+    partial.replace(file)
+    return Outcome(predicted, len(done), unlike, unreadable)
+
+
+def _lines(part: Predicted, root: Path, header: bool) -> str:
+    """Returns the rows of a batch; text is quoted, so that a # in a name begins no comment."""
+    names = [os.path.relpath(image, root) for image in part.images]
+    table = part.table().assign(image=[Path(name).as_posix() for name in names])
+    table["bytes"] = [os.stat(image).st_size for image in part.images]  # noqa: PTH116  (speed)
+    return table.to_csv(index=False, header=header, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+
+
+def _continue(partial: Path, file: Path, about: dict, root: Path, names: set[str]) -> set[str]:
+    """Returns the images that are in the file already, after a copy of a complete file to the partial one."""
+    there = partial if partial.exists() else file
+    if not there.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return set()
+    content = there.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1].decode(errors="surrogateescape")  # a kill may have cut the last line
+    lines = whole.split("\n")
+    remedy = f"delete {there}, or choose another --to"
+    if there == partial and len(lines) < 4:  # not even its header
+        partial.unlink()
+        return set()
+    try:
+        found = json.loads(lines[1].removeprefix("#"))
+    except (IndexError, ValueError) as error:
+        raise ClassifierError(f"{there}: exists and holds no predictions; choose another --to") from error
+    if differ := [
+        f"{key} {found.get(key)!r}, not {value!r}" for key, value in about.items() if found.get(key) != value
+    ]:
+        raise ClassifierError(f"{there}: has predictions of {', '.join(differ)}; {remedy}")
+    done = set()
+    for row in csv.DictReader(io.StringIO("\n".join(lines[2:]))):
+        name = row["image"]
+        if name not in names or (root / name).stat().st_size != int(row["bytes"]):
+            raise ClassifierError(f"{there}: has a prediction of {name}, which was changed or removed since; {remedy}")
+        done.add(name)
+    if there == file:
+        shutil.copyfile(file, partial)
+    with partial.open("r+b") as output:
+        output.truncate(len(whole.encode(errors="surrogateescape")))
+    return done
