@@ -3,7 +3,7 @@
 import lazy_loader
 
 OFFERS = {
-    "classifier": "Classifier ClassifierError Predicted load_classifier",
+    "classifier": "Classifier ClassifierError Predicted find_record load_classifier",
     "folders": "NOT_A_DEVICE list_images predict_folder",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

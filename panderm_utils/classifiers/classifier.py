@@ -8,6 +8,7 @@ Predictions for research: no classifier here is a medical device.
 Symbols: N images, K classes, V views, D features.
 """
 
+import difflib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from panderm_utils import protocols, results, stats
 from panderm_utils.data import ImageError, batch_loader, open_image
 from panderm_utils.encoders import choose_device
 from panderm_utils.messages import UserError
+from panderm_utils.workspace import Workspace, settle_path
 
 
 class ClassifierError(UserError):
@@ -181,6 +183,24 @@ def load_classifier(
         tta=tta,
         familiarity=stats.Familiarity(tensors["mean"], tensors["factor"], facts["limit"]),
         predictor=predictor,
+    )
+
+
+def find_record(run: str | Path, space: Workspace) -> Path:
+    """Returns the folder of a record, named by its path or its run id.
+
+    Raises:
+        ClassifierError: There is none; the message lists those that are there.
+    """
+    for folder in (settle_path(run), space.records / run):
+        if (folder / "record.json").is_file():
+            return folder
+    runs = sorted(path.parent.name for path in space.records.glob("[!.]*/record.json"))
+    near = difflib.get_close_matches(str(run), runs, 5, 0.3) or runs[:5]
+    there = f"There are: {', '.join(near)}" if near else "There is no record yet"
+    raise ClassifierError(
+        f"{run}: neither a record's folder nor a run of {space.records}. {there}; python run_all.py --profile "
+        f"{space.profile} makes those of the profile"
     )
 
 

@@ -68,7 +68,7 @@ def predict_folder(classifier: Classifier, folder: str | Path, file: str | Path)
     root, file = Path(folder).resolve(), Path(file).absolute()
     names = list_images(root)
     partial = file.with_name(file.name + PARTIAL)
-    about = {"classifier": classifier.digest, "run": classifier.run_id, "images": str(root), "tta": classifier.tta}
+    about = {"run": classifier.run_id, "images": str(root), "tta": classifier.tta, "classifier": classifier.digest}
     done = _continue(partial, file, about, root, set(names))
     rows = [i for i, name in enumerate(names) if name not in done]
     paths = [os.path.join(root, name) for name in names]  # noqa: PTH118  (10 times as fast)
@@ -113,10 +113,9 @@ def _continue(partial: Path, file: Path, about: dict, root: Path, names: set[str
         found = json.loads(lines[1].removeprefix("#"))
     except (IndexError, ValueError) as error:
         raise ClassifierError(f"{there}: exists and holds no predictions; choose another --to") from error
-    if differ := [
-        f"{key} {found.get(key)!r}, not {value!r}" for key, value in about.items() if found.get(key) != value
-    ]:
-        raise ClassifierError(f"{there}: has predictions of {', '.join(differ)}; {remedy}")
+    for key, value in about.items():
+        if found.get(key) != value:
+            raise ClassifierError(f"{there}: is of {key} {found.get(key)!r}, not {value!r}; {remedy}")
     done = set()
     for row in csv.DictReader(io.StringIO("\n".join(lines[2:]))):
         name = row["image"]
