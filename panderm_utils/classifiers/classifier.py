@@ -79,7 +79,8 @@ class Predicted:
         if self.sets is not None:
             orders = (row[members[row]] for row, members in zip(np.argsort(-self.proba), self.sets, strict=True))
             table["prediction_set"] = ["; ".join(names[row]) for row in orders]
-        table["unlike_training"], table["distance"] = self.distance > 1, self.distance
+        # More digits of a distance would depend on the images in the same batch.
+        table["unlike_training"], table["distance"] = self.distance > 1, self.distance.round(6)
         return table.assign(**{f"probability_{name}": self.proba[:, k] for k, name in enumerate(self.class_names)})
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from panderm_utils import results
 from panderm_utils.data import ImageFiles, evaluation_transform
@@ -30,7 +31,9 @@ class LogitsAndFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
-        return torch.cat([self.model.head(x), x], dim=1)
+        # A product of few rows takes another path through a CPU, with another last digit than in the study.
+        filled = functional.pad(x, (0, 0, 0, max(0, BATCH["cpu"] - len(x))))
+        return torch.cat([self.model.head(filled)[: len(x)], x], dim=1)
 
 
 class FineTunedPredictor:
