@@ -9,11 +9,11 @@ Symbols: N images, K classes, V views, D features.
 """
 
 import difflib
+import typing
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -34,14 +34,13 @@ class ClassifierError(UserError):
     """A classifier or predictions that cannot be had as requested; the message says why and what to do."""
 
 
-class Predictor(Protocol):
+class Predictor(typing.Protocol):
     """What a protocol knows of its classifier: from a picture to probabilities and features."""
 
     device: torch.device
     batch_size: int
-
-    def view(self, image: Image.Image, index: int) -> Tensor:
-        """Returns what goes into a batch of an RGB image, the number `index` of its list."""
+    # Takes an RGB image and its number in its list, returns what goes into a batch. Worker processes get this alone.
+    view: Callable[[Image.Image, int], Tensor]
 
     def __call__(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Returns probabilities [n, K] float64 and features [n, D] float32 of a batch of views."""
@@ -133,7 +132,7 @@ class Classifier:
         bar: tqdm | None = None,
     ) -> Iterator[Predicted]:
         """Yields the predictions of the images at `rows`, a batch at a time, so that memory does not grow with them."""
-        files, size = _Views(images, self.predictor), self.predictor.batch_size
+        files, size = _Views(images, self.predictor.view), self.predictor.batch_size
         batches = [rows[at : at + size] for at in range(0, len(rows), size)]
         with batch_loader(files, batches, self.predictor.device, num_workers, _collate) as loader:
             for readable, views, unreadable in loader:
@@ -208,8 +207,8 @@ def find_record(run: str | Path, space: Workspace) -> Path:
 class _Views(Dataset):
     """Item i is `(i, views, "")`, or `(i, None, reason)` if image i cannot be read."""
 
-    def __init__(self, images: Sequence[str | Path | Image.Image], predictor: Predictor):
-        self.images, self.predictor = images, predictor
+    def __init__(self, images: Sequence[str | Path | Image.Image], view: Callable[[Image.Image, int], Tensor]):
+        self.images, self.view = images, view
 
     def __len__(self) -> int:
         return len(self.images)
@@ -218,7 +217,7 @@ class _Views(Dataset):
         image = self.images[index]
         try:
             picture = image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
-            return index, self.predictor.view(picture, index), ""
+            return index, self.view(picture, index), ""
         except ImageError as error:
             return index, None, str(error)
 

@@ -86,8 +86,9 @@ def read_classifier_file(folder: str | Path) -> tuple[dict, dict, dict[str, np.n
         ValueError: The record is damaged, or keeps no classifier that this version reads; the message says what to do.
     """
     record = read_record(folder)
-    again = f"run it again: python run_all.py --profile {record['profile']} --only {record['run_id']} --force"
-    again += " with the --datasets, --encoders, --seeds and -p that select it"
+    names = "profile", "protocol", "dataset", "encoder", "seed"
+    flags = " ".join(f"--{name}{'' if name == 'profile' else 's'} {record[name]}" for name in names)
+    again = f"run it again: python run_all.py {flags} --force, and its -p settings, if it has any"
     if CLASSIFIER_FILE not in record["files"]:
         raise UserError(f"{folder}: keeps no classifier, as an older version wrote it; {again}")
     with safe_open(Path(folder) / CLASSIFIER_FILE, "np") as file:

@@ -155,7 +155,7 @@ def test_another_encoder_s_weights_are_refused(probe, tmp_path):
     first = next(name for name, value in tensors.items() if value.is_floating_point() and value.ndim > 1)
     tensors[first] = tensors[first] * 1.001
     torch.save(tensors, tmp_path / source.name)
-    with pytest.warns(UserWarning, match="differs"), pytest.raises(ValueError, match="would mean nothing"):
+    with pytest.raises(ValueError, match="would mean nothing"):
         classifiers.load_classifier(probe, weights_root=tmp_path)
 
 

@@ -393,7 +393,7 @@ def test_a_classifier_of_the_demo_is_used_step_by_step_and_gives_the_study_s_num
 
 
 def test_predicting_without_a_record_says_what_to_run(tmp_path, monkeypatch):
-    with pytest.raises(nbclient.exceptions.CellExecutionError, match="python run_all.py --profile demo"):
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match=r"python run_all\.py --profile demo"):
         run_all_cells(ROOT / "notebooks/use/predict.ipynb", tmp_path, monkeypatch)
 
 

@@ -1,6 +1,7 @@
 """The classifier that fine-tuning leaves: its best checkpoint, which stays beside the records."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,8 @@ class FineTunedPredictor:
             tta,
         )
         self.batch_size = max(1, BATCH[device.type] // (1 + tta))
-        self._num_classes, self._transform, self._portion = model.num_classes, evaluation_transform(), None
-
-    def view(self, image: Image.Image, index: int) -> Tensor:
-        plain = self._transform(image)[None]
-        return torch.cat([plain, tta_views(image, self.tta, SEED, index)]) if self.tta else plain
+        self.view = partial(_views, evaluation_transform(), tta)
+        self._num_classes, self._portion = model.num_classes, None
 
     @torch.no_grad()
     def __call__(self, views: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +61,11 @@ class FineTunedPredictor:
         outputs = outputs.unflatten(0, views.shape[:2]).numpy()
         logits = outputs[:, min(1, self.tta) :, : self._num_classes].mean(axis=1)
         return torch.from_numpy(logits).double().softmax(1).numpy(), outputs[:, 0, self._num_classes :]
+
+
+def _views(transform: Callable, tta: int, image: Image.Image, index: int) -> Tensor:
+    plain = transform(image)[None]
+    return torch.cat([plain, tta_views(image, tta, SEED, index)]) if tta else plain
 
 
 def keep_classifier(

@@ -1,6 +1,7 @@
 """The classifier that a linear probe leaves: its encoder, weight and bias."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,7 @@ class ProbePredictor:
     def __init__(self, encoder: Encoder, weight: np.ndarray, bias: np.ndarray):
         self.encoder, self.weight, self.bias = encoder, weight, bias
         self.device, self.batch_size = encoder.device, BATCH[encoder.device.type]
-
-    def view(self, image: Image.Image, index: int) -> torch.Tensor:
-        return self.encoder.transform(image)
+        self.view = partial(_view, encoder.transform)
 
     def __call__(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         x = self.encoder(images).cpu().numpy()
@@ -29,6 +28,10 @@ class ProbePredictor:
         filled = np.zeros((max(len(x), self.batch_size), x.shape[1]), dtype=np.float32)
         filled[: len(x)] = x
         return predict_proba(self.weight, self.bias, filled)[: len(x)], x
+
+
+def _view(transform: Callable, image: Image.Image, index: int) -> torch.Tensor:
+    return transform(image)
 
 
 def keep_classifier(
@@ -67,6 +70,10 @@ def load_classifier(
             "whole images: leave --tta out"
         )
     weights = record["settings"].get("weights")
+    if (
+        weights is not None and not Path(weights).exists()
+    ):  # on another machine: the digest tells if the right ones come
+        weights = None
     encoder = load_encoder(facts["encoder"], weights, device, facts["precision"], weights_root)
     if encoder.digest != facts["encoder_digest"]:
         raise ProbeError(
