@@ -199,8 +199,8 @@ def find_record(run: str | Path, space: Workspace) -> Path:
     near = difflib.get_close_matches(str(run), runs, 5, 0.3) or runs[:5]
     there = f"There are: {', '.join(near)}" if near else "There is no record yet"
     raise ClassifierError(
-        f"{run}: neither a record's folder nor a run of {space.records}. {there}; python run_all.py --profile "
-        f"{space.profile} makes those of the profile"
+        f"{run}: neither a record's folder nor a run of {space.records}. {there}; those of another profile need "
+        f"--profile, and python run_all.py --profile {space.profile} makes those of this one"
     )
 
 

@@ -19,6 +19,7 @@ def predict(options: argparse.Namespace) -> int:
     )
     print(classifiers.NOT_A_DEVICE.removeprefix("# "))
     if done.unreadable:
-        print(f"{program_name()}: {len(done.unreadable):,} images cannot be read:", file=sys.stderr)
+        count = f"{len(done.unreadable):,} image{'s' * (len(done.unreadable) > 1)}"
+        print(f"{program_name()}: {count} cannot be read:", file=sys.stderr)
         print("\n".join(f"  {reason}" for reason in done.unreadable), file=sys.stderr)
     return int(bool(done.unreadable))
