@@ -136,14 +136,13 @@ class Classifier:
         batches = [rows[at : at + size] for at in range(0, len(rows), size)]
         with batch_loader(files, batches, self.predictor.device, num_workers, _collate) as loader:
             for readable, views, unreadable in loader:
-                count = len(readable)
-                proba, x = self.predictor(views) if count else (np.zeros((0, len(self.class_names))), np.zeros((0, 1)))
-                distance = self.familiarity.distance(x) if count else np.zeros(0)
+                nothing = np.zeros((0, len(self.class_names))), np.zeros((0, len(self.familiarity.mean)), np.float32)
+                proba, x = self.predictor(views) if readable else nothing
                 sets = stats.prediction_sets(proba, self.facts["sets"]["threshold"]) if self.facts["sets"] else None
                 names = [str(images[i]) for i in readable]
-                yield Predicted(names, proba, distance, sets, x, unreadable, self.class_names)
+                yield Predicted(names, proba, self.familiarity.distance(x), sets, x, unreadable, self.class_names)
                 if bar is not None:
-                    bar.update(count + len(unreadable))
+                    bar.update(len(readable) + len(unreadable))
 
 
 def load_classifier(
@@ -197,10 +196,10 @@ def find_record(run: str | Path, space: Workspace) -> Path:
             return folder
     runs = sorted(path.parent.name for path in space.records.glob("[!.]*/record.json"))
     near = difflib.get_close_matches(str(run), runs, 5, 0.3) or runs[:5]
-    there = f"There are: {', '.join(near)}" if near else "There is no record yet"
+    there = f"near are {', '.join(near)}" if near else "which has no record yet"
     raise ClassifierError(
-        f"{run}: neither a record's folder nor a run of {space.records}. {there}; those of another profile need "
-        f"--profile, and python run_all.py --profile {space.profile} makes those of this one"
+        f"{run}: neither a record's folder nor a run of {space.records} ({there}). python run_all.py --profile "
+        f"{space.profile} makes those of this profile; to use one of another, name the profile, or its folder"
     )
 
 

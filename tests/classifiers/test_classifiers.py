@@ -332,6 +332,21 @@ def test_what_cannot_be_predicted_is_told_in_a_line(space, probe, photos, tmp_pa
     assert not (tmp_path / "a.csv").exists()
 
 
+def test_images_none_of_which_can_be_read_are_all_listed(probe, photos, tmp_path, capfd):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(b"no image")
+    classifier = classifiers.load_classifier(probe, device="cpu")
+    paths = sorted(photos.glob("*.png"))[:48]
+    found = classifier.predict([*paths, *tmp_path.glob("*.jpg")])  # the last batch has none
+    assert found.images == [str(path) for path in paths]
+    assert len(found.unreadable) == 3
+    done = classifiers.predict_folder(classifier, tmp_path, tmp_path / "a.csv")
+    assert (done.predicted, len(done.unreadable)) == (0, 3)
+    assert read(tmp_path / "a.csv").empty
+    with pytest.raises(ValueError, match="there is no image to predict"):
+        classifier.predict([])
+
+
 def test_memory_does_not_grow_with_the_images(probe, photos):
     """No part of what is yielded is kept: a batch holds its own images only."""
     classifier = classifiers.load_classifier(probe, device="cpu")
