@@ -4,7 +4,7 @@ import lazy_loader
 
 OFFERS = {
     "classifier": "Classifier ClassifierError Predicted find_record load_classifier",
-    "folders": "NOT_A_DEVICE list_images predict_folder",
+    "folders": "list_images notice predict_folder",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

@@ -19,10 +19,9 @@ from panderm_utils import data
 from panderm_utils.classifiers.classifier import Classifier, ClassifierError, Predicted
 from panderm_utils.disk import room_for
 
-NOT_A_DEVICE = (
-    "# Research only: this is not a medical device, and its output must not be used for diagnosis or treatment. "
-    'Read it with pandas.read_csv(file, comment="#").'
-)
+NOT_A_DEVICE = "Research only: this is not a medical device; do not use its output for diagnosis or treatment."
+SYNTHETIC = " It was trained on drawn images: its output on real ones means nothing."
+READING = ' Read this file with pandas.read_csv(file, comment="#").'
 PARTIAL = ".partial"  # ending of the file until it is complete
 
 
@@ -59,6 +58,11 @@ def list_images(folder: str | Path) -> list[str]:
     return names
 
 
+def notice(classifier: Classifier) -> str:
+    """Returns what everyone who sees a prediction must know."""
+    return NOT_A_DEVICE + SYNTHETIC * classifier.facts["synthetic"]
+
+
 def predict_folder(classifier: Classifier, folder: str | Path, file: str | Path) -> Outcome:
     """Predicts all images below a folder, those that `file` does not have yet, and writes them to it.
 
@@ -79,7 +83,7 @@ def predict_folder(classifier: Classifier, folder: str | Path, file: str | Path)
         for part in classifier.stream(paths, rows, bar=bar):
             text = _lines(part, root, header=not output.tell())
             if not output.tell():
-                text = f"{NOT_A_DEVICE}\n# {json.dumps(about)}\n{text}"
+                text = f"# {notice(classifier)}{READING}\n# {json.dumps(about)}\n{text}"
             output.write(text.encode(errors="surrogateescape"))
             output.flush()
             predicted, unlike = predicted + len(part.images), unlike + int((part.distance > 1).sum())
@@ -110,8 +114,8 @@ def _continue(partial: Path, file: Path, about: dict, root: Path, names: set[str
         partial.unlink()
         return set()
     try:
-        found = json.loads(lines[1].removeprefix("#"))
-    except (IndexError, ValueError) as error:
+        found = dict(json.loads(lines[1].removeprefix("#")))
+    except (IndexError, TypeError, ValueError) as error:
         raise ClassifierError(f"{there}: exists and holds no predictions; choose another --to") from error
     for key, value in about.items():
         if found.get(key) != value:

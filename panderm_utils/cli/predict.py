@@ -5,6 +5,7 @@ import sys
 
 from panderm_utils import classifiers, workspace
 from panderm_utils.cli.parser import program_name
+from panderm_utils.messages import printable
 
 
 def predict(options: argparse.Namespace) -> int:
@@ -17,9 +18,9 @@ def predict(options: argparse.Namespace) -> int:
     print(
         f"wrote {options.to}: {done.predicted:,} images predicted{before}; {done.unlike:,} unlike the training images"
     )
-    print(classifiers.NOT_A_DEVICE.removeprefix("# "))
+    print(classifiers.notice(classifier))
     if done.unreadable:
         count = f"{len(done.unreadable):,} image{'s' * (len(done.unreadable) > 1)}"
         print(f"{program_name()}: {count} cannot be read:", file=sys.stderr)
-        print("\n".join(f"  {reason}" for reason in done.unreadable), file=sys.stderr)
+        print("\n".join(f"  {printable(reason)}" for reason in done.unreadable), file=sys.stderr)
     return int(bool(done.unreadable))

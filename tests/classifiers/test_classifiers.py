@@ -242,7 +242,9 @@ def test_a_folder_is_predicted_what_cannot_be_read_is_listed_and_a_repetition_do
     assert "2 images cannot be read" in told.err
     assert f"{folder}/broken.png: the file is not a readable image" in told.err
     assert f"{folder}/empty.jpg: the file is empty" in told.err
-    assert "not a medical device" in file.read_text().splitlines()[0]
+    first = file.read_text().splitlines()[0]
+    assert "not a medical device" in first
+    assert "trained on drawn images" in first
     table = read(file)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() == ".png"}
     assert set(table["image"]) == found - {"broken.png"}
@@ -301,6 +303,9 @@ def test_what_is_of_other_images_or_another_classifier_is_refused_and_left_as_it
     with pytest.raises(ValueError, match=r"has a prediction of 000\.png, which was changed or removed"):
         classifiers.predict_folder(classifier, folder, file)
     assert file.read_bytes() == content
+    (tmp_path / "mine.csv").write_text("5\n5\n5\n")
+    with pytest.raises(ValueError, match="holds no predictions; choose another --to"):
+        classifiers.predict_folder(classifier, folder, tmp_path / "mine.csv")
     (tmp_path / "mine.csv").write_text("image,label\na,b\n")
     with pytest.raises(ValueError, match="holds no predictions; choose another --to"):
         classifiers.predict_folder(classifier, folder, tmp_path / "mine.csv")

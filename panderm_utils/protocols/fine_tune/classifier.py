@@ -44,12 +44,8 @@ class FineTunedPredictor:
     """
 
     def __init__(self, model: FineTuneModel, device: torch.device, precision: str, tta: int):
-        self.model, self.device, self.precision, self.tta = (
-            LogitsAndFeatures(model).to(device).eval(),
-            device,
-            precision,
-            tta,
-        )
+        self.model = LogitsAndFeatures(model).to(device).eval()
+        self.device, self.precision, self.tta = device, precision, tta
         self.batch_size = max(1, BATCH[device.type] // (1 + tta))
         self.view = partial(_views, evaluation_transform(), tta)
         self._num_classes, self._portion = model.num_classes, None
