@@ -385,7 +385,7 @@ def test_a_classifier_of_the_demo_is_used_step_by_step_and_gives_the_study_s_num
     code = [cell for cell in done.cells if cell.cell_type == "code"]
     assert [cell.id for cell in code if not cell.outputs and "parameters" not in cell.metadata.get("tags", [])] == []
     assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) == 2
-    (shown,) = [cell.outputs[0].data["text/html"] for cell in code if cell.id == "predict"]
+    (shown,) = [cell.outputs[-1].data["text/html"] for cell in code if cell.id == "predict"]
     _, proba, names = records.read_predictions(demo.records / "demo-linear_probe-panderm_tiny-seed0")
     for name, row in zip(names[:18], proba, strict=False):
         assert name.split("/")[-1] in shown
