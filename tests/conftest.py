@@ -18,12 +18,13 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 
 # Folders and files that take longest: they begin first, so that neither process is left alone with one of them.
-LONGEST = ("notebooks/", "batch/test_slurm", "chaos/", "batch/", "protocols/", "data/")
+LONGEST = ("notebooks/", "batch/test_slurm", "chaos/", "batch/", "protocols/", "classifiers/", "data/")
 # What starts processes, kernels, browsers or trainings; `make test-fast` runs the others.
 SLOW = (
     "notebooks/",
     "batch/",
     "chaos/",
+    "classifiers/",
     "demo/",
     "report/",
     "test_disk",

@@ -13,6 +13,7 @@ from panderm_utils import batch, manifests, pool, protocols, results, workspace
 from panderm_utils.cli.features import write_features
 from panderm_utils.cli.own_data import add_dataset
 from panderm_utils.cli.parser import parse_arguments, program, program_name
+from panderm_utils.cli.predict import predict
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
@@ -67,6 +68,8 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
             return add_dataset(options, notebooks)
         if options.features:
             return write_features(options)
+        if options.predict:
+            return predict(options)
         if options.check_data is not None:
             return check_data(options)
         if options.sync or options.check:

@@ -20,6 +20,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
   python run_all.py --profile paper --data-root D --weights-root W --output-root O
   python run_all.py --new-dataset my.csv --images DIR --name mine
   python run_all.py --features panderm_large --images DIR --to features.npz
+  python run_all.py --predict RUN --images DIR --to FILE.csv
   python run_all.py --verify                           recompute every number from the stored predictions
 
 Runs that have a record are skipped, a failure does not stop the rest, and Ctrl-C leaves only complete records.
@@ -107,18 +108,26 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CSV",
         help="write a manifest and notebooks for a CSV, several CSVs (train=a.csv test=b.csv), or a folder per class",
     )
-    own.add_argument("--images", metavar="DIR", help="the folder of the CSV's images, or of those for --features")
+    own.add_argument(
+        "--images", metavar="DIR", help="the folder of the images: of the CSV, of --features or of --predict"
+    )
     own.add_argument("--name", help="a name for the dataset: lower-case letters, digits, _")
     for role, meaning in OWN_COLUMNS.items():
         count = "+" if role == "label" else 1
         own.add_argument(f"--{role}", nargs=count, metavar="COLUMN", help=f"the CSV's column that {meaning}")
-    away = parser.add_argument_group("results to take away")
+    own.add_argument("--folds", type=positive(int), metavar="K", help="draw K folds, each a dataset, not one split")
+    away = parser.add_argument_group("to take away")
     named = away.add_argument(
         "--features", metavar="ENCODER", help="write features of --images DIR or --datasets NAME to a file"
     )
     complete(named, manifests.list_encoders)
-    away.add_argument("--to", metavar="FILE", help="the file: .npz, or .csv for small sets")
-    own.add_argument("--folds", type=positive(int), metavar="K", help="draw K folds, each a dataset, not one split")
+    away.add_argument(
+        "--predict", metavar="RUN", help="predict --images DIR with the classifier of a run, by its id or its record"
+    )
+    away.add_argument("--to", metavar="FILE", help="features: .npz, or .csv for small sets; predictions: .csv")
+    away.add_argument(
+        "--tta", type=positive(int), metavar="N", help="with --predict: average N random views; fine-tuned models only"
+    )
     return parser
 
 
@@ -134,10 +143,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         parser.error("--features ENCODER needs --to FILE, and either --images DIR or --datasets NAME")
     if options.features and (options.p or options.protocols or options.encoders or options.seeds):
         parser.error("--features ENCODER takes no -p, --protocols, --encoders or --seeds")
-    if options.to and not options.features:
-        parser.error("--to FILE goes with --features ENCODER")
-    if options.images and not (options.new_dataset or options.features):
-        parser.error("--images DIR goes with --new-dataset CSV or --features ENCODER")
+    if options.predict and not (options.images and options.to):
+        parser.error("--predict RUN needs --images DIR and --to FILE.csv")
+    if options.to and not (options.features or options.predict):
+        parser.error("--to FILE goes with --features ENCODER or --predict RUN")
+    if options.tta and not options.predict:
+        parser.error("--tta N goes with --predict RUN")
+    if options.images and not (options.new_dataset or options.features or options.predict):
+        parser.error("--images DIR goes with --new-dataset CSV, --features ENCODER or --predict RUN")
     for flag in ("name", "folds", *OWN_COLUMNS):
         if getattr(options, flag) and not options.new_dataset:
             parser.error(f"--{flag} goes with --new-dataset CSV")

@@ -27,7 +27,8 @@ from panderm_utils.encoders.loading import Encoder
 from panderm_utils.messages import UserError
 
 CHUNK = 8  # images that a worker passes on at once (4.8 MB)
-CPU_BATCH = 48  # images per batch on a CPU: more overflow its caches, fewer make cores wait for each other more often
+# Images per batch: on a CPU, more overflow its caches, and fewer make cores wait for each other more often.
+BATCH = {"cpu": 48, "cuda": 64, "mps": 64}
 
 
 class FeatureError(UserError):
@@ -141,7 +142,7 @@ def extract_files(
     names = files.paths if names is None else np.array(names, dtype=np.str_)
     if len(names) != len(files):
         raise FeatureError(f"{len(names)} names for {len(files)} paths; give one name per path")
-    batch_size = min(batch_size, SHARD if encoder.device.type != "cpu" else CPU_BATCH)
+    batch_size = min(batch_size, SHARD if encoder.device.type != "cpu" else BATCH["cpu"])
     store = None if cache is None else FeatureCache(cache, encoder, len(files))
     x = np.empty((len(files), encoder.num_features), dtype=np.float32)
     todo, computers = [], set()

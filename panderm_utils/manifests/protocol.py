@@ -39,6 +39,9 @@ class Protocol:
         published: Returns the published value of each setting that is None by default.
         extra_inputs: Takes the dataset's manifest, the encoder's name, the profile and the parameters of a run; returns
             the manifests of other datasets (optional) and encoders that the run reads. ValueError: one does not exist.
+        load_classifier: Takes the facts and tensors of a kept classifier, its record and folder, the weights root, a
+            device ("auto", ...) and the number of random views (0: none); returns a `classifiers.Predictor`.
+            None: records of the protocol keep no classifier.
         companions: Takes a batch's parameter overrides; returns protocol -> parameters of each run of another protocol
             that this one also requests.
     """
@@ -63,6 +66,7 @@ class Protocol:
     published: Callable[[], dict] = dict
     extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = lambda *_: ()
     companions: Callable[[dict], dict[str, list[dict]]] = lambda *_: {}
+    load_classifier: Callable[..., Any] | None = None
 
     def rule(self, parameter: str) -> Rule | None:
         """Returns the rule of a parameter of its notebook, None if it has none."""

@@ -3,6 +3,7 @@
     records/<run id>/record.json      identity, settings, metrics with intervals, timings, environment, warnings
     records/<run id>/predictions.csv  one row per test image, in upstream's layout
     records/<run id>/metadata.csv     age, sex, site, ... of the test images, if the CSV has them
+    records/<run id>/classifier.safetensors   to predict new images, see `classifier_file`; of some protocols
 
 Tables and figures are drawn from records alone; every metric can be recomputed from the predictions.
 """
@@ -42,7 +43,8 @@ class IncompleteWarning(UserWarning):
 
 @dataclass
 class Run:
-    """A run in progress: its identity, its folders, and the facts noted so far (see `note`)."""
+    """A run in progress: its identity, its folders, and what its record will hold: the facts noted so far (see `note`),
+    and further files by name."""
 
     run_id: str
     dataset: str
@@ -53,6 +55,7 @@ class Run:
     workspace: Workspace
     started: float = field(default_factory=time.perf_counter)
     notes: dict = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -196,7 +199,7 @@ def save_record(
         extra_tables: Further tables of the record by file name, such as "history.csv".
     """
     tables = {**(extra_tables or {}), "predictions.csv": predictions}
-    files = {name: _csv(table, name) for name, table in tables.items()}
+    files = {**{name: csv_bytes(table, name) for name, table in tables.items()}, **run.files}
     record = {
         "schema": SCHEMA,
         "run_id": run.run_id,
@@ -283,7 +286,8 @@ def _number(value: float | None) -> str:
     return UNDEFINED if pd.isna(value) else f"{value:.4f}"
 
 
-def _csv(table: pd.DataFrame, name: str) -> bytes:
+def csv_bytes(table: pd.DataFrame, name: str = "") -> bytes:
+    """Returns a table as the content of a file, compressed if its name ends in .gz."""
     content = table.to_csv(index=False, lineterminator="\n").encode()
     return gzip.compress(content, mtime=0) if name.endswith(".gz") else content
 

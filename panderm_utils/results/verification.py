@@ -16,6 +16,7 @@ import pandas as pd
 
 from panderm_utils.manifests import ManifestError, Pair, Protocol, load_encoder_manifest
 from panderm_utils.pool import in_processes
+from panderm_utils.results.classifier_file import evaluate_sets
 from panderm_utils.results.identity import changed_files, load_record, settled_id
 from panderm_utils.results.records import describe_scored, read_predictions
 from panderm_utils.stats import MetricWarning
@@ -119,6 +120,8 @@ def compare_metrics(stored: dict, again: pd.DataFrame, suffix: str = "") -> Iter
 def recompute_predictions(score: Callable, record: dict, folder: Path) -> Iterator[Pair]:
     """Yields the metrics of predictions.csv and, with the suffix _tta, of predictions_tta.csv if the record has any.
 
+    If it has prediction sets, their threshold (from predictions_val.csv), coverage and size are among them.
+
     Args:
         score: As `stats.evaluate`.
     """
@@ -128,3 +131,7 @@ def recompute_predictions(score: Callable, record: dict, folder: Path) -> Iterat
         if stored:
             y, proba, _ = read_predictions(folder, file)
             yield from compare_metrics(stored, score(y, proba, **resampling(record)), suffix)
+    if stored := record.get("prediction_sets"):
+        on_val, on_test = (pd.read_csv(folder / f"predictions{part}.csv", dtype=str) for part in ("_val", ""))
+        again = evaluate_sets(on_val, on_test)
+        yield from (("prediction_sets", name, stored.get(name), value) for name, value in again.items())

@@ -1,10 +1,12 @@
-"""Arrays in, arrays out: metrics, bootstrap intervals, paired tests, calibration, subgroups, embeddings."""
+"""Arrays in, arrays out: metrics, intervals, paired tests, calibration, prediction sets, subgroups, embeddings."""
 
 import lazy_loader
 
 OFFERS = {
     "calibration": "BINS evaluate_calibration reliability",
+    "conformal": "COVERAGE conformal_threshold evaluate_prediction_sets prediction_sets",
     "embedding": "choose_examples embed neighbour_agreement place_labels",
+    "familiarity": "Familiarity measure_familiarity",
     "metrics": "FEW_IMAGES METRICS MetricWarning PER_IMAGE Scorer accuracy auroc balanced_accuracy check_predictions "
     "classes_present confusion evaluate on_test_set per_class_report pr_curves roc_curves score_table weighted_f1 "
     "widest_interval",

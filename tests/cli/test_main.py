@@ -41,7 +41,7 @@ def test_help_names_every_flag_of_the_readme(capsys):
     flags = (
         "profile data-root weights-root output-root datasets protocols encoders seeds list plan jobs force sync check"
     )
-    flags += " verbose check-data pixels report verify only slurm slurm-script slurm-option features to"
+    flags += " verbose check-data pixels report verify only slurm slurm-script slurm-option features predict to tta"
     assert [f for f in [*flags.split(), "new-dataset", "images", "name"] if f"--{f}" not in text] == []
 
 
@@ -89,7 +89,16 @@ def test_what_is_wrong_is_told_in_a_line_with_status_2(capsys, arguments, messag
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--new-dataset", "x.csv"], ["--images", "x"], ["--jobs", "0"], ["--seeds", "a"], ["--verbose"]]
+    "arguments",
+    [
+        ["--new-dataset", "x.csv"],
+        ["--images", "x"],
+        ["--jobs", "0"],
+        ["--seeds", "a"],
+        ["--verbose"],
+        ["--predict", "run"],
+        ["--tta", "2"],
+    ],
 )
 def test_flags_that_do_not_go_together_are_refused(arguments):
     with pytest.raises(SystemExit) as told:

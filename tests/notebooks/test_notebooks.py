@@ -269,6 +269,8 @@ def test_fine_tuning_leaves_its_record(demo, dataset, overrides):
             assert record["metrics"][f"{metric}{suffix}"]["value"] == pytest.approx(numbers["value"], abs=1e-12)
     assert len(pd.read_csv(folder / "history.csv")) == epochs
     assert (demo.checkpoints / folder.name / "best.safetensors").is_file()
+    assert 0 < record["prediction_sets"]["coverage"] <= 1
+    assert "classifier.safetensors" in record["files"]
 
 
 def test_fine_tuning_is_compared_with_linear_probing_over_the_seeds_and_on_the_demo_it_is_better(demo):
@@ -389,6 +391,23 @@ def test_run_all_in_jupyterlab_needs_no_preparation_and_gives_the_batch_s_number
     assert after["written"] != before["written"]
     assert after["metrics"] == before["metrics"]
     assert after["features"] == before["features"]
+
+
+def test_a_classifier_of_the_demo_is_used_step_by_step_and_gives_the_study_s_numbers(demo, monkeypatch):
+    done = run_all_cells(ROOT / "notebooks/use/predict.ipynb", demo.root.parent, monkeypatch)
+    code = [cell for cell in done.cells if cell.cell_type == "code"]
+    assert [cell.id for cell in code if not cell.outputs and "parameters" not in cell.metadata.get("tags", [])] == []
+    assert sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs) == 2
+    (shown,) = [cell.outputs[-1].data["text/html"] for cell in code if cell.id == "predict"]
+    _, proba, names = records.read_predictions(demo.records / "demo-linear_probe-panderm_tiny-seed0")
+    for name, row in zip(names[:18], proba, strict=False):
+        assert name.split("/")[-1] in shown
+        assert f">{row.max():.4f}<" in shown
+
+
+def test_predicting_without_a_record_says_what_to_run(tmp_path, monkeypatch):
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match=r"python run_all\.py --profile demo"):
+        run_all_cells(ROOT / "notebooks/use/predict.ipynb", tmp_path, monkeypatch)
 
 
 def test_a_figure_without_a_record_says_what_to_run(tmp_path, monkeypatch):

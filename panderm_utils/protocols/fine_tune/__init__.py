@@ -4,6 +4,7 @@ import lazy_loader
 
 OFFERS = {
     "augmentation": "DEGREES HUE IMAGE TrainingImages VIEWS generator_for shift_hue tta_views",
+    "classifier": "keep_classifier load_classifier",
     "gradients": "BatchGradients make_optimizer",
     "metrics": "evaluate_fine_tuning",
     "model": "FineTuneModel describe load_finetune_model load_finetuned",

@@ -143,14 +143,14 @@ def score(
             views = views[:, None] if views.ndim == 4 else views
             flat = views.flatten(0, 1)
             portion = min(portion or len(flat), len(flat))
-            logits, portion = _forward(model, flat, device, precision, portion)
+            logits, portion = forward(model, flat, device, precision, portion)
             outputs.append(logits.unflatten(0, views.shape[:2]))
             if bar is not None:
                 bar.update(len(views))
     return torch.cat(outputs).numpy() if outputs else np.zeros((0, 1, 0), dtype=np.float32)
 
 
-def _forward(model: nn.Module, x: Tensor, device: torch.device, precision: str, portion: int) -> tuple[Tensor, int]:
+def forward(model: nn.Module, x: Tensor, device: torch.device, precision: str, portion: int) -> tuple[Tensor, int]:
     """Returns logits on the CPU and the number of images at once, halved if memory ran out."""
     while True:
         try:

@@ -70,4 +70,5 @@ PROTOCOL = Protocol(
     single_dataset=("checkpoint",),
     published=lambda: dataclasses.asdict(fine_tune.FineTuneRecipe()),
     recompute=lambda *run: results.recompute_predictions(fine_tune.evaluate_fine_tuning, *run),
+    load_classifier=lambda *kept: fine_tune.load_classifier(*kept),
 )

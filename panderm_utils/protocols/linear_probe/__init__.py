@@ -3,6 +3,7 @@
 import lazy_loader
 
 OFFERS = {
+    "classifier": "keep_classifier load_classifier",
     "neighbours": "neighbour_proba",
     "probe": "LinearProbe fit_linear_probe",
     "protocol": "PROTOCOL",

@@ -80,22 +80,27 @@ class LinearProbe:
         Logits and softmax have the precision of the weights, so the published solver's probabilities have the ties and
         rounding of float32, like the published ones.
         """
-        features = _features(x)
-        if features.shape[1] != self.weight.shape[1]:
-            raise ProbeError(
-                f"the probe was fitted on {self.weight.shape[1]} features per row, these rows have "
-                f"{features.shape[1]}: extract them with the same encoder"
-            )
-        weight, bias = torch.from_numpy(self.weight), torch.from_numpy(self.bias)
-        if weight.dtype == torch.float32:
-            return functional.linear(features, weight, bias).softmax(1).double().numpy()
-        blocks = [functional.linear(block.double(), weight, bias).softmax(1) for block in features.split(BLOCK)]
-        return torch.cat(blocks).numpy()
+        return predict_proba(self.weight, self.bias, x)
 
     def describe(self) -> dict:
         """Returns the settings and the outcome of the fit, for a record."""
         names = ("solver", "seed", "c", "objective", "converged", "iterations")
         return {name: getattr(self, name) for name in names}
+
+
+def predict_proba(weight: np.ndarray, bias: np.ndarray, x) -> np.ndarray:
+    """Returns `LinearProbe.predict_proba` of a probe with this weight `[K, D]` and bias `[K]`."""
+    features = _features(x)
+    if features.shape[1] != weight.shape[1]:
+        raise ProbeError(
+            f"the probe was fitted on {weight.shape[1]} features per row, these rows have {features.shape[1]}: extract "
+            "them with the same encoder"
+        )
+    weight, bias = torch.from_numpy(weight), torch.from_numpy(bias)
+    if weight.dtype == torch.float32:
+        return functional.linear(features, weight, bias).softmax(1).double().numpy()
+    blocks = [functional.linear(block.double(), weight, bias).softmax(1) for block in features.split(BLOCK)]
+    return torch.cat(blocks).numpy()
 
 
 @torch.inference_mode(False)  # a caller's inference mode would forbid the gradients

@@ -2,6 +2,7 @@
 
 from panderm_utils import results, stats
 from panderm_utils.manifests import Protocol
+from panderm_utils.protocols import linear_probe
 
 PROTOCOL = Protocol(
     name="linear_probe",
@@ -13,4 +14,5 @@ PROTOCOL = Protocol(
     seconds_an_image=0.7,  # 123 GFLOP an image of ViT-L at the 175 GFLOP/s of two cores in float32
     settings={"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000, "weights": None},
     recompute=lambda *run: results.recompute_predictions(stats.evaluate, *run),
+    load_classifier=lambda *kept: linear_probe.load_classifier(*kept),
 )
