@@ -8,9 +8,14 @@ from typing import Any
 from panderm_utils.manifests.entries import DatasetManifest, EncoderManifest, Profile
 from panderm_utils.manifests.parameters import PARAMETERS, ParameterError, Rule
 from panderm_utils.manifests.reading import load_dataset_manifest
+from panderm_utils.messages import UserError
 
 # Metric, column, number in the record, number recomputed from the predictions.
 Pair = tuple[str, str, float | None, float]
+
+
+class DoesNotApply(UserError):
+    """A dataset lacks something for a protocol in this profile; without the protocol's name, the run is left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +42,8 @@ class Protocol:
         single_dataset: Notebook parameters specific to one dataset, such as the path of a checkpoint.
         published: Returns the published value of each setting that is None by default.
         extra_inputs: Takes the dataset's manifest, the encoder's name, the profile and the parameters of a run; returns
-            the manifests of other datasets (optional) and encoders that the run reads. ValueError: one does not exist.
+            the manifests of other datasets (optional) and encoders that the run reads. ValueError: one does not exist;
+            DoesNotApply: there is none, without which the run makes no sense.
         companions: Takes a batch's parameter overrides; returns protocol -> parameters of each run of another protocol
             that this one also requests.
     """
