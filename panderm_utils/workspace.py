@@ -24,7 +24,7 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folders of one profile. `root` holds records/, executed/, report/, logs/ and, except "own", figures/ and tables/."""
+    """The folders of one profile. `root` holds records/, executed/, figures/, tables/, report/ and logs/."""
 
     profile: str
     data_root: Path

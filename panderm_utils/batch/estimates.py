@@ -105,8 +105,8 @@ def toy_note(plan: Plan) -> str:
     place = weights_need(real, plan.space, None).paths[0]
     source = "; or ".join(access.url for access in real.access)
     return (
-        f"NOTE: {', '.join(toys)} is a toy, trained on drawn images: it shows how a study works; its numbers say nothing "
-        f"about PanDerm. For a real study put the weights at {place} ({source})"
+        f"NOTE: {', '.join(toys)} is a toy, not PanDerm: it shows how a study works, and its numbers say nothing about "
+        f"real skin. For a real study put the weights at {place} ({source})"
     )
 
 

@@ -100,6 +100,8 @@ def make_plan(
     profile, problems = manifests.load_profile(space.profile, space.weights_root), []
     every = list(datasets) == ["all"]
     named, datasets = () if every else tuple(datasets), profile.datasets if every else datasets
+    if profile.own and not profile.datasets:
+        raise PlanError("there is no dataset of yours yet; add one: --new-dataset my.csv --images DIR --name mine")
     parts = _parts(profile, datasets, encoders, protocols, notebooks, problems)
     overrides = split_overrides(overrides, [name for part in parts for name in part.encoders], problems)
     parts = _with_companions(parts, profile, encoders, overrides, notebooks, problems)
@@ -120,7 +122,7 @@ def make_plan(
 
 
 def select_runs(plan: Plan, names: Sequence[str]) -> Plan:
-    """Returns the plan with only the named runs and no drawings; without names, only the drawings: tables, figures, report.
+    """Returns the plan with only the named runs; without names, with only tables, figures and report.
 
     Args:
         names: Run ids or patterns, such as "ham10000-*".

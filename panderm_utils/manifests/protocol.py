@@ -46,6 +46,9 @@ class Protocol:
             DoesNotApply: there is none, without which the run makes no sense.
         companions: Takes a batch's parameter overrides; returns protocol -> parameters of each run of another protocol
             that this one also requests.
+        methods: Takes a record; returns what a run did, in sentences for the methods section of a manuscript.
+        exhibits: Takes one dataset's rows of `results.study_runs` and returns the `figures.Exhibit`s of the report of
+            own data. None: a run scores a classifier of the dataset's classes, which that report shows in full.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Protocol:
     published: Callable[[], dict] = dict
     extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = lambda *_: ()
     companions: Callable[[dict], dict[str, list[dict]]] = lambda *_: {}
+    methods: Callable[[dict], str] = lambda record: ""
+    exhibits: Callable[..., list] | None = None
 
     def rule(self, parameter: str) -> Rule | None:
         """Returns the rule of a parameter of its notebook, None if it has none."""

@@ -43,7 +43,28 @@ def paper_scores(
             keep &= runs[name].isna() if value is None else runs[name].eq(value)
         else:
             keep &= value is None
-    rows = runs[keep].reset_index(drop=True)
+    return _labelled(runs[keep].reset_index(drop=True), datasets)
+
+
+def study_runs(runs: pd.DataFrame, profile: str, protocol: Protocol) -> pd.DataFrame:
+    """Returns the rows of one run for each of the profile's datasets and each encoder, labelled as by `paper_scores`.
+
+    If an encoder has several runs on a dataset, it is the one with the profile's settings and the lowest seed, or else
+    the first by id.
+
+    Args:
+        runs: One row per run and metric, from `read_records`.
+    """
+    usual = set(paper_scores(runs, profile, protocol, seed=None)["run_id"])
+    datasets = load_profile(profile).datasets
+    rows = runs[(runs["protocol"] == protocol.name) & runs["dataset"].isin(datasets)]
+    ranked = rows.assign(unusual=~rows["run_id"].isin(usual)).sort_values(["unusual", "seed", "run_id"], kind="stable")
+    chosen = ranked.drop_duplicates(["dataset", "encoder"])["run_id"]
+    return _labelled(rows[rows["run_id"].isin(chosen)].reset_index(drop=True), list(datasets))
+
+
+def _labelled(rows: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
+    """Adds the readable names of dataset and encoder, and sorts by dataset, encoder and seed."""
     rows["dataset_label"] = [load_dataset_manifest(name).short_title for name in rows["dataset"]]
     rows["encoder_label"] = [load_encoder_manifest(name).title for name in rows["encoder"]]
     order = {name: i for i, name in enumerate(order_encoders(rows["encoder"]))}

@@ -58,6 +58,15 @@ def _candidates(profile: Profile) -> list[str]:
     return [name for name in profile.datasets if load_dataset_manifest(name).melanoma]
 
 
+def methods(record):
+    targets = ", ".join(record.get("targets", {})) or "no dataset"
+    return (
+        "For external validation, a logistic regression that tells melanoma from the other classes was fitted to the "
+        f"same kind of features and tested, unchanged, on other datasets ({targets}); images that the training dataset "
+        "also has were excluded (identical files, or the same ISIC Archive id)."
+    )
+
+
 PROTOCOL = Protocol(
     name="external_validation",
     title="external validation",
@@ -80,5 +89,7 @@ PROTOCOL = Protocol(
     parameters={"targets": text("names of datasets").or_else(None), "target_images": one_of(*TARGET_IMAGES)},
     dataset_keys=("melanoma",),
     recompute=lambda record, folder: external_validation.recompute_targets(record, folder),
+    methods=methods,
+    exhibits=lambda scores: external_validation.study_exhibits(scores),
     extra_inputs=lambda card, encoder, profile, given: choose_targets(card, profile, given.get("targets")),
 )

@@ -4,6 +4,7 @@ import lazy_loader
 
 OFFERS = {
     "data_needed": "data_needed_table find_match match_sentences",
+    "exhibits": "study_exhibits",
     "plots": "efficiency_curves figure_2b",
     "protocol": "PROTOCOL choose_rival",
     "rivals": "load_rival",
