@@ -12,7 +12,7 @@ import hashlib
 import warnings
 from pathlib import Path
 
-from panderm_utils import data, manifests, results
+from panderm_utils import data, results
 from panderm_utils.data import DataError, Dataset
 from panderm_utils.figures import METRIC_TITLES, Exhibit, save_figure, write_tables
 from panderm_utils.manifests import DatasetManifest
@@ -104,7 +104,7 @@ def _open_data(card: DatasetManifest, contents: Contents, record: dict) -> tuple
 
 
 def _write_exhibit(folders: list[Path], exhibit: Exhibit | Gallery) -> tuple:
-    """Writes an exhibit's files; returns it, what its template needs (a Sheet, a size, or images), and the paths."""
+    """Writes an exhibit's files; returns it, what its template needs (a Sheet, a size, images), and the paths."""
     figure_folder, table_folder, image_folder = folders
     if isinstance(exhibit, Gallery):
         pictures, paths = write_gallery(exhibit, image_folder)
@@ -119,10 +119,10 @@ def _write_exhibit(folders: list[Path], exhibit: Exhibit | Gallery) -> tuple:
 
 def _stamp(study: Study, runs: list[Run], contents: Contents, shared: dict) -> str:
     """SHA-256 of all that a page is made from: records, what else it lists, manifest, data and code."""
-    digest = hashlib.sha256(repr((shared["site"], contents.commands, contents.needs, runs, study.ids)).encode())
+    listed = shared["site"], contents.commands, contents.needs, runs, study.ids, study.card
+    digest = hashlib.sha256(repr(listed).encode())
     code = sorted((REPOSITORY / "panderm_utils").rglob("*.py"))
-    manifest = manifests.MANIFEST_ROOT / "datasets" / f"{study.card.name}.yaml"
-    for path in [*code, *sorted(TEMPLATES.iterdir()), manifest]:
+    for path in [*code, *sorted(TEMPLATES.iterdir())]:
         digest.update(path.read_bytes())
     for path in (contents.space.data_root / study.card.csv, contents.space.data_root / study.card.image_root):
         digest.update(repr(path.stat().st_mtime_ns if path.exists() else None).encode())

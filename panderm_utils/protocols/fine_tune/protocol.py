@@ -32,8 +32,8 @@ def methods(record):
     recipe, chosen = training.get("recipe", {}), training.get("chosen", "the best epoch on the validation split")
     return (
         "For fine-tuning, the whole network was trained with PanDerm's recipe (AdamW, layer-wise learning-rate decay, "
-        f"random crops, flips, rotations and hue shifts): {recipe.get('epochs')} epochs, {training.get('batch')} images a "
-        f"step, peak learning rate {recipe.get('lr')}, mixup {recipe.get('mixup')}, CutMix {recipe.get('cutmix')}, "
+        f"crops, flips, rotations and hue shifts): {recipe.get('epochs')} epochs, {training.get('batch')} images "
+        f"a step, peak learning rate {recipe.get('lr')}, mixup {recipe.get('mixup')}, CutMix {recipe.get('cutmix')}, "
         f"label smoothing {recipe.get('smoothing')}, stochastic depth {recipe.get('drop_path')}, seed "
         f"{record['seed']}. The epoch that was tested: {chosen}. Test-time augmentation: the mean over "
         f"{record['settings']['tta']} random views."

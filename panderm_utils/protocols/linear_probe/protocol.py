@@ -9,7 +9,8 @@ def methods(record):
     fraction = "" if settings["train_fraction"] == 1 else f"{settings['train_fraction']:.0%} of "
     return (
         "For linear probing, the encoder was frozen: each image was resized to 256 pixels on its shorter side, cropped "
-        "to the central 224 x 224 pixels, and turned into one feature vector (the class token after the last normalisation). A "
+        "to the central 224 x 224 pixels, and turned into one feature vector (the class token after the last "
+        "normalisation). A "
         f"multinomial logistic regression was fitted to the features of {fraction}the training images by L-BFGS "
         f"(solver {settings['solver']!r}, C = {facts.get('c', 'as published')}, seed {record['seed']}, "
         f"precision {settings['precision']}); no hyperparameter was tuned, and the validation split was not used."
