@@ -4,7 +4,6 @@ import pandas as pd
 
 from panderm_utils.manifests import (
     Protocol,
-    list_datasets,
     list_encoders,
     load_dataset_manifest,
     load_encoder_manifest,
@@ -16,14 +15,13 @@ ANY = object()  # matches any value of a setting
 
 
 def paper_scores(
-    runs: pd.DataFrame, profile: str, protocol: Protocol, seed: int | None = 0, own: bool = False, **settings
+    runs: pd.DataFrame, profile: str, protocol: Protocol, seed: int | None = 0, **settings
 ) -> pd.DataFrame:
     """Returns the rows of `read_records` that a table or figure of the paper shows, in the profile's order.
 
     Args:
         runs: One row per run and metric.
         seed: None selects runs of every seed.
-        own: Whether to add the user's own datasets, after the paper's.
         settings: Settings of the runs to select; by default the profile's; ANY matches every value.
 
     Returns:
@@ -32,9 +30,6 @@ def paper_scores(
     expected = {**settle_settings(protocol, profile, settings), "seed": ANY if seed is None else seed}
     runs = runs[runs["protocol"] == protocol.name]
     datasets = list(load_profile(profile).datasets)
-    if own:
-        others = sorted(set(runs["dataset"]) - set(datasets))
-        datasets += [name for name in others if name in list_datasets() and load_dataset_manifest(name).own]
     keep = runs["dataset"].isin(datasets)
     for name, value in expected.items():
         if value is ANY:

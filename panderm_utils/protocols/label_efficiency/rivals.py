@@ -13,16 +13,16 @@ class RivalWarning(UserWarning):
 
 def load_rival(
     rival: str, encoder: str, device: str = "auto", precision: str = "fp32", weights_root: str | Path | None = None
-) -> dict[str, Encoder]:
-    """Returns the encoder to compare with, under its name; nothing if it is the studied encoder itself.
+) -> list[Encoder]:
+    """Returns the encoder to compare with, in a list; an empty one if it is the studied encoder itself.
 
-    If its weights are missing or cannot be downloaded, returns nothing too, with a RivalWarning: a run's record is that
-    of the studied encoder alone.
+    If its weights are missing or cannot be downloaded, the list is empty too, with a RivalWarning: a run's record is
+    that of the studied encoder alone.
     """
     if rival == encoder:
-        return {}
+        return []
     try:
-        return {rival: encoders.load_encoder(rival, None, device, precision, weights_root)}
+        return [encoders.load_encoder(rival, None, device, precision, weights_root)]
     except EncoderError as error:
         warnings.warn(f"no comparison with {rival}: {error}", RivalWarning, stacklevel=2)
-        return {}
+        return []
