@@ -130,9 +130,11 @@ def report(options: argparse.Namespace, planned: batch.Plan, notebooks: Path) ->
     jobs = list(planned.runs)
     # Notebooks or manifests outside the selection may be invalid; the report is written all the same.
     with contextlib.suppress(batch.PlanError):
-        stamped = batch.list_protocols(notebooks)
-        names = [name for name in manifests.load_profile(options.profile).protocols if name in stamped]
-        jobs += batch.make_plan(planned.space, ["all"], protocols=names, notebooks=notebooks).runs
+        stamped, usual = batch.list_protocols(notebooks), list(manifests.load_profile(options.profile).protocols)
+        names = [name for name in usual if name in stamped]
+        # Named only where needed: of a protocol that is not named, runs that make no sense are left out.
+        named = [] if names == usual else names
+        jobs += batch.make_plan(planned.space, ["all"], protocols=named, notebooks=notebooks).runs
     jobs = list({job.name: job for job in jobs}.values())
     try:
         written = pool.in_another_process(partial(_write_report, planned.space), jobs)

@@ -26,13 +26,16 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     print("\n".join(f"- wrote {notebook}" for notebook in stamped))
     created = " ".join(map(shell_path, [*paths, *stamped, *own.written]))
     print(f"- git does not track these files until you add them; to undo this: rm {created}")
-    print(describe_next(batch.make_plan(workspace.open_workspace("own"), names, notebooks=notebooks), names))
+    space = workspace.open_workspace("own", options.data_root, options.weights_root, options.output_root)
+    folders = [("weights-root", options.weights_root), ("output-root", options.output_root)]
+    flags = "".join(f" --{name} {shlex.quote(folder)}" for name, folder in folders if folder)
+    command = f"{program()} --profile own --datasets {' '.join(names)}{flags}"
+    print(describe_next(batch.make_plan(space, names, notebooks=notebooks), command))
     return 0
 
 
-def describe_next(planned: batch.Plan, names: list[str]) -> str:
-    """Returns the next commands: one for each study that the data allow, and one for all of them."""
-    command = f"{program()} --profile own --datasets {' '.join(names)}"
+def describe_next(planned: batch.Plan, command: str) -> str:
+    """Returns the next commands: one for each study that the data allow, and `command` for all of them."""
     studies = {f"{command} --protocols {run.protocol}": protocols.load_protocol(run.protocol) for run in planned.runs}
     width = max(map(len, studies))
     lines = [f"  {line:{width}}  # {study.title}" for line, study in studies.items()]

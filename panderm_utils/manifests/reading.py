@@ -82,12 +82,10 @@ def load_profile(name: str, weights_root: str | Path | None = None, root: Path |
     if not profile.own:
         return profile
     datasets = tuple(each for each in list_datasets(root) if load_dataset_manifest(each, root).own)
-    models, folder = (
-        [load_encoder_manifest(each, root) for each in profile.encoders],
-        settle_folder("weights_root", weights_root),
-    )
+    models = [load_encoder_manifest(each, root) for each in profile.encoders]
+    folder = settle_folder("weights_root", weights_root)
     there = [model.name for model in models if any(path.is_file() for path in weights_places(model, folder))]
-    return dataclasses.replace(profile, datasets=datasets, encoders=(there or profile.encoders)[:1])
+    return dataclasses.replace(profile, datasets=datasets, encoders=tuple(there or profile.encoders)[:1])
 
 
 def weights_places(encoder: EncoderManifest, weights_root: Path) -> list[Path]:

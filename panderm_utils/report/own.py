@@ -9,10 +9,13 @@ are made again only if a record, the manifest, the data or the code has changed.
 """
 
 import hashlib
+import re
 import warnings
 from pathlib import Path
 
-from panderm_utils import data, results
+import pandas as pd
+
+from panderm_utils import data, protocols, results
 from panderm_utils.data import DataError, Dataset
 from panderm_utils.figures import METRIC_TITLES, Exhibit, save_figure, write_tables
 from panderm_utils.manifests import DatasetManifest
@@ -49,14 +52,29 @@ def write_pages(report: Path, contents: Contents, shared: dict) -> set[Path]:
         written |= _write_study(report, places[card.name], study, own_runs, contents, shared)
         rows.append((card, places[card.name], study.headlines.to_dict(orient="records")))
     if len(cards) != 1:
-        written.add(write_page(report, "index.html", "overview.html", **shared, rows=rows, metrics=METRIC_TITLES))
+        facts = {"rows": rows, "means": _means_of_folds(rows), "metrics": METRIC_TITLES}
+        written.add(write_page(report, "index.html", "overview.html", **shared, **facts))
     return written
+
+
+def _means_of_folds(rows: list[tuple]) -> list[dict]:
+    """Returns the headline scores of datasets `<name>_fold1`, ...: mean, lowest and highest of each study."""
+    found = [
+        {"name": base[1], **{key: run[key] for key in ("protocol", "encoder_label", "metric", "value")}}
+        for card, _, runs in rows
+        for run in runs
+        if (base := re.fullmatch(r"(.+)_fold\d+", card.name))
+    ]
+    if not found:
+        return []
+    groups = pd.DataFrame(found).groupby(["name", "protocol", "encoder_label", "metric"], sort=False)["value"]
+    return groups.agg(["mean", "min", "max", "size"]).reset_index().to_dict(orient="records")
 
 
 def _studied(contents: Contents) -> list[DatasetManifest]:
     """The datasets with a complete record, whose manifests still exist."""
-    names = {run.record["dataset"] for run in contents.done}
-    return [card for card in contents.datasets if card.name in names]
+    names = {run.record["dataset"] for run in contents.done if run.protocol in protocols.list_protocols()}
+    return [card for card in contents.datasets if card.own and card.name in names]
 
 
 def _write_study(

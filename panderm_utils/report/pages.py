@@ -109,6 +109,11 @@ def score(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def brief(value: float | None) -> str:
+    """Returns a score with three decimals."""
+    return "undefined" if value is None or value != value else f"{value:.3f}"
+
+
 def tone(verdict: str) -> str:
     """Returns the CSS class for the colour of a verdict or status."""
     return "good" if verdict in GOOD else "bad" if verdict.startswith(BAD) else "quiet"
@@ -124,5 +129,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"words": readable_name, "number": short_number, "score": score, "duration": format_duration}
-    environment.filters |= {"tone": tone, "zip": zip, "markdown": inline_markdown}
+    environment.filters |= {"tone": tone, "zip": zip, "markdown": inline_markdown, "brief": brief}
     return environment

@@ -171,7 +171,9 @@ def _classifier(card: DatasetManifest, run: dict) -> Iterator[Exhibit]:
     figure = figures.confusion_matrix(counts, names)
     yield Exhibit(f"confusion-{key}", "What is taken for what", words, figure, alt=words, records=ids)
     report = stats.per_class_report(y, proba, names).reset_index()
-    numbers = {name: [f"{v:.3f}" for v in report[name]] for name in report if report[name].dtype == float}
+    numbers = {
+        name: ["–" if v != v else f"{v:.3f}" for v in report[name]] for name in report if report[name].dtype == float
+    }
     words = (
         "*Recall* (sensitivity): the fraction of the class that is found. *Precision*: the fraction of such "
         "predictions that are right. *Support*: its test images; with fewer than 20, take the numbers as a hint."

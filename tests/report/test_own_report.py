@@ -119,12 +119,13 @@ def test_the_page_of_a_dataset_shows_it_whole_also_after_it_was_moved(house, spa
 
 
 def test_a_page_is_made_again_only_for_a_change_and_a_deleted_dataset_leaves_it(house, space):
-    cards = make_data(house / "a", "one"), make_data(house / "b", "two")
+    cards = make_data(house / "a", "one"), make_data(house / "b", "two_fold1")
     for card in cards:
         leave_run(space, card)
     report.write_report(space, [])
     folder = space.root / "report"
-    assert all(f'href="{name}.html"' in (folder / "index.html").read_text() for name in ("one", "two"))
+    assert all(f'href="{name}.html"' in (folder / "index.html").read_text() for name in ("one", "two_fold1"))
+    assert "Means of the folds" in (folder / "index.html").read_text()
 
     def drawn():
         return {path: path.stat().st_ino for path in folder.glob("*/one/*")} | {
@@ -136,13 +137,13 @@ def test_a_page_is_made_again_only_for_a_change_and_a_deleted_dataset_leaves_it(
     report.write_report(space, [])
     assert drawn() == before
     later = leave_run(space, cards[0], seed=1)
-    (house / "data_manifests/datasets/two.yaml").unlink()
+    (house / "data_manifests/datasets/two_fold1.yaml").unlink()
     report.write_report(space, [])
     page = (folder / "index.html").read_text()
     assert "<title>Report · one (own data)</title>" in page
     assert later.name in page
     assert sorted(path.name for path in folder.glob("*.html")) == ["index.html"]
-    assert not list(folder.glob("*/two/*"))
+    assert not list(folder.glob("*/two_fold1/*"))
 
 
 def test_images_that_are_gone_or_a_changed_table_are_a_note(house, space):
