@@ -24,3 +24,11 @@ class Exhibit:
     table: pd.DataFrame | None = None
     alt: str = ""
     records: tuple[str, ...] = ()
+
+
+def upright(table: pd.DataFrame, keys: list[str], heading: str, value: str) -> pd.DataFrame:
+    """Returns a wide table of one row as two columns, its headings (but for `keys`) and its cells; others unchanged."""
+    if len(table) != 1:
+        return table
+    row = table.drop(columns=keys).iloc[0]
+    return pd.DataFrame({heading: row.index, value: row.to_numpy()})

@@ -252,7 +252,8 @@ def _comparisons(study: Study) -> Iterator[Exhibit]:
         title = f"{sides[1].title.capitalize()} against {sides[0].title}"
         figure = figures.protocol_differences(headline, sides, figures.encoder_colors(headline))
         yield Exhibit(f"compared-{key}", title, words, figure, alt=words, records=ids)
-        table = _without_constants(figures.differences_table(pairs))
+        table = figures.differences_table(pairs).drop(columns="Dataset")
+        table = figures.upright(table, ["Encoder"], "metric", "difference")
         yield Exhibit(f"differences-{key}", "The difference in every metric", "", table=table, records=ids)
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from panderm_utils.figures import METRIC_TITLES, Exhibit, encoder_colors
+from panderm_utils.figures import METRIC_TITLES, Exhibit, encoder_colors, upright
 from panderm_utils.protocols.label_efficiency.data_needed import data_needed_table, find_match, sentence
 from panderm_utils.protocols.label_efficiency.plots import efficiency_curves
 from panderm_utils.protocols.label_efficiency.sweep import label_efficiency_table, read_curves
@@ -21,6 +21,7 @@ def study_exhibits(scores: pd.DataFrame) -> list[Exhibit]:
     alt = f"The score against the fraction of training labels. {'. '.join(answers)}"
     exhibits = [Exhibit("labels_needed", "The score against the number of labels", words, figure, alt=alt, records=ids)]
     table = label_efficiency_table(curves).replace({"metric": METRIC_TITLES}).drop(columns="Dataset")
+    table = upright(table, ["Encoder", "metric"], "labels", METRIC_TITLES[curves["metric"].iloc[0]])
     note = "Mean over the draws ± their standard deviation [95% interval]."
     exhibits.append(Exhibit("label_fractions", "Every fraction of the labels", note, table=table, records=ids))
     if match:
