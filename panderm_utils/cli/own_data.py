@@ -40,6 +40,8 @@ def describe_next(planned: batch.Plan, command: str) -> str:
     width = max(map(len, studies))
     lines = [f"  {line:{width}}  # {study.title}" for line, study in studies.items()]
     encoders = ", ".join(dict.fromkeys(run.parameters["encoder"] for run in planned.runs))
-    note = [batch.toy_note(planned), ""] if batch.toy_note(planned) else []
+    note = batch.toy_note(planned)
     head = ["", f"Next, with {encoders}, one study at a time:", ""]
-    return "\n".join([*head, *lines, "", *note, "or every study, and the report:", "", f"  {command}"])
+    whole = f"  {command}{' --jobs 2' if note else ''}"  # a toy leaves memory and cores for two
+    notes = [note, ""] if note else []
+    return "\n".join([*head, *lines, "", *notes, "or every study, and the report:", "", whole])

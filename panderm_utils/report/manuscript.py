@@ -230,4 +230,4 @@ def _performance(study: Study) -> str:
         f"{METRIC_TITLES[r['metric']]} {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"
         for r in rows
     ]
-    return f"{'; '.join(parts)}."
+    return f"{'; '.join(parts) or 'no classifier of these classes was scored'}."

@@ -47,7 +47,8 @@ def write_pages(report: Path, contents: Contents, shared: dict) -> set[Path]:
     places = {card.name: f"{card.name}.html" if len(cards) > 1 else "index.html" for card in cards}
     written, rows = set(), []
     for card in cards:
-        study = read_study(card, runs, contents.space.profile)
+        fitting = [run.name for run in contents.done if _fits(run, card)]
+        study = read_study(card, runs[runs["run_id"].isin(fitting)], contents.space.profile)
         own_runs = [run for run in contents.runs if run.record.get("dataset") == card.name]
         written |= _write_study(report, places[card.name], study, own_runs, contents, shared)
         rows.append((card, places[card.name], study.headlines.to_dict(orient="records")))
@@ -72,9 +73,15 @@ def _means_of_folds(rows: list[tuple]) -> list[dict]:
 
 
 def _studied(contents: Contents) -> list[DatasetManifest]:
-    """The datasets with a complete record, whose manifests still exist."""
-    names = {run.record["dataset"] for run in contents.done if run.protocol in protocols.list_protocols()}
-    return [card for card in contents.datasets if card.own and card.name in names]
+    """The datasets with a complete record, whose manifests still exist and fit it."""
+    return [card for card in contents.datasets if card.own and any(_fits(run, card) for run in contents.done)]
+
+
+def _fits(run: Run, card: DatasetManifest) -> bool:
+    """Whether a run is of a dataset as its manifest describes it now; classes may have been changed since."""
+    if run.record["dataset"] != card.name or run.protocol not in protocols.list_protocols():
+        return False
+    return len(run.record["data"]["class_counts"]["test"]) == card.num_classes
 
 
 def _write_study(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 
+import numpy as np
 import pandas as pd
 
 from panderm_utils import figures, protocols, results, stats
@@ -162,12 +163,11 @@ def _classifier(card: DatasetManifest, run: dict) -> Iterator[Exhibit]:
     y, proba, _ = results.read_predictions(run["folder"])
     names, ids, key = [c.long_name for c in card.classes], (run["run_id"],), run["run_id"]
     counts = stats.confusion(y, proba)
-    wrong = pd.DataFrame(counts, index=names, columns=names).stack()
-    wrong = wrong[[true != guess for true, guess in wrong.index]].sort_values(ascending=False, kind="stable")
-    (true, guess), most = wrong.index[0], int(wrong.iloc[0])
-    right = int(counts.diagonal().sum())
-    words = f"{right:,} of {len(y):,} test images are on the diagonal: predicted correctly."
-    words += f" The most frequent error: {true} taken for {guess}, {most:,} times." if most else ""
+    wrong = counts - np.diag(counts.diagonal())
+    true, guess = np.unravel_index(wrong.argmax(), wrong.shape)
+    words = f"{counts.diagonal().sum():,} of {len(y):,} test images are on the diagonal: predicted correctly."
+    if wrong.any():
+        words += f" The most frequent error: {names[true]} taken for {names[guess]}, {wrong.max():,} times."
     figure = figures.confusion_matrix(counts, names)
     yield Exhibit(f"confusion-{key}", "What is taken for what", words, figure, alt=words, records=ids)
     report = stats.per_class_report(y, proba, names).reset_index()

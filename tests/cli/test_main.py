@@ -173,9 +173,9 @@ def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, ca
     assert csv.read_bytes() == before
     assert "split" in text  # explains what it guessed
     command = text.strip().splitlines()[-1].split()
-    assert command[1:] == ["run_all.py", "--profile", "own", "--datasets", "mine"]
+    assert command[1:] == ["run_all.py", "--profile", "own", "--datasets", "mine", "--jobs", "2"]
     for protocol in ("linear_probe", "label_efficiency", "fine_tune"):
-        assert f" {' '.join(command[1:])} --protocols {protocol} " in text
+        assert f" {' '.join(command[1:-2])} --protocols {protocol} " in text
     assert "panderm_tiny is a toy" in text
     assert plan.read_parameters(house / "notebooks/linear_probe/mine.ipynb")["profile"] == "own"
     selection = [*command[2:], "--encoders", "random_tiny", "--output-root", str(house / "outputs"), "--plan"]
