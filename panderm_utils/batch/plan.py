@@ -235,7 +235,7 @@ def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems
                     problems.append(str(error))
                 continue
             needs = [data_need(card, space, root), weights_need(model, space, file)]
-            further = {other.name: other_need(other, space, root) for other in others}
+            further = {other.name: other_need(other, space, root) for other in others if other.name != encoder}
             # One that the batch studies too is listed as that run's need, unless it would stop this run.
             needs += [n for name, n in further.items() if name not in studied or (n and n.state == "incomplete")]
             yield _Draft(protocol, dataset, encoder, notebook, settled, tuple(dict.fromkeys(filter(None, needs))))
