@@ -12,6 +12,8 @@ from panderm_utils.messages import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+PROFILES = ("demo", "paper", "own")  # defined in data_manifests/profiles.yaml
+
 # folder: (environment variable, default below the repository)
 FOLDERS = {
     "data_root": ("PANDERM_DATA_ROOT", "data"),
@@ -87,10 +89,11 @@ def open_workspace(
     read real patients' images nor write next to them.
 
     Raises:
-        ValueError: The profile is neither "demo" nor "paper".
+        ValueError: The profile is unknown.
     """
-    if profile not in ("demo", "paper"):
-        raise UserError(f'profile {profile!r} is unknown; write profile = "demo" or profile = "paper"')
+    if profile not in PROFILES:
+        names = " or ".join(f'profile = "{name}"' for name in PROFILES)
+        raise UserError(f"profile {profile!r} is unknown; write {names}")
     outputs = settle_folder("output_root", output_root)
     cache = outputs / "cache"
     return Workspace(

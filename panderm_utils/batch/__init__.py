@@ -5,7 +5,7 @@ import lazy_loader
 OFFERS = {
     "commands": "what_is_missing",
     "data_check": "check_data",
-    "estimates": "describe_plan format_duration",
+    "estimates": "describe_plan format_duration toy_note",
     "execution": "diagnose",
     "leftovers": "clear_leftovers remove_partial_files",
     "lock": "FolderError lock_folder",

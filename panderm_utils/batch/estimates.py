@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 from panderm_utils import manifests, protocols
-from panderm_utils.batch.needs import Need
+from panderm_utils.batch.needs import Need, find_encoder, weights_need
 from panderm_utils.batch.plan import Job, Plan
 from panderm_utils.disk import free
 from panderm_utils.results import is_done
@@ -75,9 +75,9 @@ def describe_plan(plan: Plan, verbose: bool = False) -> str:
     undone = [run for state, run in zip(states, plan.runs, strict=True) if state != "done"]
     ready = [run for run in undone if not run.missing]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "to run", "missing"))
-    lines = [
-        f"{len(plan.runs)} runs (profile {plan.space.profile}): {counts}; then {len(plan.paper)} tables and figures"
-    ]
+    drawings = f"{len(plan.paper)} tables and figures" if plan.paper else "the report"
+    lines = [f"{len(plan.runs)} runs (profile {plan.space.profile}): {counts}; then {drawings}"]
+    lines += [note] if (note := toy_note(plan)) else []
     lines += ["", "Can run now:" if ready else "Nothing can run now.", *_describe_ready(ready)]
     waiting = Counter(need for run in undone for need in run.needs if need.state.startswith(("missing", "incomplete")))
     nearly = {need: count for need, count in waiting.items() if need.remedy or need.state == "incomplete"}
@@ -93,6 +93,21 @@ def describe_plan(plan: Plan, verbose: bool = False) -> str:
         lines.append("Registration or a signed agreement is needed for: " + ", ".join(barriers))
     lines.append(f"Outputs: {plan.space.root}")
     return "\n".join(lines if verbose else [*lines, "Each run, and each path and licence: --plan --verbose"])
+
+
+def toy_note(plan: Plan) -> str:
+    """Returns a line if your data are studied with an encoder that is a toy, and where to get a real one; else ""."""
+    names = dict.fromkeys(run.parameters["encoder"] for run in plan.runs)
+    toys = [name for name in names if manifests.load_encoder_manifest(name).toy]
+    if plan.space.profile != "own" or not toys:
+        return ""
+    real = find_encoder("panderm_large")
+    place = weights_need(real, plan.space, None).paths[0]
+    source = "; or ".join(access.url for access in real.access)
+    return (
+        f"NOTE: {', '.join(toys)} is a toy, not PanDerm: it shows how a study works, and its numbers say nothing about "
+        f"real skin. For a real study put the weights at {place} ({source})"
+    )
 
 
 def _describe_ready(ready: list[Job]) -> list[str]:

@@ -74,9 +74,10 @@ def other_need(
 ) -> Need | None:
     """Returns the need for a second encoder's weights, or for a further dataset, which the run can do without."""
     if isinstance(other, manifests.EncoderManifest):
-        return weights_need(other, space, None)
-    need = data_need(other, space, root)
-    return dataclasses.replace(need, state="missing, so not a target") if need.state == "missing" else need
+        need, without = weights_need(other, space, None), "missing, so not compared with"
+    else:
+        need, without = data_need(other, space, root), "missing, so not a target"
+    return dataclasses.replace(need, state=without) if need and need.state == "missing" else need
 
 
 def weights_need(model: manifests.EncoderManifest, space: Workspace, override: str | None) -> Need | None:
@@ -84,18 +85,17 @@ def weights_need(model: manifests.EncoderManifest, space: Workspace, override: s
     if model.layout == "none":
         return None
     need = Need("weights", model.name, (), "found", _sources(model), model.licence)
-    file = model.weights_file or f"{model.timm_name}.safetensors"
+    places = manifests.weights_places(model, space.weights_root)
     if override is not None:
-        places = [Path(override) / file if Path(override).is_dir() else Path(override)]
-    else:
-        places = [space.weights_root / file, manifests.MANIFEST_ROOT / "weights" / file]
+        folder = Path(override)
+        places = [manifests.weights_places(model, folder)[0] if folder.is_dir() else folder]
     for path in places:
         if path.is_file():
             return dataclasses.replace(need, paths=(path,))
     if model.layout == "timm" and override is None:
         return dataclasses.replace(need, paths=(places[0],), state="downloaded by timm on first use")
     need = dataclasses.replace(need, paths=(places[0],), state="missing")
-    if near := next(iter(sorted(places[0].parent.glob(f"*/{glob.escape(file)}"))), None):
+    if near := next(iter(sorted(places[0].parent.glob(f"*/{glob.escape(places[0].name)}"))), None):
         remedy = f"mv {shlex.quote(str(near))} {shlex.quote(str(places[0]))}"
         return dataclasses.replace(need, problem=f"the file lies in {near.parent}", remedy=remedy)
     return need

@@ -13,7 +13,7 @@ from panderm_utils import manifests, protocols, results
 from panderm_utils.batch.data_root import DataRoot
 from panderm_utils.batch.needs import Need, data_need, find_encoder, other_need, weights_need
 from panderm_utils.batch.parameters import PlanError, Settled, read_parameters, settle_parameters, split_overrides
-from panderm_utils.manifests import EncoderManifest, Profile, Protocol, unknown_name
+from panderm_utils.manifests import DoesNotApply, EncoderManifest, Profile, Protocol, unknown_name
 from panderm_utils.workspace import REPOSITORY, Workspace
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -49,11 +49,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch: its runs, and the paper notebooks to execute after them."""
+    """A batch: its runs, the paper notebooks to execute after them, and whether the report is written at the end."""
 
     space: Workspace
     runs: tuple[Job, ...]
     paper: tuple[Job, ...]
+    report: bool = True
 
     @property
     def needs(self) -> list[Need]:
@@ -96,16 +97,18 @@ def make_plan(
     Raises:
         PlanError: A dataset, encoder, protocol or parameter is unknown or does not fit; lists all problems.
     """
-    profile, problems = manifests.load_profile(space.profile), []
+    profile, problems = manifests.load_profile(space.profile, space.weights_root), []
     every = list(datasets) == ["all"]
     named, datasets = () if every else tuple(datasets), profile.datasets if every else datasets
+    if profile.own and not profile.datasets:
+        raise PlanError("there is no dataset of yours yet; add one: --new-dataset my.csv --images DIR --name mine")
     parts = _parts(profile, datasets, encoders, protocols, notebooks, problems)
     overrides = split_overrides(overrides, [name for part in parts for name in part.encoders], problems)
     parts = _with_companions(parts, profile, encoders, overrides, notebooks, problems)
     cards = {name: _load(manifests.load_dataset_manifest, name, problems) for part in parts for name in part.datasets}
     models = {name: _load(find_encoder, name, problems) for part in parts for name in part.encoders}
     _leave_out_misfits(parts, cards, models, named, bool(encoders), profile, problems)
-    problems += _out_of_place(parts, cards, overrides, space)
+    problems += _out_of_place(parts, cards, overrides, profile)
     problems += [f"seed {n}: {remedy}" for n in seeds if (remedy := manifests.SEED.remedy(n))]
     drafts = list(_drafts(parts, cards, models, profile, overrides, space, notebooks, problems))
     if problems:
@@ -114,11 +117,12 @@ def make_plan(
     for seed, draft in product(seeds, drafts):
         job = draft.with_seed(seed, space)
         runs.setdefault(job.name, job)  # a label fraction of 1 is the same run as without fractions
-    return Plan(space, tuple(runs.values()), _plan_paper(space, seeds[0], notebooks))
+    paper = () if profile.own else _plan_paper(space, seeds[0], notebooks)  # the report draws what concerns own data
+    return Plan(space, tuple(runs.values()), paper)
 
 
 def select_runs(plan: Plan, names: Sequence[str]) -> Plan:
-    """Returns the plan with only the named runs and no paper notebooks; without names, only the paper notebooks.
+    """Returns the plan with only the named runs; without names, with only tables, figures and report.
 
     Args:
         names: Run ids or patterns, such as "ham10000-*".
@@ -132,7 +136,7 @@ def select_runs(plan: Plan, names: Sequence[str]) -> Plan:
             f"--only {' '.join(unmatched)}: not in this plan of {len(plan.runs)} runs; list them with --plan"
         )
     runs = dict.fromkeys(chain(*matches.values()))
-    return replace(plan, runs=tuple(runs), paper=() if names else plan.paper)
+    return replace(plan, runs=tuple(runs), paper=() if names else plan.paper, report=not names)
 
 
 def list_protocols(notebooks: Path = NOTEBOOKS) -> list[str]:
@@ -189,7 +193,7 @@ def _leave_out_misfits(parts, cards, models, named, encoders_named, profile, pro
         part.encoders = tuple(name for name in part.encoders if name not in unfit)
 
 
-def _out_of_place(parts: list[Part], cards: dict, overrides: dict, space: Workspace) -> Iterator[str]:
+def _out_of_place(parts: list[Part], cards: dict, overrides: dict, profile: Profile) -> Iterator[str]:
     """Yields the problems of parameters for one dataset used with several, and of datasets in the wrong profile."""
     for part in parts:
         for name in part.protocol.single_dataset:
@@ -197,8 +201,10 @@ def _out_of_place(parts: list[Part], cards: dict, overrides: dict, space: Worksp
                 remedy = f"write --protocols {part.protocol.name} --datasets {next(iter(cards))}"
                 yield f"-p {name}: applies to one dataset only; {remedy}"
     for name, card in cards.items():
-        if card and card.own and space.synthetic:
-            yield f"dataset {name}: your data have no demo profile; write --profile paper --datasets {name}"
+        if card and card.own and not profile.own:
+            yield f"dataset {name}: your data have their own profile; write --profile own --datasets {name}"
+        elif card and profile.own and not card.own:
+            yield f"dataset {name}: not your data; write --profile paper --datasets {name}"
 
 
 def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems) -> Iterator["_Draft"]:
@@ -225,10 +231,11 @@ def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems
                     for o in protocol.extra_inputs(card, encoder, profile, settled.parameters)
                 ]
             except ValueError as error:
-                problems.append(str(error))
+                if part.requested or not isinstance(error, DoesNotApply):
+                    problems.append(str(error))
                 continue
             needs = [data_need(card, space, root), weights_need(model, space, file)]
-            further = {other.name: other_need(other, space, root) for other in others}
+            further = {other.name: other_need(other, space, root) for other in others if other.name != encoder}
             # One that the batch studies too is listed as that run's need, unless it would stop this run.
             needs += [n for name, n in further.items() if name not in studied or (n and n.state == "incomplete")]
             yield _Draft(protocol, dataset, encoder, notebook, settled, tuple(dict.fromkeys(filter(None, needs))))

@@ -104,10 +104,12 @@ def run(options: argparse.Namespace, planned: batch.Plan, gpus: tuple[str, ...],
     def say(line: str) -> None:
         print(line, flush=True)
 
+    if note := batch.toy_note(planned):
+        say(note)
     live = sys.stderr.isatty() and not os.environ.get("CI")
     batch_options = batch.BatchOptions(options.jobs or 1, gpus, options.force, options.timeout, options.retries, live)
     # Tasks of a printed Slurm script share the folder, each with its own run, so they neither lock nor clean it.
-    shared = "SLURM_ARRAY_TASK_ID" in os.environ and not planned.paper
+    shared = "SLURM_ARRAY_TASK_ID" in os.environ and not planned.report
     try:
         with contextlib.nullcontext() if shared else batch.lock_folder(planned.space.root, say):
             if not shared:
@@ -124,7 +126,7 @@ def run(options: argparse.Namespace, planned: batch.Plan, gpus: tuple[str, ...],
     print(batch.describe_outcomes(outcomes))
     print(f"outputs: {planned.space.root}", flush=True)
     status = batch.exit_status(outcomes)
-    if status != INTERRUPTED and planned.paper:
+    if status != INTERRUPTED and planned.report:
         report(options, planned, notebooks)
     return status
 
@@ -134,9 +136,11 @@ def report(options: argparse.Namespace, planned: batch.Plan, notebooks: Path) ->
     jobs = list(planned.runs)
     # Notebooks or manifests outside the selection may be invalid; the report is written all the same.
     with contextlib.suppress(batch.PlanError):
-        stamped = batch.list_protocols(notebooks)
-        names = [name for name in manifests.load_profile(options.profile).protocols if name in stamped]
-        jobs += batch.make_plan(planned.space, ["all"], protocols=names, notebooks=notebooks).runs
+        stamped, usual = batch.list_protocols(notebooks), list(manifests.load_profile(options.profile).protocols)
+        names = [name for name in usual if name in stamped]
+        # Named only where needed: of a protocol that is not named, runs that make no sense are left out.
+        named = [] if names == usual else names
+        jobs += batch.make_plan(planned.space, ["all"], protocols=named, notebooks=notebooks).runs
     jobs = list({job.name: job for job in jobs}.values())
     try:
         written = pool.in_another_process(partial(_write_report, planned.space), jobs)
@@ -196,11 +200,12 @@ def show_list(notebooks: Path) -> int:
         print(f"  {name:22} {manifests.load_encoder_manifest(name).title}")
     print("protocols:\n  " + "\n  ".join(batch.list_protocols(notebooks)))
     print("profiles:")
-    for name in ("demo", "paper"):
+    for name in workspace.PROFILES:
         profile = manifests.load_profile(name)
         for i, protocol in enumerate(profile.protocols):
             defaults = profile.choice(protocol)
-            print(f"  {'' if i else name:22} {protocol} on {' '.join(defaults.quick)}")
+            datasets = " ".join(defaults.quick) or "your data; add some with --new-dataset"
+            print(f"  {'' if i else name:22} {protocol} on {datasets}")
             print(f"  {'':22} {'':{len(protocol)}} with {' '.join(defaults.encoders)}")
     return 0
 

@@ -19,6 +19,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
   python run_all.py --check-data                       check the data as a run would
   python run_all.py --profile paper --data-root D --weights-root W --output-root O
   python run_all.py --new-dataset my.csv --images DIR --name mine
+  python run_all.py --profile own                      your data: every study that they allow, and a report
   python run_all.py --features panderm_large --images DIR --to features.npz
   python run_all.py --predict RUN --images DIR --to FILE.csv
   python run_all.py --verify                           recompute every number from the stored predictions
@@ -41,8 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program_name(), description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    profile = parser.add_argument("--profile", default="demo", help="demo (default) or paper")
-    complete(profile, lambda: ["demo", "paper"])
+    profile = parser.add_argument("--profile", default="demo", help="demo (default), paper, or own: your data")
+    complete(profile, lambda: list(workspace.PROFILES))
     where = parser.add_argument_group("folders")
     for name, (variable, default) in workspace.FOLDERS.items():
         where.add_argument(f"--{name.replace('_', '-')}", metavar="DIR", help=f"default: ${variable}, else {default}/")

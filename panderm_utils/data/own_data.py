@@ -75,11 +75,14 @@ def read_own_data(
     messages += roles.messages
     if roles.split and not folds:
         table, split = read_split(table, roles.split, source.place, messages)
-        splits = [split]
+        splits, origin = [split], f"The split is that of the column `{roles.split}`."
     else:
         if roles.split:
             messages.append(f"column `{roles.split}` is not used as the split: --folds draws its own")
         splits = draw_splits(table, label, classes, roles.groups, folds, messages)
+        kept = f", images of one {' or '.join(roles.groups)} kept together" if roles.groups else ""
+        how = f"into {folds} folds" if folds else "into 70% train, 10% val and 20% test"
+        origin = f"The split {how} was drawn at random, stratified by class (seed 0){kept}."
     if "split" in table and (folds or roles.split != "split"):
         table = table.rename(columns={"split": "csv_split"})
     table = table.drop(columns="row")
@@ -90,7 +93,7 @@ def read_own_data(
         if path is None or source.messages or not same_cells(made, source.table.drop(columns="row")):
             path = write_new_csv(made, each, csv_out_dir, (source.csv,))
             written.append(path)
-        cards.append(make_manifest(each, made, classes, label, path, source, roles, folds > 0))
+        cards.append(make_manifest(each, made, classes, label, path, source, roles, folds > 0, origin))
     messages += [
         f"class `{name}` counts as melanoma, against the rest in external validation" for name in cards[0].melanoma
     ]
@@ -188,9 +191,17 @@ def draw_splits(
 
 
 def make_manifest(
-    name: str, table: pd.DataFrame, classes: list[str], label: str, csv: Path, source: Source, roles: Roles, fold: bool
+    name: str,
+    table: pd.DataFrame,
+    classes: list[str],
+    label: str,
+    csv: Path,
+    source: Source,
+    roles: Roles,
+    fold: bool,
+    origin: str,
 ) -> manifests.DatasetManifest:
-    """Returns the manifest of a table that follows the CSV contract."""
+    """Returns the manifest of a table that follows the CSV contract; `origin` says where its split is from."""
     counts = pd.crosstab(table["split"], table[label].astype(int)).reindex(SPLITS, fill_value=0)
     counts = counts.reindex(columns=range(len(classes)), fill_value=0)
     suffixes = Counter(PurePosixPath(file).suffix for file in source.images.files)
@@ -216,7 +227,7 @@ def make_manifest(
         metadata=roles.metadata,
         licence="not stated",
         citation="own data",
-        caveats=(f"What the columns of {source.place.name} mean was guessed, or stated by flags.",),
+        caveats=(f"What the columns of {source.place.name} mean was guessed, or stated by flags.", origin),
         own=True,
     )
 

@@ -78,7 +78,7 @@ def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
         ValueError: The manifest has paths outside the data root, as for your own data, which have no stand-in.
     """
     if card.own or Path(card.csv).is_absolute() or Path(card.image_root).is_absolute():
-        raise UserError(f'{card.name} is your own data and has no synthetic stand-in; write profile = "paper"')
+        raise UserError(f'{card.name} is your own data and has no synthetic stand-in; write profile = "own"')
     csv, images = Path(data_root) / card.csv, Path(data_root) / card.image_root
     stamp = csv.with_name(f".{card.name}.drawn")
     csv.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import timm
 from timm.models import PretrainedCfg
 
 from panderm_utils.encoders.checkpoints import EncoderError, where_to_get
-from panderm_utils.manifests import MANIFEST_ROOT, EncoderManifest
+from panderm_utils.manifests import EncoderManifest, weights_places
 from panderm_utils.workspace import settle_folder
 
 
@@ -25,19 +25,18 @@ def find_weights(manifest: EncoderManifest, weights: str | Path | None, weights_
     root = settle_folder("weights_root", weights_root)
     if weights is not None:
         path = Path(weights).expanduser()
-        path = path / _file_name(manifest) if path.is_dir() else path
+        path = weights_places(manifest, path)[0] if path.is_dir() else path
         if path.is_file():
             return path
         raise EncoderError(f"{path}: no such weights file for {manifest.name}. {where_to_get(manifest)}")
-    file = _file_name(manifest)
-    for folder in (root, MANIFEST_ROOT / "weights"):
-        if (folder / file).is_file():
-            return folder / file
+    places = weights_places(manifest, root)
+    if there := [path for path in places if path.is_file()]:
+        return there[0]
     if manifest.layout == "timm":
-        return _download(manifest, root / file)
+        return _download(manifest, places[0])
     raise EncoderError(
         f"{manifest.name}: its weights file is missing. {where_to_get(manifest)} Put it here:"
-        f" {root / file} (or name its folder with --weights-root or PANDERM_WEIGHTS_ROOT)."
+        f" {places[0]} (or name its folder with --weights-root or PANDERM_WEIGHTS_ROOT)."
     )
 
 
@@ -56,10 +55,6 @@ def timm_settings(manifest: EncoderManifest) -> PretrainedCfg | None:
     except RuntimeError as error:
         near = ", ".join(f"timm:{found}" for found in timm.list_pretrained(f"{base}.*"))
         raise EncoderError(f"{manifest.name}: timm has no such weights; available: {near or 'none'}.") from error
-
-
-def _file_name(manifest: EncoderManifest) -> str:
-    return manifest.weights_file or f"{manifest.timm_name}.safetensors"
 
 
 def _download(manifest: EncoderManifest, place: Path) -> Path:

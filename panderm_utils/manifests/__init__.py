@@ -8,10 +8,10 @@ OFFERS = {
     "parameters": "DEVICE ENCODER FLAG FRACTION FRACTIONS PARAMETERS FILE PRECISION ParameterError Rule SEED number "
     "one_of text whole",
     "problems": "NAME_RULE valid_name",
-    "protocol": "Pair Protocol",
+    "protocol": "DoesNotApply Pair Protocol",
     "reading": "MANIFEST_ROOT check_manifests list_datasets list_encoders load_dataset_manifest "
     "load_encoder_manifest load_paper_items load_profile load_published_results published_value "
-    "write_dataset_manifest",
+    "weights_places write_dataset_manifest",
     "typed_yaml": "ManifestError read_fractions read_numbers unknown_name",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

@@ -83,8 +83,8 @@ class DatasetManifest:
 
     @property
     def default_profile(self) -> str:
-        """Returns "paper" for your own, real data; "demo" for the paper's datasets, whose stand-ins run anywhere."""
-        return "paper" if self.own else "demo"
+        """Returns "own" for your data; "demo" for the paper's datasets, whose stand-ins run anywhere."""
+        return "own" if self.own else "demo"
 
     def title_of_label(self, label: int) -> str:
         return self.classes[label].long_name
@@ -148,6 +148,7 @@ class EncoderManifest:
         layout: How the file names its tensors: "encoder_prefix" and "plain" (the two released files), "module_prefix"
             (SwAVDerm), "timm", or "none" (random weights, no file).
         sha256: Of the weights file, if known; `sha256_note` says who published it.
+        toy: For demonstrations only: its scores say nothing about real skin.
         color: The encoder's colour in every figure.
     """
 
@@ -167,6 +168,7 @@ class EncoderManifest:
     sha256: str | None = None
     sha256_note: str = ""
     caveats: tuple[str, ...] = ()
+    toy: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,20 +219,23 @@ class ProtocolChoice:
 
 @dataclass(frozen=True)
 class Profile:
-    """The datasets, encoders and protocols to run: "demo" (synthetic stand-ins, tiny encoders) or "paper" (real data).
+    """The datasets, encoders and protocols to run: "demo" (synthetic stand-ins), "paper" (real data) or "own" (yours).
 
     Attributes:
+        own: Its datasets are the user's, and it uses one encoder: the first whose weights are there; see
+            `load_profile`.
         protocols: Name -> its choices; the protocols that `run_all.py` runs by default.
         quick: The datasets that `run_all.py` runs by default; empty: all of them.
     """
 
     name: str
     synthetic: bool
-    datasets: tuple[str, ...]
     encoders: tuple[str, ...]
     protocols: dict[str, ProtocolChoice]
     seeds: tuple[int, ...]
+    datasets: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
+    own: bool = False
 
     def choice(self, protocol: str) -> ProtocolChoice:
         """Returns the choices for a protocol, completed by the profile's defaults."""

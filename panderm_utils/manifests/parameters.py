@@ -13,7 +13,7 @@ from typing import Any
 from panderm_utils.manifests.reading import list_datasets, list_encoders
 from panderm_utils.manifests.typed_yaml import FRACTIONS_RULE, read_fractions
 from panderm_utils.messages import UserError
-from panderm_utils.workspace import settle_path
+from panderm_utils.workspace import PROFILES, settle_path
 
 
 class ParameterError(UserError):
@@ -104,7 +104,7 @@ SEED = whole(0, 2**32 - 1)
 # The parameters that mean the same in every protocol.
 PARAMETERS = {
     "dataset": DATASET,
-    "profile": one_of("demo", "paper"),
+    "profile": one_of(*PROFILES),
     "encoder": ENCODER.or_else(None),
     "weights": FILE.or_else(None),
     "data_root": PATH.or_else(None),

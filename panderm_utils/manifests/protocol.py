@@ -8,9 +8,14 @@ from typing import Any
 from panderm_utils.manifests.entries import DatasetManifest, EncoderManifest, Profile
 from panderm_utils.manifests.parameters import PARAMETERS, ParameterError, Rule
 from panderm_utils.manifests.reading import load_dataset_manifest
+from panderm_utils.messages import UserError
 
 # Metric, column, number in the record, number recomputed from the predictions.
 Pair = tuple[str, str, float | None, float]
+
+
+class DoesNotApply(UserError):
+    """A dataset lacks something for a protocol in this profile; without the protocol's name, the run is left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +43,16 @@ class Protocol:
         single_dataset: Notebook parameters specific to one dataset, such as the path of a checkpoint.
         published: Returns the published value of each setting that is None by default.
         extra_inputs: Takes the dataset's manifest, the encoder's name, the profile and the parameters of a run; returns
-            the manifests of other datasets (optional) and encoders that the run reads. ValueError: one does not exist.
+            the manifests of other datasets (optional) and encoders that the run reads. ValueError: one does not exist;
+            DoesNotApply: there is none, without which the run makes no sense.
         load_classifier: Takes the facts and tensors of a kept classifier, its record and folder, the weights root, a
             device ("auto", ...) and the number of random views (0: none); returns a `classifiers.Predictor`.
             None: records of the protocol keep no classifier.
         companions: Takes a batch's parameter overrides; returns protocol -> parameters of each run of another protocol
             that this one also requests.
+        methods: Takes a record; returns what a run did, in sentences for the methods section of a manuscript.
+        exhibits: Takes one dataset's rows of `results.study_runs` and returns the `figures.Exhibit`s of the report of
+            own data. None: a run scores a classifier of the dataset's classes, which that report shows in full.
     """
 
     name: str
@@ -67,6 +76,8 @@ class Protocol:
     extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = lambda *_: ()
     companions: Callable[[dict], dict[str, list[dict]]] = lambda *_: {}
     load_classifier: Callable[..., Any] | None = None
+    methods: Callable[[dict], str] = lambda record: ""
+    exhibits: Callable[..., list] | None = None
 
     def rule(self, parameter: str) -> Rule | None:
         """Returns the rule of a parameter of its notebook, None if it has none."""

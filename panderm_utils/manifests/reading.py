@@ -22,7 +22,7 @@ from panderm_utils.manifests.entries import (
 )
 from panderm_utils.manifests.problems import dataset_problems, encoder_problems, item_problems
 from panderm_utils.manifests.typed_yaml import ManifestError, build, build_entries, build_list, load_yaml, unknown_name
-from panderm_utils.workspace import REPOSITORY
+from panderm_utils.workspace import REPOSITORY, settle_folder
 
 MANIFEST_ROOT = REPOSITORY / "data_manifests"
 
@@ -66,8 +66,11 @@ def load_encoder_manifest(name: str, root: Path | None = None) -> EncoderManifes
     return encoders[name]
 
 
-def load_profile(name: str, root: Path | None = None) -> Profile:
-    """Returns the profile `name` of profiles.yaml.
+def load_profile(name: str, weights_root: str | Path | None = None, root: Path | None = None) -> Profile:
+    """Returns the profile `name` of profiles.yaml; that of the user's own data with their datasets and one encoder.
+
+    Args:
+        weights_root: Where that encoder is looked for: the first of the profile's that has its weights.
 
     Raises:
         ManifestError: There is none, or profiles.yaml is invalid.
@@ -75,7 +78,20 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
     profiles = _read_profiles((root or MANIFEST_ROOT) / "profiles.yaml")
     if name not in profiles:
         raise ManifestError(unknown_name("profile", name, list(profiles), ""))
-    return profiles[name]
+    profile = profiles[name]
+    if not profile.own:
+        return profile
+    datasets = tuple(each for each in list_datasets(root) if load_dataset_manifest(each, root).own)
+    models = [load_encoder_manifest(each, root) for each in profile.encoders]
+    folder = settle_folder("weights_root", weights_root)
+    there = [model.name for model in models if any(path.is_file() for path in weights_places(model, folder))]
+    return dataclasses.replace(profile, datasets=datasets, encoders=tuple(there or profile.encoders)[:1])
+
+
+def weights_places(encoder: EncoderManifest, weights_root: Path) -> list[Path]:
+    """Returns where an encoder's weights file may be: in the weights root, or shipped with this package."""
+    file = encoder.weights_file or f"{encoder.timm_name}.safetensors"
+    return [weights_root / file, MANIFEST_ROOT / "weights" / file]
 
 
 def load_published_results(root: Path | None = None) -> tuple[PublishedResult, ...]:
@@ -199,7 +215,7 @@ def _read_profiles(path: Path, problems: list[str]) -> dict[str, Profile]:
     profiles = build_entries(Profile, path, problems)
     for name, profile in profiles.items():
         for key in ("datasets", "encoders", "protocols", "seeds"):
-            if getattr(profile, key) in ((), {}):
+            if getattr(profile, key) in ((), {}) and not (key == "datasets" and profile.own):
                 problems.append(f"{path}: {name}.{key}: is empty; name one or more")
         for place, choice in _choices(profile):
             invalid = sorted({*(choice.quick or ())} - {*(profile.datasets or ())}, key=str)

@@ -93,8 +93,7 @@ def read_figures(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:
     """Returns the figures of a folder, those of the paper's main text first."""
     figures = []
     for path in folder.glob("[!.]*.png"):
-        with Image.open(path) as image:
-            metadata, size, dpi = dict(image.text), image.size, image.info.get("dpi", (300, 300))[0]
+        metadata, size = read_picture(path)
         origin = _origin_of(path.stem, origins)
         origin = origin if origin.notebook else replace(origin, title=origin.heading)
         figures.append(
@@ -105,10 +104,17 @@ def read_figures(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:
                 sheet=read_sheet(path.with_suffix(".csv")),
                 records=tuple(metadata.get("Records", "").split()),
                 alt=metadata.get("Description") or origin.title,
-                size=(round(size[0] * 96 / dpi), round(size[1] * 96 / dpi)),
+                size=size,
             )
         )
     return sorted(figures, key=lambda figure: (not figure.name.startswith("figure"), figure.name))
+
+
+def read_picture(path: Path) -> tuple[dict[str, str], tuple[int, int]]:
+    """Returns the metadata of a PNG, and its width and height in CSS pixels at its original size."""
+    with Image.open(path) as image:
+        dpi = image.info.get("dpi", (300, 300))[0]
+        return dict(image.text), (round(image.width * 96 / dpi), round(image.height * 96 / dpi))
 
 
 def read_tables(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:

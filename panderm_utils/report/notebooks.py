@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from panderm_utils.pool import in_processes
-from panderm_utils.report.pages import TEMPLATES, write_page
+from panderm_utils.report.pages import TEMPLATES, Site, stamp_of, write_page
 from panderm_utils.workspace import Workspace
 
 # A page shows the first of these kinds that an output has. Scripts and widgets are left out.
@@ -36,15 +36,15 @@ class NotebookPage:
     run_page: str = ""
 
 
-def write_notebooks(report: Path, space: Workspace, pages: list[NotebookPage], jobs: int) -> None:
+def write_notebooks(report: Path, space: Workspace, site: Site, pages: list[NotebookPage], jobs: int) -> None:
     """Writes the pages that are missing or outdated, in up to `jobs` processes."""
-    code = _code_digest(space)
+    code = _code_digest(site)
     stamped = [(page, f"{code}{hashlib.sha256(page.source.read_bytes()).hexdigest()}") for page in pages]
-    todo = [(page, stamp) for page, stamp in stamped if _stamp_of(report / page.page) != stamp]
-    in_processes(partial(_write_notebook, report, space), todo, jobs, "notebooks")
+    todo = [(page, stamp) for page, stamp in stamped if stamp_of(report / page.page) != stamp]
+    in_processes(partial(_write_notebook, report, space, site), todo, jobs, "notebooks")
 
 
-def _write_notebook(report: Path, space: Workspace, todo: tuple[NotebookPage, str]) -> None:
+def _write_notebook(report: Path, space: Workspace, site: Site, todo: tuple[NotebookPage, str]) -> None:
     page, stamp = todo
     try:
         body = _body(page)
@@ -52,7 +52,7 @@ def _write_notebook(report: Path, space: Workspace, todo: tuple[NotebookPage, st
         message = f"{page.source} cannot be read ({error}). To recreate it, repeat the run with --force."
         body = f"<p>{html.escape(message)}</p>"
     facts = {"name": page.name, "run_page": page.run_page, "body": body, "stamp": stamp}
-    write_page(report, page.page, "notebook.html", space=space, **facts)
+    write_page(report, page.page, "notebook.html", space=space, site=site, **facts)
 
 
 def _body(page: NotebookPage) -> str:
@@ -97,17 +97,8 @@ def _shown(output, alt: str):
     return output
 
 
-def _code_digest(space: Workspace) -> str:
-    digest = hashlib.sha256(f"{importlib.metadata.version('nbconvert')} {space.profile}".encode())
+def _code_digest(site: Site) -> str:
+    digest = hashlib.sha256(f"{importlib.metadata.version('nbconvert')} {site}".encode())
     for path in [Path(__file__), *(TEMPLATES / name for name in ("base.html", "parts.html", "notebook.html"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _stamp_of(page: Path) -> str:
-    try:
-        with page.open(encoding="utf-8") as text:
-            found = re.search(r'<meta name="stamp" content="(\w+)">', text.read(2000))
-    except OSError:
-        return ""
-    return found[1] if found else ""

@@ -6,6 +6,8 @@ The templates are in templates/. All text in them is escaped, except the output 
 import html
 import os
 import re
+import shutil
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
@@ -14,9 +16,22 @@ import jinja2
 
 from panderm_utils import protocols
 from panderm_utils.batch import format_duration
-from panderm_utils.disk import write_file
+from panderm_utils.disk import replacing, write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What every page of a report has: a name, in the title; a brand and a remark; links, as (target, title)."""
+
+    name: str
+    brand: str
+    remark: str
+    nav: tuple[tuple[str, str], ...]
+    footer: str = ""
+
+
 WORDS = {"auroc": "AUROC", "aupr": "AUPR", "tta": "TTA", "f1": "F1", "sha256": "SHA-256", "gpu": "GPU"}
 WORDS |= {"csv": "CSV", "tex": "LaTeX", "md": "Markdown", "pdf": "PDF", "png": "PNG"}
 GOOD = ("done", "reproduced")
@@ -33,14 +48,35 @@ MARKDOWN = (
 def write_page(report: Path, name: str, template: str, /, **variables) -> Path:
     """Writes the page `name`, a path below `report`, and returns its path.
 
-    Templates link with `link(target)`: a path below `report`, or an absolute one.
+    Templates link with `link(target)`: a path below `report`, with or without `#anchor`.
     """
     path = report / name
 
     def link(target: str | Path) -> str:
-        return quote(Path(os.path.relpath(report / target, path.parent)).as_posix())
+        place, hash_, anchor = str(target).partition("#")
+        return quote(Path(os.path.relpath(report / place, path.parent)).as_posix()) + hash_ + quote(anchor)
 
     return write_file(path, _environment().get_template(template).render(link=link, **variables))
+
+
+def stamp_of(page: Path) -> str:
+    """Returns the digest of what a page was made from, "" if it has none or does not exist."""
+    try:
+        with page.open(encoding="utf-8") as text:
+            found = re.search(r'<meta name="stamp" content="(\w+)">', text.read(2000))
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def copy_file(source: Path, target: Path) -> Path:
+    """Copies a file, unless the copy is there already; returns its path."""
+    there = target.stat() if target.is_file() else None
+    now = source.stat()
+    if there is None or (there.st_size, there.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
+        with replacing(target) as new:
+            shutil.copy2(source, new)
+    return target
 
 
 def inline_markdown(text: str) -> str:
@@ -53,6 +89,8 @@ def inline_markdown(text: str) -> str:
 
 def readable_name(name: str) -> str:
     """Returns a name in plain English: `weighted_f1` becomes weighted F1."""
+    if " " in name:
+        return name
     words = name.replace("_tta", "_with_tta").split("_")
     if name in protocols.list_protocols():
         return protocols.load_protocol(name).title
@@ -71,6 +109,11 @@ def score(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def brief(value: float | None) -> str:
+    """Returns a score with three decimals."""
+    return "undefined" if value is None or value != value else f"{value:.3f}"
+
+
 def tone(verdict: str) -> str:
     """Returns the CSS class for the colour of a verdict or status."""
     return "good" if verdict in GOOD else "bad" if verdict.startswith(BAD) else "quiet"
@@ -86,5 +129,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"words": readable_name, "number": short_number, "score": score, "duration": format_duration}
-    environment.filters |= {"tone": tone, "zip": zip}
+    environment.filters |= {"tone": tone, "zip": zip, "markdown": inline_markdown, "brief": brief}
     return environment

@@ -1,9 +1,11 @@
 """Writes the report of a profile: a folder of static pages that opens in any browser, without network or server.
 
-    report/index.html            scoreboard, figures, tables, runs, missing runs and why, environment and licences
+    report/index.html            scoreboard, figures, tables, runs, missing runs and why, environment and licences;
+                                 of own data: see `own`
     report/runs/<run id>.html    settings, metrics, environment and warnings of a run, links to its predictions
     report/figures/<name>.html   a figure, its data and the records that it was drawn from
     report/notebooks/...         the executed notebooks
+    report/records/, logs/       copies of what the pages link to, so that the folder can be moved or zipped
 
 It depends on files alone, so it can be written at any time: `python run_all.py --report`.
 """
@@ -18,13 +20,22 @@ from filelock import FileLock
 from panderm_utils import manifests, protocols
 from panderm_utils.batch import PAPER, Job
 from panderm_utils.disk import write_file
+from panderm_utils.report import own
 from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, select_columns
 from panderm_utils.report.notebooks import NotebookPage, write_notebooks
-from panderm_utils.report.pages import TEMPLATES, write_page
+from panderm_utils.report.pages import TEMPLATES, Site, copy_file, write_page
 from panderm_utils.results import ANY, PROFILE_SETTINGS
 from panderm_utils.workspace import Workspace
 
-FOLDERS = ("runs", "figures", "tables", "notebooks")  # of the report; any other file in them is deleted
+FOLDERS = (
+    "runs",
+    "figures",
+    "tables",
+    "notebooks",
+    "records",
+    "logs",
+    "images",
+)  # of the report; any other file in them is deleted
 BOARD, ITEMS = "scoreboard", "paper_items"  # tables shown in their own section
 NOTES = ("differs", "missing", "source")  # columns of the scoreboard that are equal for all numbers of a run
 ITEM_COLUMNS = ("item", "shows", "notebooks", "access", "data", "note")
@@ -47,13 +58,21 @@ def write_report(space: Workspace, jobs: Iterable[Job], processes: int = 2) -> P
     with FileLock(space.root / ".report.lock"):  # two batches may end at the same time
         contents = gather(space, jobs)
         notebooks = _notebook_pages(contents)
-        write_notebooks(report, space, list(notebooks.values()), processes)
-        written = {report / page.page for page in notebooks.values()} | _write_pages(report, contents, notebooks)
+        site = own.make_site(contents) if space.profile == "own" else _paper_site(space)
+        write_notebooks(report, space, site, list(notebooks.values()), processes)
+        written = {report / page.page for page in notebooks.values()} | _write_pages(report, site, contents, notebooks)
         for path in report.rglob("*"):
-            owned = path.name.startswith(".") or path.relative_to(report).parts[0] in FOLDERS
+            part = path.relative_to(report).parts[0]
+            owned = path.name.startswith(".") or part in FOLDERS or part.endswith(".html")
             if owned and path.is_file() and path not in written:  # of a deleted run, or from a killed process
                 path.unlink()
     return report / "index.html"
+
+
+def _paper_site(space: Workspace) -> Site:
+    anchors = ("scoreboard", "figures", "tables", "runs", "not-run", "environment")
+    nav = tuple((f"index.html#{anchor}", anchor.replace("-", " ").capitalize()) for anchor in anchors)
+    return Site(f"PanDerm, {space.profile} profile", "PanDerm reproduced", f"{space.profile} profile", nav)
 
 
 def _notebook_pages(contents: Contents) -> dict[str, NotebookPage]:
@@ -70,12 +89,14 @@ def _notebook_pages(contents: Contents) -> dict[str, NotebookPage]:
     return pages
 
 
-def _write_pages(report: Path, contents: Contents, notebooks: dict[str, NotebookPage]) -> set[Path]:
+def _write_pages(report: Path, site: Site, contents: Contents, notebooks: dict[str, NotebookPage]) -> set[Path]:
     """Writes all pages except the notebooks', index.html last, and the files that they link to; returns their paths."""
     pages = {run.name: f"runs/{run.name}.html" for run in contents.runs}
     shared = {
         "space": contents.space,
+        "site": site,
         "contents": contents,
+        "listed": contents.runs,
         "pages": pages,
         "notebooks": {name: page.page for name, page in notebooks.items()},
     }
@@ -85,11 +106,15 @@ def _write_pages(report: Path, contents: Contents, notebooks: dict[str, Notebook
         files = [path for exhibit in exhibits for path in exhibit.files.values()]
         written |= {write_file(report / folder / path.name, path.read_bytes()) for path in files}
     for run in contents.runs:
+        written |= {copy_file(path, report / "records" / run.name / path.name) for path in run.files}
+        written |= {copy_file(run.log, report / "logs" / run.log.name)} if run.log else set()
         written.add(write_page(report, pages[run.name], "run.html", **shared, **_run_facts(run, contents, shared)))
     runs = {run.name: run for run in contents.done}
     for figure in contents.figures:
         name = f"figures/{figure.name}.html"
         written.add(write_page(report, name, "figure.html", **shared, figure=figure, runs=runs))
+    if contents.space.profile == "own":
+        return written | own.write_pages(report, contents, shared)
     written.add(write_page(report, "index.html", "index.html", **shared, **_index_facts(contents, tables)))
     return written
 

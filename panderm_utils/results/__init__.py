@@ -12,7 +12,7 @@ OFFERS = {
     "recorded_features": "agreement_table embed_features features_of_records open_examples",
     "records": "Run begin_run describe_scored note_data parse_predictions prediction_table read_predictions "
     "read_records save_record summarise worst_mistakes",
-    "selection": "ANY missing_runs order_encoders paper_scores",
+    "selection": "ANY missing_runs order_encoders paper_scores study_runs",
     "verdicts": "compare_with_published differing_settings published_verdicts",
     "verification": "compare_metrics describe_verification recompute_predictions resampling verify_records",
 }

@@ -106,6 +106,9 @@ def note_data(
     Raises:
         DataError: The data are incomplete, and that is not allowed.
     """
+    if dataset.manifest.own != (run.workspace.profile == "own"):
+        right = dataset.manifest.default_profile
+        raise data.DataError(f'{dataset.manifest.name}: write profile = "{right}", not "{run.workspace.profile}"')
     run.note(data=data.describe(dataset))
     if targets is not None:
         run.note(targets={name: data.describe(target) for name, target in targets.items()})

@@ -4,7 +4,6 @@ import pandas as pd
 
 from panderm_utils.manifests import (
     Protocol,
-    list_datasets,
     list_encoders,
     load_dataset_manifest,
     load_encoder_manifest,
@@ -16,14 +15,13 @@ ANY = object()  # matches any value of a setting
 
 
 def paper_scores(
-    runs: pd.DataFrame, profile: str, protocol: Protocol, seed: int | None = 0, own: bool = False, **settings
+    runs: pd.DataFrame, profile: str, protocol: Protocol, seed: int | None = 0, **settings
 ) -> pd.DataFrame:
     """Returns the rows of `read_records` that a table or figure of the paper shows, in the profile's order.
 
     Args:
         runs: One row per run and metric.
         seed: None selects runs of every seed.
-        own: Whether to add the user's own datasets, after the paper's.
         settings: Settings of the runs to select; by default the profile's; ANY matches every value.
 
     Returns:
@@ -32,9 +30,6 @@ def paper_scores(
     expected = {**settle_settings(protocol, profile, settings), "seed": ANY if seed is None else seed}
     runs = runs[runs["protocol"] == protocol.name]
     datasets = list(load_profile(profile).datasets)
-    if own:
-        others = sorted(set(runs["dataset"]) - set(datasets))
-        datasets += [name for name in others if name in list_datasets() and load_dataset_manifest(name).own]
     keep = runs["dataset"].isin(datasets)
     for name, value in expected.items():
         if value is ANY:
@@ -43,7 +38,28 @@ def paper_scores(
             keep &= runs[name].isna() if value is None else runs[name].eq(value)
         else:
             keep &= value is None
-    rows = runs[keep].reset_index(drop=True)
+    return _labelled(runs[keep].reset_index(drop=True), datasets)
+
+
+def study_runs(runs: pd.DataFrame, profile: str, protocol: Protocol) -> pd.DataFrame:
+    """Returns the rows of one run for each of the profile's datasets and each encoder, labelled as by `paper_scores`.
+
+    If an encoder has several runs on a dataset, it is the one with the profile's settings and the lowest seed, or else
+    the first by id.
+
+    Args:
+        runs: One row per run and metric, from `read_records`.
+    """
+    usual = set(paper_scores(runs, profile, protocol, seed=None)["run_id"])
+    datasets = load_profile(profile).datasets
+    rows = runs[(runs["protocol"] == protocol.name) & runs["dataset"].isin(datasets)]
+    ranked = rows.assign(unusual=~rows["run_id"].isin(usual)).sort_values(["unusual", "seed", "run_id"], kind="stable")
+    chosen = ranked.drop_duplicates(["dataset", "encoder"])["run_id"]
+    return _labelled(rows[rows["run_id"].isin(chosen)].reset_index(drop=True), list(datasets))
+
+
+def _labelled(rows: pd.DataFrame, datasets: list[str]) -> pd.DataFrame:
+    """Adds the readable names of dataset and encoder, and sorts by dataset, encoder and seed."""
     rows["dataset_label"] = [load_dataset_manifest(name).short_title for name in rows["dataset"]]
     rows["encoder_label"] = [load_encoder_manifest(name).title for name in rows["encoder"]]
     order = {name: i for i, name in enumerate(order_encoders(rows["encoder"]))}

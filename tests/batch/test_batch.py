@@ -439,7 +439,7 @@ def test_label_efficiency_asks_for_fine_tuning_at_fractions_as_runs_of_their_own
         names("finetune_fractions=0.1", protocols=["linear_probe"])
 
 
-def test_a_rival_is_another_encoder_and_its_weights_are_needed_too(tmp_path):
+def test_a_rival_is_another_encoder_whose_weights_a_run_can_do_without(tmp_path):
     choice = manifests.load_profile("paper").choice("label_efficiency")
     assert choose_rival(choice, "panderm_large") == choose_rival(choice, "timm:vit_tiny_patch16_224") == "dinov2_large"
     assert choose_rival(choice, "dinov2_large") == "panderm_large"
@@ -448,6 +448,7 @@ def test_a_rival_is_another_encoder_and_its_weights_are_needed_too(tmp_path):
 
     def needed(*given, protocol="label_efficiency"):
         (run,) = plan.make_plan(space, ["ddi"], ["panderm_base"], [protocol], overrides=given).runs
+        assert {need.name for need in run.missing} == {"ddi", "panderm_base"}  # never the rival
         return [need.name for need in run.needs], run.name
 
     def name(rival=None):

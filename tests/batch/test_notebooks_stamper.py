@@ -92,7 +92,7 @@ def test_own_data_run_on_real_images_by_default():
     assert "for your data" in cells[0].source
     source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
     assert 'dataset = "mine"' in source
-    assert 'profile = "paper"' in source
+    assert 'profile = "own"' in source
 
 
 def test_sync_stamps_all_and_again_changes_nothing(folder):

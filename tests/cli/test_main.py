@@ -172,6 +172,9 @@ def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, ca
     csv = house / "my.csv"
     pd.DataFrame(rows).to_csv(csv, index=False)
     before = csv.read_bytes()
+    weights = house / "data_manifests/weights/panderm_tiny.pth"
+    weights.parent.mkdir()
+    weights.touch()
     there = sorted(house.rglob("*"))
     arguments = ["--new-dataset", str(csv), "--images", str(house / "images"), "--name", "mine"]
     assert run_all.main([*arguments, "--data-root", str(house / "data")], house / "notebooks") == 0
@@ -179,14 +182,24 @@ def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, ca
     assert csv.read_bytes() == before
     assert "split" in text  # explains what it guessed
     command = text.strip().splitlines()[-1].split()
-    selection = "--profile paper --datasets mine --protocols linear_probe --encoders panderm_tiny"
-    assert command[1:] == ["run_all.py", *selection.split()]
-    assert plan.read_parameters(house / "notebooks/linear_probe/mine.ipynb")["profile"] == "paper"
-    selection = [*command[2:-1], "random_tiny", "--output-root", str(house / "outputs"), "--plan"]
+    assert command[1:] == ["run_all.py", "--profile", "own", "--datasets", "mine", "--jobs", "2"]
+    for protocol in ("linear_probe", "label_efficiency", "fine_tune"):
+        assert f" {' '.join(command[1:-2])} --protocols {protocol} " in text
+    assert "panderm_tiny is a toy" in text
+    assert plan.read_parameters(house / "notebooks/linear_probe/mine.ipynb")["profile"] == "own"
+    selection = [*command[2:], "--encoders", "random_tiny", "--output-root", str(house / "outputs"), "--plan"]
     assert run_all.main(selection, house / "notebooks") == 0
-    assert "0 done, 1 to run, 0 missing" in capsys.readouterr().out
-    assert run_all.main(["--datasets", "mine"], house / "notebooks") == 2  # a demo would draw over it
-    assert "--profile paper --datasets mine" in capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert "3 runs (profile own): 0 done, 3 to run, 0 missing; then the report" in shown
+    assert "random_tiny is a toy" in shown
+    for other in ([], ["--profile", "paper"]):  # the demo would draw over it
+        assert run_all.main([*other, "--datasets", "mine"], house / "notebooks") == 2
+        assert "write --profile own --datasets mine" in capsys.readouterr().err
+    assert run_all.main(["--profile", "own", "--datasets", "ham10000"], house / "notebooks") == 2
+    assert "write --profile paper --datasets ham10000" in capsys.readouterr().err
+    alone = ["--profile", "own", "--protocols", "external_validation"]  # melanomas, but nothing else to test them on
+    assert run_all.main(alone, house / "notebooks") == 2
+    assert "name public ones: -p targets=ham10000" in capsys.readouterr().err
     assert run_all.main([*arguments, "--data-root", str(house / "data")], house / "notebooks") == 2  # never overwritten
     # What a user made is nobody's drift, also when it was edited; and the line that undoes it all leaves nothing.
     (house / "notebooks/linear_probe/mine.ipynb").write_text("edited")
@@ -199,6 +212,11 @@ def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, ca
         Path(path).unlink()
     assert [path for path in house.rglob("*") if path.is_file() and path not in there] == []
     assert csv.read_bytes() == before
+
+
+def test_the_profile_of_own_data_without_any_says_how_to_add_some(house, capsys):
+    assert run_all.main(["--profile", "own"], house / "notebooks") == 2
+    assert "--new-dataset my.csv --images DIR --name mine" in capsys.readouterr().err
 
 
 def test_an_open_question_is_answered_by_the_command_it_prints(house, capsys):
@@ -218,9 +236,7 @@ def test_an_open_question_is_answered_by_the_command_it_prints(house, capsys):
     assert command[2:] == [*arguments, "--label", "dx", "--patient", "Owner id"]
     assert run_all.main([*command[2:], "--folds", "3"], house / "notebooks") == 0
     shown = capsys.readouterr().out
-    assert shown.strip().endswith(
-        "--datasets mine_fold1 mine_fold2 mine_fold3 --protocols linear_probe --encoders panderm_tiny"
-    )
+    assert shown.strip().endswith("--profile own --datasets mine_fold1 mine_fold2 mine_fold3")
     undo = shlex.split(next(line for line in shown.splitlines() if " to undo " in line).partition(": ")[2])
     assert sorted(path.name for path in house.rglob("mine_*")) == sorted(Path(path).name for path in undo[1:])
 
@@ -259,7 +275,7 @@ def test_a_reader_who_has_had_enough_is_no_traceback(buffered):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("--profile ", "demo"),
+        ("--profile ", "own"),
         ("--datasets ham", "ham10000"),
         ("--encoders panderm_t", "panderm_tiny"),
         ("--new", "--new-dataset"),

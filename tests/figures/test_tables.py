@@ -1,6 +1,5 @@
 """Tables: the right runs, in the right order, with honest verdicts."""
 
-import dataclasses
 import io
 import re
 
@@ -190,17 +189,9 @@ def test_readable_tables_show_whole_texts_few_digits_and_no_markup():
     assert "nothing" in tables.readable(table.iloc[:0]).to_html()
 
 
-def test_own_datasets_come_last_where_asked_for(monkeypatch):
-    load = manifests.load_dataset_manifest
-    mine = dataclasses.replace(load("hiba"), name="mine", short_title="Mine", own=True)
-    monkeypatch.setattr(selection, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
-    monkeypatch.setattr(selection, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
-    rows = runs(("ham10000", "panderm_base"), ("hiba", "panderm_base")).replace({"dataset": {"hiba": "mine"}})
-    found = selection.paper_scores(rows, "paper", load_protocol("linear_probe"), own=True)["dataset_label"].unique()
-    assert found.tolist() == ["HAM10000", "Mine"]
-    assert selection.paper_scores(rows, "paper", load_protocol("linear_probe"))["dataset_label"].unique().tolist() == [
-        "HAM10000"
-    ]
+def test_a_dataset_of_another_profile_is_not_shown():
+    rows = runs(("ham10000", "panderm_base"), ("demo", "panderm_base"))
+    assert set(selection.paper_scores(rows, "paper", load_protocol("linear_probe"))["dataset"]) == {"ham10000"}
 
 
 def test_one_number_under_several_names_is_one_row():

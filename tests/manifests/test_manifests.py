@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from panderm_utils.manifests import ManifestError
 from panderm_utils.manifests import reading as manifests
+from panderm_utils.workspace import PROFILES
 
 ROOT = Path(__file__).parents[2]
 DRIVE = "https://drive.google.com/file/d/{}/view"
@@ -329,6 +331,27 @@ def test_unknown_names_are_answered_with_near_ones():
             manifests.load_dataset_manifest(name)
 
 
+def test_the_profiles_are_those_of_the_workspace():
+    assert tuple(yaml.safe_load((ROOT / "data_manifests/profiles.yaml").read_text())) == PROFILES
+
+
+def test_own_data_have_their_datasets_and_the_first_encoder_that_has_weights(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(manifests, "MANIFEST_ROOT", folder)  # without the weights that are shipped
+    mine = dataclasses.replace(manifests.load_dataset_manifest("ddi"), name="mine", title="mine", own=True)
+    manifests.write_dataset_manifest(dataclasses.replace(mine, short_title="mine"))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    found = [manifests.load_profile("own", weights).encoders]
+    for name in ("panderm_tiny", "panderm_base", "panderm_large"):
+        (weights / manifests.load_encoder_manifest(name).weights_file).touch()
+        found.append(manifests.load_profile("own", weights).encoders)
+    assert found == [("panderm_large",), ("panderm_tiny",), ("panderm_base",), ("panderm_large",)]
+    assert manifests.load_profile("own", weights).datasets == ("mine",)
+    assert "mine" not in manifests.load_profile("paper").datasets
+    toys = [name for name in manifests.list_encoders() if manifests.load_encoder_manifest(name).toy]
+    assert toys == ["panderm_tiny", "random_tiny"]
+
+
 @pytest.fixture
 def folder(tmp_path):
     shutil.copytree(ROOT / "data_manifests", tmp_path / "data_manifests", ignore=shutil.ignore_patterns("weights"))
@@ -346,7 +369,7 @@ def problem_lines(path: Path, folder: Path) -> list[str]:
         elif path.stem == "encoders":
             manifests.list_encoders(folder)
         elif path.stem == "profiles":
-            manifests.load_profile("demo", folder)
+            manifests.load_profile("demo", root=folder)
         else:
             manifests.load_published_results(folder)
     lines = str(error.value).splitlines()

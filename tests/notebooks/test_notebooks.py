@@ -345,26 +345,39 @@ def test_a_training_interrupted_in_its_notebook_goes_on_when_the_cell_is_run_aga
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1  # the live curves
 
 
-def test_own_data_without_a_val_split_are_fine_tuned_to_the_last_epoch(demo, tmp_path):
-    study = data.load_dataset(manifests.load_dataset_manifest("ddi"), demo.data_root)
+def test_own_data_are_studied_from_a_table_to_a_report(monkeypatch, tmp_path):
+    """Every study of the profile, of data without a val split, by the command that --new-dataset prints last."""
+    monkeypatch.setattr(stand_ins, "STAND_IN", stand_ins.Size(train=60, val=2, test=40))
+    card = manifests.load_dataset_manifest("ddi")
+    stand_ins.make_stand_in(card, tmp_path / "drawn")
+    study = data.load_dataset(card, tmp_path / "drawn")
     table = study.table[study.table["split"] != "val"]
     table = table.assign(file=[str(study.path(image)) for image in table["image"]])
-    table = pd.concat([table[table["split"] == "train"].head(60), table[table["split"] == "test"].head(40)])
     table[["file", "label", "split"]].to_csv(tmp_path / "own.csv", index=False)
     for name in ("data_manifests", "notebooks", "panderm_utils"):  # a copy, so that the manifest stays out of ours
         shutil.copytree(ROOT / name, tmp_path / "clone" / name)
     shutil.copy(ROOT / "run_all.py", tmp_path / "clone")
     own = ("--new-dataset", tmp_path / "own.csv", "--images", "/", "--name", "mine", "--data-root", tmp_path / "data")
-    assert run_all(*own, output=tmp_path, root=tmp_path / "clone").returncode == 0
-    selection = ("--profile", "paper", "--datasets", "mine", "--protocols", "fine_tune", "--encoders", "panderm_tiny")
-    short = [
-        word for text in ("epochs=2", "warmup_epochs=1", "batch_size=20", "replicates=50") for word in ("-p", text)
-    ]
-    done = run_all(*selection, *short, "--data-root", tmp_path / "data", output=tmp_path, root=tmp_path / "clone")
-    assert done.returncode == 0, done.stdout[-4000:]
-    (folder,) = (tmp_path / "paper/records").iterdir()
-    assert results.read_record(folder)["training"]["chosen"] == "last epoch (no val split)"
-    assert not (folder / "predictions_val.csv").exists()
+    told = run_all(*own, output=tmp_path, root=tmp_path / "clone")
+    assert told.returncode == 0, told.stderr
+    printed = told.stdout.strip().splitlines()[-1].split()
+    command = [*printed[printed.index("--profile") :], "--output-root", tmp_path, "--jobs", "2"]
+    command += [word for text in ("epochs=2", "warmup_epochs=1", "draws=2", "replicates=50") for word in ("-p", text)]
+    line = [sys.executable, "run_all.py", *command, "--data-root", tmp_path / "data"]
+    done = subprocess.run(
+        line, cwd=tmp_path / "clone", capture_output=True, text=True, env={**os.environ, "CI": "true"}
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "3 done" in done.stdout
+    assert "panderm_tiny is a toy" in done.stdout
+    (tuned,) = (tmp_path / "own/records").glob("mine-fine_tune-*")
+    assert results.read_record(tuned)["training"]["chosen"] == "last epoch (no val split)"
+    assert not (tuned / "predictions_val.csv").exists()
+    page = (tmp_path / "own/report/index.html").read_text()
+    for text in ("<h1>mine (own data)</h1>", "The worst mistakes", "The score against the number of labels", "CLAIM"):
+        assert text in page
+    assert "reproduced" not in page
+    assert not (tmp_path / "own/executed/paper").exists()
 
 
 def run_all_cells(path, output, monkeypatch, changes=""):

@@ -6,6 +6,7 @@ import pytest
 
 from panderm_utils import workspace
 from panderm_utils.protocols import load_protocol
+from panderm_utils.protocols.label_efficiency import rivals
 from panderm_utils.protocols.label_efficiency import sweep as label_efficiency
 from panderm_utils.protocols.label_efficiency.subsets import draw_subsets
 from panderm_utils.protocols.linear_probe.probe import fit_linear_probe
@@ -162,8 +163,16 @@ def test_the_table_has_a_cell_a_fraction(saved):
     assert table.loc[1, "10%"] == ""
 
 
+def test_a_rival_without_weights_is_a_warning_and_the_studied_encoder_is_no_rival(tmp_path):
+    with pytest.warns(rivals.RivalWarning, match="no comparison with panderm_base: .*its weights file is missing"):
+        assert rivals.load_rival("panderm_base", "panderm_tiny", "cpu", weights_root=tmp_path) == []
+    assert rivals.load_rival("random_tiny", "random_tiny") == []
+    (rival,) = rivals.load_rival("random_tiny", "panderm_tiny", "cpu")
+    assert rival.manifest.name == "random_tiny"
+
+
 def test_curves_side_by_side_are_one_metric_each_under_its_label(saved):
     _, sweep, curve, y, *_ = saved
-    both = label_efficiency.side_by_side({"a": curve, "b": label_efficiency.score_draws(sweep, y)}, "aupr")
+    both = label_efficiency.side_by_side("ab", [curve, label_efficiency.score_draws(sweep, y)], "aupr")
     assert both["encoder_label"].tolist() == ["a"] * 3 + ["b"] * len(sweep.subsets)
     assert set(both["metric"]) == {"aupr"}

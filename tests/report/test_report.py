@@ -250,6 +250,8 @@ def test_every_link_resolves(visits):
                 continue
             target = (visit.path.parent / unquote(parts.path)).resolve() if parts.path else visit.path
             assert target.is_file(), f"{visit.path}: {link}"
+            report = next(parent for parent in visit.path.parents if parent.name == "report")
+            assert report in target.parents, f"{visit.path}: {link} leaves the folder"  # which may be moved or zipped
             if parts.fragment:
                 assert f'id="{unquote(parts.fragment)}"' in target.read_text(), f"{visit.path}: {link}"
     assert outside == {"https", "data"}  # sources of data and licences; images inside a notebook
@@ -372,7 +374,8 @@ def test_a_figure_leads_to_its_records_and_a_record_to_its_predictions(browser, 
         assert told in text
     href = page.get_attribute("text=predictions.csv", "href")
     linked = (demo.root / "report/runs" / href).resolve()
-    assert linked == demo.records / ids[0] / "predictions.csv"
+    assert linked == demo.root / "report/records" / ids[0] / "predictions.csv"
+    assert linked.read_bytes() == (demo.records / ids[0] / "predictions.csv").read_bytes()
     page.close()
 
 
@@ -496,7 +499,10 @@ def test_the_pages_are_in_the_package():
         "base.html",
         "parts.html",
         "index.html",
+        "runs.html",
         "run.html",
+        "study.html",
+        "overview.html",
         "figure.html",
         "notebook.html",
         "style.css",

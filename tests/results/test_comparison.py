@@ -1,7 +1,6 @@
 """Two records side by side: which go together, what is said of them, and the notebooks that show it."""
 
 import ast
-import dataclasses
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -104,9 +103,9 @@ def save(space, dataset, encoder="panderm_large", seed=0, tuned_by=1.0, probe=Tr
         )
 
 
-def scores_of(space, own=True):
+def scores_of(space):
     runs = records.read_records(space.records)
-    return [selection.paper_scores(runs, space.profile, side, None, own) for side in SIDES]
+    return [selection.paper_scores(runs, space.profile, side, None) for side in SIDES]
 
 
 @pytest.fixture
@@ -244,7 +243,7 @@ THREE = (("panderm_large", 2.5), ("panderm_base", 2.2), ("dinov2_large", 1.0))
 
 def encoders_of(space, reference="panderm_large", replicates=99):
     runs = records.read_records(space.records)
-    scores = selection.paper_scores(runs, space.profile, load_protocol("linear_probe"), None, own=True)
+    scores = selection.paper_scores(runs, space.profile, load_protocol("linear_probe"), None)
     return comparison.compare_encoders(scores, reference, replicates)
 
 
@@ -388,37 +387,23 @@ def run_notebook(output, profile="paper", notebook=NOTEBOOK, **given):
     return names, shown
 
 
-@pytest.fixture
-def own_dataset(monkeypatch):
-    load = manifests.load_dataset_manifest
-    mine = dataclasses.replace(
-        load("demo"), name="mine", short_title="Mine", own=True, classes=load("demo").classes[:3]
-    )
-    monkeypatch.setattr(selection, "list_datasets", lambda: [*manifests.list_datasets(), "mine"])
-    for module in (selection, comparison):
-        monkeypatch.setattr(module, "load_dataset_manifest", lambda name: mine if name == "mine" else load(name))
-
-
-@pytest.mark.parametrize("there", ["nothing", "probes", "own", "both"])
-def test_the_notebook_runs_on_whatever_is_there_and_says_what_is_missing(space, own_dataset, there):
+@pytest.mark.parametrize("there", ["nothing", "probes", "both"])
+def test_the_notebook_runs_on_whatever_is_there_and_says_what_is_missing(space, there):
     if there in ("probes", "both"):
         save(space, "ham10000", tune=there == "both")
-    if there == "own":
-        save(space, "mine")
     names, shown = run_notebook(space.root.parent)
     labels = [text.get_text() for text in shown["figure"].axes[0].texts]
     assert ("no dataset has both records yet" in labels) == (there in ("nothing", "probes"))
     assert ("nothing" in shown["table"]) == (there in ("nothing", "probes"))
-    assert ("Mine" in shown["table"]) == (there == "own")
     tune = "--protocols fine_tune --datasets ham10000 --encoders panderm_large"
     probe = "--protocols linear_probe --datasets ham10000 --encoders panderm_large"
     assert (tune in shown["missing"]) == (there != "both")
-    assert (probe in shown["missing"]) == (there in ("nothing", "own"))
+    assert (probe in shown["missing"]) == (there == "nothing")
     assert "dinov2_large" not in shown["missing"]  # is never fine-tuned, so its probe is not missing here
     for name in ("table_fine_tuning", "fine_tuning_differences", "fine_tuning_seeds", "fine_tune_verdicts"):
         assert all((space.tables / f"{name}.{kind}").is_file() for kind in ("csv", "tex", "md"))
     saved = pd.read_csv(space.tables / "table_fine_tuning.csv")
-    assert len(saved) == (there in ("own", "both"))
+    assert len(saved) == (there == "both")
     assert {p.suffix for p in shown["save"]} == {".pdf", ".png"}
     if there == "both":
         picture = (space.figures / "table_fine_tuning.png").read_bytes()
@@ -437,20 +422,19 @@ def test_the_demo_s_figure_and_tables_say_that_they_are_drawn(tmp_path):
     assert set(names["verdicts"]["verdict"]) == {"not run"}
 
 
-@pytest.mark.parametrize("there", ["nothing", "one encoder", "own", "all"])
-def test_the_encoders_notebook_runs_on_whatever_is_there_and_says_what_is_missing(space, own_dataset, there):
-    for dataset in ("mine",) if there == "own" else ("ham10000", "ddi"):
+@pytest.mark.parametrize("there", ["nothing", "one encoder", "all"])
+def test_the_encoders_notebook_runs_on_whatever_is_there_and_says_what_is_missing(space, there):
+    for dataset in ("ham10000", "ddi"):
         save_probes(space, dataset, *THREE[: {"nothing": 0, "one encoder": 1}.get(there, 3)])
     names, shown = run_notebook(space.root.parent, notebook=ENCODERS, reference=None)
-    compared = there in ("own", "all")
+    compared = there == "all"
     assert ("no dataset has two encoders yet" in [t.get_text() for t in shown["figure"].axes[0].texts]) != compared
     assert ("nothing" in shown["table"]) != compared
-    assert ("Mine" in shown["table"]) == (there == "own")
     assert "--protocols linear_probe --datasets hiba --encoders panderm_large" in shown["missing"]
     assert ("--datasets ddi --encoders dinov2_large" in shown["missing"]) == (there != "all")
     for name in ("table_comparisons", "comparison_differences"):
         assert all((space.tables / f"{name}.{kind}").is_file() for kind in ("csv", "tex", "md"))
-    assert len(pd.read_csv(space.tables / "table_comparisons.csv")) == {"own": 2, "all": 4}.get(there, 0)
+    assert len(pd.read_csv(space.tables / "table_comparisons.csv")) == (4 if there == "all" else 0)
     assert {p.suffix for p in shown["save"]} == {".pdf", ".png"}
     assert (space.figures / "table_comparisons.csv").is_file()
     if there == "all":

@@ -3,6 +3,7 @@
 import lazy_loader
 
 OFFERS = {
+    "exhibits": "study_exhibits",
     "protocol": "PROTOCOL choose_targets",
     "study": "CLASSES example_images find_targets melanoma_counts melanoma_labels missed_melanomas read_left_out "
     "read_panel recompute_targets record_scores record_tables score_targets target_features target_table",

@@ -2,9 +2,9 @@
 
 from panderm_utils.manifests import (
     DatasetManifest,
+    DoesNotApply,
     Profile,
     Protocol,
-    list_datasets,
     load_dataset_manifest,
     one_of,
     text,
@@ -28,10 +28,11 @@ def choose_targets(source: DatasetManifest, profile: Profile, targets: str | Non
 
     Args:
         targets: Names, as "hiba, pad_ufes"; None: those of the profile's settings, else every dataset of the profile
-            and every own dataset whose manifest names its melanoma classes.
+            whose manifest names its melanoma classes.
 
     Raises:
         TargetError: A dataset cannot be a target, or none is left. ManifestError: a name is unknown.
+        DoesNotApply: The profile has no other dataset with melanomas.
     """
     defaults = profile.choice(NAME).settings.get("targets")
     names = targets.replace(",", " ").split() if targets else defaults or _candidates(profile)
@@ -41,6 +42,11 @@ def choose_targets(source: DatasetManifest, profile: Profile, targets: str | Non
             f"target {', '.join(unfit)}: no `melanoma` in the manifest; choose from {', '.join(_candidates(profile))}"
         )
     cards = [c for c in cards if c.name != source.name and c.image_root != source.image_root]
+    if not cards and not targets:
+        raise DoesNotApply(
+            f"dataset {source.name}: the profile {profile.name} has no other dataset with melanomas to test it on; "
+            "name public ones: -p targets=ham10000"
+        )
     if not cards:
         raise TargetError(
             f"targets {', '.join(names)}: only {source.name} itself, or of its image folder; name another dataset"
@@ -49,9 +55,16 @@ def choose_targets(source: DatasetManifest, profile: Profile, targets: str | Non
 
 
 def _candidates(profile: Profile) -> list[str]:
-    """Every dataset with a melanoma mapping; own datasets have no synthetic images, so they are not in the demo."""
-    own = [name for name in list_datasets() if load_dataset_manifest(name).own and not profile.synthetic]
-    return [name for name in (*profile.datasets, *own) if load_dataset_manifest(name).melanoma]
+    return [name for name in profile.datasets if load_dataset_manifest(name).melanoma]
+
+
+def methods(record):
+    targets = ", ".join(record.get("targets", {})) or "no dataset"
+    return (
+        "For external validation, a logistic regression that tells melanoma from the other classes was fitted to the "
+        f"same kind of features and tested, unchanged, on other datasets ({targets}); images that the training dataset "
+        "also has were excluded (identical files, or the same ISIC Archive id)."
+    )
 
 
 PROTOCOL = Protocol(
@@ -76,5 +89,7 @@ PROTOCOL = Protocol(
     parameters={"targets": text("names of datasets").or_else(None), "target_images": one_of(*TARGET_IMAGES)},
     dataset_keys=("melanoma",),
     recompute=lambda record, folder: external_validation.recompute_targets(record, folder),
+    methods=methods,
+    exhibits=lambda scores: external_validation.study_exhibits(scores),
     extra_inputs=lambda card, encoder, profile, given: choose_targets(card, profile, given.get("targets")),
 )

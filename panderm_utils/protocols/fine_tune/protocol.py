@@ -36,6 +36,19 @@ def _conflicts(values: Mapping[str, Any]) -> dict[str, str]:
     return {"warmup_epochs": f"write a whole number, 0 to {epochs}, the epochs, or None"}
 
 
+def methods(record):
+    training = record.get("training", {})
+    recipe, chosen = training.get("recipe", {}), training.get("chosen", "the best epoch on the validation split")
+    return (
+        "For fine-tuning, the whole network was trained with PanDerm's recipe (AdamW, layer-wise learning-rate decay, "
+        f"crops, flips, rotations and hue shifts): {recipe.get('epochs')} epochs, {training.get('batch')} images "
+        f"a step, peak learning rate {recipe.get('lr')}, mixup {recipe.get('mixup')}, CutMix {recipe.get('cutmix')}, "
+        f"label smoothing {recipe.get('smoothing')}, stochastic depth {recipe.get('drop_path')}, seed "
+        f"{record['seed']}. The epoch that was tested: {chosen}. Test-time augmentation: the mean over "
+        f"{record['settings']['tta']} random views."
+    )
+
+
 PROTOCOL = Protocol(
     name="fine_tune",
     title="fine-tuning",
@@ -71,4 +84,5 @@ PROTOCOL = Protocol(
     published=lambda: dataclasses.asdict(fine_tune.FineTuneRecipe()),
     recompute=lambda *run: results.recompute_predictions(fine_tune.evaluate_fine_tuning, *run),
     load_classifier=lambda *kept: fine_tune.load_classifier(*kept),
+    methods=methods,
 )

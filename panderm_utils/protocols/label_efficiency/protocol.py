@@ -24,6 +24,16 @@ def companions(parameters):
     return {"fine_tune": [{"train_fraction": str(fraction)} for fraction in fractions]} if fractions else {}
 
 
+def methods(record):
+    settings, kept = record["settings"], ", ".join(record.get("kept_whole", []))
+    draws = f"{settings['draws']} stratified, nested draws" if settings["drawing"] == "honest" else "one published draw"
+    return (
+        f"For the dependence on the number of labels, the same logistic regression was fitted to fractions of the "
+        f"training images ({draws} of each{f', images with the same {kept} kept together' if kept else ''}; solver "
+        f"{settings['solver']!r}, seed {record['seed']}) and scored on the same test split."
+    )
+
+
 PROTOCOL = Protocol(
     name="label_efficiency",
     title="label efficiency",
@@ -52,4 +62,6 @@ PROTOCOL = Protocol(
     recompute=lambda record, folder: label_efficiency.recompute_sweep(record, folder),
     extra_inputs=extra_inputs,
     companions=companions,
+    methods=methods,
+    exhibits=lambda scores: label_efficiency.study_exhibits(scores),
 )

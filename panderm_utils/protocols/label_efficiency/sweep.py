@@ -17,7 +17,7 @@ A record of this protocol holds, besides predictions.csv with the predictions of
 Symbols: N test images, K classes, R replicates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,9 +140,10 @@ def full_scores(curve: pd.DataFrame) -> pd.DataFrame:
     return curve[curve["fraction"] == 1].set_index("metric")[columns]
 
 
-def side_by_side(tables: dict[str, pd.DataFrame], metric: str) -> pd.DataFrame:
-    """Returns one metric of several curves (or `score_draws`) as one table with a column encoder_label."""
-    parts = [table[table["metric"] == metric].assign(encoder_label=label) for label, table in tables.items()]
+def side_by_side(labels: Iterable[str], tables: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
+    """Returns one metric of several curves (or `score_draws`) as one table, the labels in a column encoder_label."""
+    labelled = zip(labels, tables, strict=True)
+    parts = [table[table["metric"] == metric].assign(encoder_label=label) for label, table in labelled]
     return pd.concat(parts, ignore_index=True)
 
 

@@ -4,6 +4,20 @@ from panderm_utils import results, stats
 from panderm_utils.manifests import Protocol
 from panderm_utils.protocols import linear_probe
 
+
+def methods(record):
+    facts, settings = record.get("probe", {}), record["settings"]
+    fraction = "" if settings["train_fraction"] == 1 else f"{settings['train_fraction']:.0%} of "
+    return (
+        "For linear probing, the encoder was frozen: each image was resized to 256 pixels on its shorter side, cropped "
+        "to the central 224 x 224 pixels, and turned into one feature vector (the class token after the last "
+        "normalisation). A "
+        f"multinomial logistic regression was fitted to the features of {fraction}the training images by L-BFGS "
+        f"(solver {settings['solver']!r}, C = {facts.get('c', 'as published')}, seed {record['seed']}, "
+        f"precision {settings['precision']}); no hyperparameter was tuned, and the validation split was not used."
+    )
+
+
 PROTOCOL = Protocol(
     name="linear_probe",
     title="linear probing",
@@ -15,4 +29,5 @@ PROTOCOL = Protocol(
     settings={"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000, "weights": None},
     recompute=lambda *run: results.recompute_predictions(stats.evaluate, *run),
     load_classifier=lambda *kept: linear_probe.load_classifier(*kept),
+    methods=methods,
 )
