@@ -1,7 +1,8 @@
 """Text for a manuscript about your own data: a methods section, and the items of two checklists that records answer.
 
 CLAIM: Checklist for Artificial Intelligence in Medical Imaging, 2024 update (doi 10.1148/ryai.240300). TRIPOD+AI: BMJ
-2024;385:e078378. Only items that the records answer are listed; square brackets are for the authors to fill in.
+2024;385:e078378. Only items that the records answer are listed, by topic; their numbers are in the published checklists.
+Square brackets are for the authors to fill in.
 """
 
 import pandas as pd
@@ -13,7 +14,7 @@ from panderm_utils.manifests import SPLITS, DatasetManifest
 from panderm_utils.report.study import Study
 
 MODELS = "The paragraph Models of the text above describes each step and setting."
-Answers = list[tuple[str, str, str]]  # item, what it asks for, the answer
+Answers = list[tuple[str, str]]  # what an item asks for, the answer
 
 
 def write_methods(study: Study, records: list[dict], dataset: Dataset | None) -> list[tuple[str, str]]:
@@ -37,31 +38,32 @@ def claim_answers(study: Study, records: list[dict], dataset: Dataset | None) ->
     main, card = records[0], study.card
     sizes = main["data"]["split_sizes"]
     return [
-        ("1", "Identification as a study of AI", _category(records)),
+        ("Identification as a study of AI", _category(records)),
         (
-            "7",
             "Data sources",
             f"{sum(sizes.values()):,} images, table {main['data']['csv_sha256'][:12]}… (SHA-256); [source]",
         ),
-        ("9", "Data preprocessing", "Resized and cropped as stated in the methods text; no image was excluded by it."),
-        ("12", "Missing data", _missing(main)),
-        ("19", "How data were assigned to partitions", _partition(card)),
-        ("20", "Level at which partitions are disjoint", _disjoint(card, dataset)),
-        ("22", "Description of the model", f"{_weights(records)} {MODELS}"),
-        ("23", "Software", _software(records)),
-        ("24", "Initialization of model parameters", _weights(records)),
-        ("25", "Training approach", MODELS),
-        ("26", "Selection of the final model", _selection(records)),
-        ("28", "Metrics of model performance", _metrics(main)),
-        ("29", "Measures of significance and uncertainty", _statistics(study, records)),
-        ("32", "Evaluation on internal data", f"On a test split of {sizes['test']:,} images, used once by each model."),
-        ("33", "Testing on external data", _external(records)),
-        ("35", "Numbers of cases", _counts(card, main)),
-        ("36", "Characteristics in each partition", _counts_by_split(card, main)),
-        ("37, 38", "Performance with its uncertainty", _performance(study)),
-        ("39", "Failure analysis", "The confusion matrix and the worst mistakes are in this report."),
+        ("Data preprocessing", "Resized and cropped as stated in the methods text; no image was excluded by it."),
+        ("Missing data", _missing(main)),
+        ("How data were assigned to partitions", _partition(card)),
+        ("Level at which partitions are disjoint", _disjoint(card, dataset)),
+        ("Description of the model", f"{_weights(records)} {MODELS}"),
+        ("Software", _software(records)),
+        ("Initialization of model parameters", _weights(records)),
+        ("Training approach", MODELS),
+        ("Selection of the final model", _selection(records)),
+        ("Metrics of model performance", _metrics(main)),
+        ("Measures of significance and uncertainty", _statistics(study, records)),
         (
-            "43",
+            "Evaluation on internal data",
+            f"On a test split of {sizes['test']:,} images, on which no model was trained or chosen.",
+        ),
+        ("Testing on external data", _external(records)),
+        ("Numbers of cases", _counts(card, main)),
+        ("Characteristics in each partition", _counts_by_split(card, main)),
+        ("Performance with its uncertainty", _performance(study)),
+        ("Failure analysis", "The confusion matrix and the worst mistakes are in this report."),
+        (
             "Availability of software",
             "panderm_utils (MIT); settings, predictions and digests are in the records.",
         ),
@@ -73,29 +75,27 @@ def tripod_answers(study: Study, records: list[dict], dataset: Dataset | None) -
     main, card = records[0], study.card
     groups = "by " + ", ".join(card.metadata) if card.metadata else "no age, sex or site in the data: not evaluated"
     return [
-        ("7", "Data preparation", "Resized, cropped and normalised alike for all patients; see the methods text."),
-        ("10", "Sample size", f"{_counts(card, main)} [justification]"),
-        ("11", "Missing data", _missing(main)),
-        ("12a", "How the data were used", f"{_partition(card)} {_disjoint(card, dataset)}"),
-        ("12c", "Type of model and model building", f"{_category(records)} {MODELS}"),
-        ("12e", "Measures of performance", f"{_metrics(main)} Calibration: reliability diagram, ECE, Brier score."),
+        ("Data preparation", "Resized, cropped and normalised alike for all patients; see the methods text."),
+        ("Sample size", f"{_counts(card, main)} [justification]"),
+        ("Missing data", _missing(main)),
+        ("How the data were used", f"{_partition(card)} {_disjoint(card, dataset)}"),
+        ("Type of model and model building", f"{_category(records)} {MODELS}"),
+        ("Measures of performance", f"{_metrics(main)} Calibration: reliability diagram, ECE, Brier score."),
         (
-            "13",
             "Class imbalance",
             f"{_counts(card, main)} Metrics that weigh classes equally are reported beside accuracy.",
         ),
-        ("14", "Fairness", f"Performance in subgroups {groups}."),
-        ("15", "Output of the model", f"A probability for each of {card.num_classes} classes; the largest decides."),
+        ("Fairness", f"Performance in subgroups {groups}."),
+        ("Output of the model", f"A probability for each of {card.num_classes} classes; the largest decides."),
         (
-            "16",
             "Training against evaluation data",
             "Both are splits of one dataset: same setting, eligibility and labels.",
         ),
-        ("18f", "Code sharing", "panderm_utils (MIT), version and commit in the methods text."),
-        ("20b, 20c", "Characteristics in each partition", _counts_by_split(card, main)),
-        ("21", "Numbers in each analysis", _counts_by_split(card, main)),
-        ("22", "Full model specification", f"{_weights(records)} [where the trained model is available]"),
-        ("23a", "Performance with intervals", _performance(study)),
+        ("Code sharing", "panderm_utils (MIT), version and commit in the methods text."),
+        ("Characteristics in each partition", _counts_by_split(card, main)),
+        ("Numbers in each analysis", _counts_by_split(card, main)),
+        ("Full model specification", f"{_weights(records)} [where the trained model is available]"),
+        ("Performance with intervals", _performance(study)),
     ]
 
 

@@ -179,14 +179,18 @@ def test_the_answers_are_those_of_the_record(house, space):
     dataset, record = data.load_dataset(card, space.data_root), read_record(folder)
     shown = study.read_study(card, read_records(space.records), "own")
     tables = [make(shown, [record], dataset) for make in (manuscript.claim_answers, manuscript.tripod_answers)]
-    claim, tripod = ({item: answer for item, _, answer in rows} for rows in tables)
-    assert "into 70% train, 10% val and 20% test was drawn at random" in claim["19"]
-    assert "images of one patient kept together" in claim["19"]
-    assert "of 10 patients, none is in two splits" in claim["20"]
-    assert f"{len(dataset.table)} images of 3 classes ({SCRIPT} 20, melanoma 20, nevus 20)" in claim["35"]
+    claim, tripod = map(dict, tables)
+    assert "into 70% train, 10% val and 20% test was drawn at random" in claim["How data were assigned to partitions"]
+    assert "images of one patient kept together" in claim["How data were assigned to partitions"]
+    assert "of 10 patients, none is in two splits" in claim["Level at which partitions are disjoint"]
+    assert f"{len(dataset.table)} images of 3 classes ({SCRIPT} 20, melanoma 20, nevus 20)" in claim["Numbers of cases"]
     value = record["metrics"]["weighted_f1"]
-    assert f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in claim["37, 38"] == tripod["23a"]
-    assert "by age" in tripod["14"]
+    assert (
+        f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+        in claim["Performance with its uncertainty"]
+        == tripod["Performance with intervals"]
+    )
+    assert "by age" in tripod["Fairness"]
     methods = dict(manuscript.write_methods(shown, [record], dataset))
     assert "C = 2.5" in methods["Models"]
     assert "50 bootstrap resamples" in methods["Statistics"]
