@@ -1,7 +1,7 @@
 """Text for a manuscript about your own data: a methods section, and the items of two checklists that records answer.
 
 CLAIM: Checklist for Artificial Intelligence in Medical Imaging, 2024 update (doi 10.1148/ryai.240300). TRIPOD+AI: BMJ
-2024;385:e078378. Only items that the records answer are listed, by topic; square brackets are for the authors to fill in.
+2024;385:e078378. Only items that the records answer are listed, by topic; authors fill in the square brackets.
 """
 
 import pandas as pd
