@@ -169,7 +169,7 @@ def _classifier(card: DatasetManifest, run: dict) -> Iterator[Exhibit]:
     if wrong.any():
         words += f" The most frequent error: {names[true]} taken for {names[guess]}, {wrong.max():,} times."
     figure = figures.confusion_matrix(counts, names)
-    yield Exhibit(f"confusion-{key}", "What is taken for what", words, figure, alt=words, records=ids)
+    yield Exhibit(f"confusion-{key}", "Confusion matrix", words, figure, alt=words, records=ids)
     report = stats.per_class_report(y, proba, names).reset_index()
     numbers = {
         name: ["–" if v != v else f"{v:.3f}" for v in report[name]] for name in report if report[name].dtype == float
