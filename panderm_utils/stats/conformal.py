@@ -2,9 +2,9 @@
 
 Split conformal prediction: a class is in the set of an image if its probability reaches a threshold, found on the val
 split. If val and new images are drawn alike, a new image's set has its true class with at least the stated probability,
-whatever the model; over all images, not within each class. A model whose epoch was chosen on val, as in fine-tuning, may
-reach slightly less, so the coverage is also measured on test. Written here rather than taken from MAPIE, since all it
-needs are stored predictions and one order statistic.
+whatever the model; over all images, not within each class. A model whose epoch was chosen on val, as in fine-tuning,
+may reach slightly less: the coverage is therefore also measured on test. Written here rather than taken from MAPIE,
+since all it needs are stored predictions and one order statistic.
 
 Symbols: N images, K classes.
 """
