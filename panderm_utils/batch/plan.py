@@ -145,7 +145,7 @@ def list_protocols(notebooks: Path = NOTEBOOKS) -> list[str]:
 
 
 def _parts(profile: Profile, datasets, encoders, names, notebooks: Path, problems: list[str]) -> list[Part]:
-    found = [_load(lambda name: _find(name, notebooks), name, problems) for name in names or profile.protocols]
+    found = [_load(lambda name: _find(name, notebooks), name, problems) for name in names or profile.usual]
     return [_part(profile, p, datasets, encoders, requested=bool(names)) for p in dict.fromkeys(filter(None, found))]
 
 

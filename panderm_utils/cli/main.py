@@ -136,7 +136,8 @@ def report(options: argparse.Namespace, planned: batch.Plan, notebooks: Path) ->
     jobs = list(planned.runs)
     # Notebooks or manifests outside the selection may be invalid; the report is written all the same.
     with contextlib.suppress(batch.PlanError):
-        stamped, usual = batch.list_protocols(notebooks), list(manifests.load_profile(options.profile).protocols)
+        profile = manifests.load_profile(options.profile, planned.space.weights_root)
+        stamped, usual = batch.list_protocols(notebooks), profile.usual
         names = [name for name in usual if name in stamped]
         # Named only where needed: of a protocol that is not named, runs that make no sense are left out.
         named = [] if names == usual else names
@@ -205,7 +206,8 @@ def show_list(notebooks: Path) -> int:
         for i, protocol in enumerate(profile.protocols):
             defaults = profile.choice(protocol)
             datasets = " ".join(defaults.quick) or "your data; add some with --new-dataset"
-            print(f"  {'' if i else name:22} {protocol} on {datasets}")
+            remark = ", if named with --protocols" if protocol in profile.on_request else ""
+            print(f"  {'' if i else name:22} {protocol} on {datasets}{remark}")
             print(f"  {'':22} {'':{len(protocol)}} with {' '.join(defaults.encoders)}")
     return 0
 

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from panderm_utils import batch, data, manifests, protocols, workspace
@@ -30,18 +31,24 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     folders = [("weights-root", options.weights_root), ("output-root", options.output_root)]
     flags = "".join(f" --{name} {shlex.quote(folder)}" for name, folder in folders if folder)
     command = f"{program()} --profile own --datasets {' '.join(names)}{flags}"
-    print(describe_next(batch.make_plan(space, names, notebooks=notebooks), command))
+    planned = batch.make_plan(space, names, notebooks=notebooks)
+    on_request = manifests.load_profile("own", space.weights_root).on_request
+    more = batch.make_plan(space, names, protocols=on_request, notebooks=notebooks).runs if on_request else ()
+    print(describe_next(planned, more, command))
     return 0
 
 
-def describe_next(planned: batch.Plan, command: str) -> str:
-    """Returns the next commands: one for each study that the data allow, and `command` for all of them."""
-    studies = {f"{command} --protocols {run.protocol}": protocols.load_protocol(run.protocol) for run in planned.runs}
-    width = max(map(len, studies))
-    lines = [f"  {line:{width}}  # {study.title}" for line, study in studies.items()]
+def describe_next(planned: batch.Plan, on_request: Sequence[batch.Job], command: str) -> str:
+    """Returns the next commands: one for each study that the data allow, and `command` for all but those on request."""
+    studies = {f"{command} --protocols {run.protocol}": run.protocol for run in (*planned.runs, *on_request)}
+    width, named = max(map(len, studies)), {run.protocol for run in on_request}
+    lines = [
+        f"  {line:{width}}  # {protocols.load_protocol(name).title}{', only if named' * (name in named)}"
+        for line, name in studies.items()
+    ]
     encoders = ", ".join(dict.fromkeys(run.parameters["encoder"] for run in planned.runs))
     note = batch.toy_note(planned)
-    head = ["", f"Next, with {encoders}, one study at a time:", ""]
+    rest = "the others at once" if named else "every study"
     whole = f"  {command}{' --jobs 2' if note else ''}"  # a toy leaves memory and cores for two
-    notes = [note, ""] if note else []
-    return "\n".join([*head, *lines, "", *notes, "or every study, and the report:", "", whole])
+    lines = [f"Next, with {encoders}, one study at a time:", "", *lines, ""]
+    return "\n".join(["", *lines, *([note, ""] if note else []), f"or {rest}, and the report:", "", whole])

@@ -224,7 +224,8 @@ class Profile:
     Attributes:
         own: Its datasets are the user's, and it uses one encoder: the first whose weights are there; see
             `load_profile`.
-        protocols: Name -> its choices; the protocols that `run_all.py` runs by default.
+        protocols: Name -> its choices; `run_all.py` runs them by default, except those `on_request`.
+        on_request: Protocols that run only if they are named.
         quick: The datasets that `run_all.py` runs by default; empty: all of them.
     """
 
@@ -236,6 +237,12 @@ class Profile:
     datasets: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
     own: bool = False
+    on_request: tuple[str, ...] = ()
+
+    @property
+    def usual(self) -> list[str]:
+        """The protocols that run by default."""
+        return [name for name in self.protocols if name not in self.on_request]
 
     def choice(self, protocol: str) -> ProtocolChoice:
         """Returns the choices for a protocol, completed by the profile's defaults."""

@@ -70,7 +70,8 @@ def load_profile(name: str, weights_root: str | Path | None = None, root: Path |
     """Returns the profile `name` of profiles.yaml; that of the user's own data with their datasets and one encoder.
 
     Args:
-        weights_root: Where that encoder is looked for: the first of the profile's that has its weights.
+        weights_root: Where that encoder is looked for: the first of the profile's that has its weights. A protocol that
+            names encoders is `on_request` with any other.
 
     Raises:
         ManifestError: There is none, or profiles.yaml is invalid.
@@ -85,7 +86,11 @@ def load_profile(name: str, weights_root: str | Path | None = None, root: Path |
     models = [load_encoder_manifest(each, root) for each in profile.encoders]
     folder = settle_folder("weights_root", weights_root)
     there = [model.name for model in models if any(path.is_file() for path in weights_places(model, folder))]
-    return dataclasses.replace(profile, datasets=datasets, encoders=tuple(there or profile.encoders)[:1])
+    first = tuple(there or profile.encoders)[:1]
+    limited = {name: choice for name, choice in profile.protocols.items() if choice.encoders}
+    protocols = profile.protocols | {name: dataclasses.replace(limited[name], encoders=first) for name in limited}
+    on_request = tuple(name for name, choice in limited.items() if not {*first} & {*choice.encoders})
+    return dataclasses.replace(profile, datasets=datasets, encoders=first, protocols=protocols, on_request=on_request)
 
 
 def weights_places(encoder: EncoderManifest, weights_root: Path) -> list[Path]:

@@ -185,12 +185,13 @@ def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, ca
     assert command[1:] == ["run_all.py", "--profile", "own", "--datasets", "mine", "--jobs", "2"]
     for protocol in ("linear_probe", "label_efficiency", "fine_tune"):
         assert f" {' '.join(command[1:-2])} --protocols {protocol} " in text
+    assert "# fine-tuning, only if named" in text
     assert "panderm_tiny is a toy" in text
     assert plan.read_parameters(house / "notebooks/linear_probe/mine.ipynb")["profile"] == "own"
     selection = [*command[2:], "--encoders", "random_tiny", "--output-root", str(house / "outputs"), "--plan"]
     assert run_all.main(selection, house / "notebooks") == 0
     shown = capsys.readouterr().out
-    assert "3 runs (profile own): 0 done, 3 to run, 0 missing; then the report" in shown
+    assert "2 runs (profile own): 0 done, 2 to run, 0 missing; then the report" in shown
     assert "random_tiny is a toy" in shown
     for other in ([], ["--profile", "paper"]):  # the demo would draw over it
         assert run_all.main([*other, "--datasets", "mine"], house / "notebooks") == 2

@@ -341,10 +341,14 @@ def test_own_data_have_their_datasets_and_the_first_encoder_that_has_weights(fol
     manifests.write_dataset_manifest(dataclasses.replace(mine, short_title="mine"))
     weights = tmp_path / "weights"
     weights.mkdir()
-    found = [manifests.load_profile("own", weights).encoders]
+    found, on_request = [manifests.load_profile("own", weights).encoders], []
     for name in ("panderm_tiny", "panderm_base", "panderm_large"):
         (weights / manifests.load_encoder_manifest(name).weights_file).touch()
-        found.append(manifests.load_profile("own", weights).encoders)
+        profile = manifests.load_profile("own", weights)
+        found.append(profile.encoders)
+        on_request.append(profile.on_request)
+        assert profile.choice("fine_tune").encoders == profile.encoders
+    assert on_request == [("fine_tune",), (), ()]  # by the toy it is not worth its time
     assert found == [("panderm_large",), ("panderm_tiny",), ("panderm_base",), ("panderm_large",)]
     assert manifests.load_profile("own", weights).datasets == ("mine",)
     assert "mine" not in manifests.load_profile("paper").datasets

@@ -346,7 +346,7 @@ def test_a_training_interrupted_in_its_notebook_goes_on_when_the_cell_is_run_aga
 
 
 def test_own_data_are_studied_from_a_table_to_a_report(monkeypatch, tmp_path):
-    """Every study of the profile, of data without a val split, by the command that --new-dataset prints last."""
+    """Every study of data without a val split, by the commands that --new-dataset prints."""
     monkeypatch.setattr(stand_ins, "STAND_IN", stand_ins.Size(train=60, val=2, test=40))
     card = manifests.load_dataset_manifest("ddi")
     stand_ins.make_stand_in(card, tmp_path / "drawn")
@@ -362,6 +362,7 @@ def test_own_data_are_studied_from_a_table_to_a_report(monkeypatch, tmp_path):
     assert told.returncode == 0, told.stderr
     printed = told.stdout.strip().splitlines()[-1].split()
     command = [*printed[printed.index("--profile") :], "--output-root", tmp_path, "--jobs", "2"]
+    command += ["--protocols", "linear_probe", "label_efficiency", "fine_tune"]
     command += [word for text in ("epochs=2", "warmup_epochs=1", "draws=2", "replicates=50") for word in ("-p", text)]
     line = [sys.executable, "run_all.py", *command, "--data-root", tmp_path / "data"]
     done = subprocess.run(
