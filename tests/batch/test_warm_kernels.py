@@ -132,6 +132,7 @@ def test_a_warm_kernel_is_as_a_cold_one(space, notebooks, tmp_path, monkeypatch)
     assert [mark.split(" ")[::2] for mark in marks] == [[str(os.getpid()), str(log)] for log in logs]
     for record, log in ((first, logs[0]), (other, logs[2])):
         assert record["seen"].pop("output") == [str(log)] * 2
+        assert "papermill" in " ".join(record["seen"].pop("parent"))
     assert first["seen"] == other["seen"]
     assert first["seen"]["bars"] and "inline" in first["seen"]["backend"] and first["seen"]["threads"] == 2
     assert not set(first["drawn"]) & set(second["drawn"])  # whatever draws without a seed draws anew in each

@@ -194,7 +194,7 @@ def test_two_processes_draw_one_stand_in_between_them(tmp_path):
 
 def test_own_data_have_no_stand_in(tmp_path):
     card = dataclasses.replace(manifests.load_dataset_manifest("hiba"), csv=str(tmp_path / "mine.csv"), own=True)
-    with pytest.raises(ValueError, match='no synthetic stand-in; write profile = "paper"'):
+    with pytest.raises(ValueError, match='no synthetic stand-in; write profile = "own"'):
         demo.make_stand_in(card, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
