@@ -119,6 +119,8 @@ def until(true, seconds=90):
 
 
 def test_a_warm_kernel_is_as_a_cold_one(space, notebooks, tmp_path, monkeypatch):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # those of the tests themselves
+        monkeypatch.delenv(variable, raising=False)
     planned = make(space, notebooks, seeds=[0, 1])
     assert [o.status for o in execute(planned)] == ["done", "done"], planned.runs[0].log.read_text()
     monkeypatch.setenv(warm_kernels.START, "cold")
