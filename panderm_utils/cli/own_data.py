@@ -48,7 +48,8 @@ def describe_next(planned: batch.Plan, on_request: Sequence[batch.Job], command:
     ]
     encoders = ", ".join(dict.fromkeys(run.parameters["encoder"] for run in planned.runs))
     note = batch.toy_note(planned)
-    rest = "the others at once" if named else "every study"
+    without = ", ".join(protocols.load_protocol(name).title for name in named)
+    rest = f"all but {without} at once" if named else "every study"
     whole = f"  {command}{' --jobs 2' if note else ''}"  # a toy leaves memory and cores for two
     lines = [f"Next, with {encoders}, one study at a time:", "", *lines, ""]
     return "\n".join(["", *lines, *([note, ""] if note else []), f"or {rest}, and the report:", "", whole])
