@@ -27,7 +27,7 @@ PERCENT = ("fraction",)  # columns whose numbers are shares
 COUNTS = ("images", "iterations")  # columns of counts, also where they are means
 # In tables too wide for a page these columns stand directly after those that say what a row is about.
 WIDE = 8
-SUBJECTS = ("dataset", "encoder", "seed", "protocol", "reference", "other", "metric")
+SUBJECTS = ("dataset", "encoder", "seed", "protocol", "reference", "other", "matches", "metric")
 DECISIVE = ("verdict", "state", "value", "ours", "published", "difference", "p_holm", "p_value")
 DAGGER = "†"
 UNDEFINED = "– (one class only)"  # kappa, AUROC and AUPR compare classes
