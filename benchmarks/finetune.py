@@ -32,17 +32,20 @@ from torchvision import transforms
 from panderm_utils.data import ImageCopies, open_image
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.protocols.fine_tune import (
+    FineTuneModel,
+    FineTuneRecipe,
+    MixedLoss,
+    TrainingImages,
+    parameter_groups,
+    tta_views,
+)
+from panderm_utils.protocols.training import (
     IMAGE,
     VIEWS,
     BatchGradients,
-    FineTuneModel,
-    FineTuneRecipe,
-    TrainingImages,
     generator_for,
     make_accelerator,
     make_optimizer,
-    parameter_groups,
-    tta_views,
 )
 
 MEAN = (0.485, 0.456, 0.406)
@@ -163,8 +166,10 @@ class Step:
             return
         self.model.set_grad_checkpointing("checkpointed" in kind)
         accelerator = make_accelerator(torch.device(device), STEPS[kind], [], Path())
-        model, self.optimizer = accelerator.prepare(self.model, make_optimizer(self.model, recipe))
-        self.gradients = BatchGradients(accelerator, model, recipe, CLASSES, batch, batch)
+        model, self.optimizer = accelerator.prepare(
+            self.model, make_optimizer(parameter_groups(self.model, recipe), recipe)
+        )
+        self.gradients = BatchGradients(accelerator, model, MixedLoss(recipe, CLASSES), recipe.seed, batch, batch)
 
     def __call__(self) -> None:
         if self.naive:

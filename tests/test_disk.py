@@ -20,11 +20,11 @@ import run_all
 from panderm_utils import disk, workspace
 from panderm_utils.batch import running as batch
 from panderm_utils.encoders import feature_cache, features, load_encoder
-from panderm_utils.protocols.fine_tune.model import load_finetune_model, read_facts
+from panderm_utils.protocols.fine_tune.model import load_finetune_model
 from panderm_utils.protocols.fine_tune.prediction import LabelledImages
-from panderm_utils.protocols.fine_tune.processes import Computing
 from panderm_utils.protocols.fine_tune.recipe import FineTuneRecipe
 from panderm_utils.protocols.fine_tune.training import finetune
+from panderm_utils.protocols.training import Computing, read_facts
 from panderm_utils.results import records
 from tests.batch.test_batch import PARAMETERS, make, write_notebook
 

@@ -37,7 +37,7 @@ seed = 0
 SETUP = """\
 from panderm_utils import data, encoders, manifests, results, stats, workspace
 from panderm_utils.encoders import features
-from panderm_utils.protocols import fine_tune, linear_probe
+from panderm_utils.protocols import fine_tune, linear_probe, training
 
 space = workspace.open_workspace(profile, data_root, weights_root, output_root)
 card = manifests.load_dataset_manifest(dataset)
@@ -59,7 +59,7 @@ train, val, tested = (fine_tune.labelled_images(study, t) for t in (few, study.s
 usual = {"batch_size": 8, "lr": 0.003, "warmup_epochs": 1, "drop_path": 0.0, "weighted_sampling": False}
 recipe = fine_tune.make_recipe(usual, seed=seed, epochs=3)
 model = fine_tune.load_finetune_model(encoder, weights_root=space.weights_root, num_classes=card.num_classes, seed=seed)
-how, folder = fine_tune.Computing("cpu", "fp32", num_workers=1), space.checkpoints / run.run_id
+how, folder = training.Computing("cpu", "fp32", num_workers=1), space.checkpoints / run.run_id
 tuned = fine_tune.finetune(model, train, val, recipe, folder, how, space.cache / "images", not run.folder.exists())
 proba = fine_tune.predict(tuned.model, tested, device="cpu", precision="fp32").proba
 run.note(training=tuned.describe())

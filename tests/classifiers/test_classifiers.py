@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from panderm_utils import classifiers, cli, data, demo, encoders, manifests, results, stats, workspace
 from panderm_utils.demo import stand_ins
 from panderm_utils.protocols import fine_tune, linear_probe
-from panderm_utils.protocols.fine_tune import prediction, state
+from panderm_utils.protocols.fine_tune import prediction
+from panderm_utils.protocols.training import state
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

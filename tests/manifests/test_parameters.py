@@ -13,9 +13,10 @@ from panderm_utils.data import label_fraction
 from panderm_utils.encoders.loading import PRECISIONS
 from panderm_utils.manifests import PARAMETERS, ParameterError
 from panderm_utils.protocols import list_protocols, load_protocol
-from panderm_utils.protocols.fine_tune import Computing, FineTuneRecipe
+from panderm_utils.protocols.fine_tune import FineTuneRecipe
 from panderm_utils.protocols.label_efficiency.subsets import honest_orders
 from panderm_utils.protocols.linear_probe.probe import SOLVERS
+from panderm_utils.protocols.training import Computing
 from panderm_utils.stats import evaluate
 
 ROOT = Path(__file__).parents[2]

@@ -13,6 +13,7 @@ import panderm_utils  # noqa: F401  (prepares torchvision)
 from panderm_utils.data import transforms as image_copies
 from panderm_utils.data.image_files import ImageError
 from panderm_utils.protocols.fine_tune import augmentation as augment
+from panderm_utils.protocols.training import IMAGE, VIEWS, generator_for
 from tests.data.test_images import noise
 
 # isort: split
@@ -127,7 +128,7 @@ def test_items_are_decided_by_seed_epoch_image_and_repeat(tmp_path, copied, cach
     fresh = augment.TrainingImages(paths, labels, seed=7)
     fresh.set_epoch(1)
     for i in range(6):
-        generator = augment.generator_for(augment.IMAGE, 7, 1, i, 0)
+        generator = generator_for(IMAGE, 7, 1, i, 0)
         torch.set_rng_state(generator.get_state())
         image = transforms.Resize(256)(Image.open(paths[i]).convert("RGB"))
         assert torch.equal(seen[1, i], published_training_transform()(image))
@@ -251,7 +252,7 @@ def test_draws_number_the_repeats_of_an_image():
 def test_views_are_bit_equal_to_resizing_each_with_torchvision(size):
     image, published = lesion(*size), published_view()
     for index in range(12):
-        torch.set_rng_state(augment.generator_for(augment.VIEWS, 4, index).get_state())
+        torch.set_rng_state(generator_for(VIEWS, 4, index).get_state())
         expected = torch.stack([published(image) for _ in range(5)])
         result = augment.tta_views(image, 5, 4, index)
         assert torch.equal(result, expected), index

@@ -30,16 +30,20 @@ from panderm_utils.data.transforms import evaluation_transform
 from panderm_utils.encoders.checkpoints import EncoderError
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.protocols.fine_tune import augmentation as augment
-from panderm_utils.protocols.fine_tune import loop as training_loop
-from panderm_utils.protocols.fine_tune import prediction, processes
-from panderm_utils.protocols.fine_tune import state as training_state
-from panderm_utils.protocols.fine_tune.gradients import BatchGradients, MemoryWarning, make_optimizer
-from panderm_utils.protocols.fine_tune.loop import Training
-from panderm_utils.protocols.fine_tune.model import FineTuneModel, load_finetune_model, load_finetuned, read_facts
-from panderm_utils.protocols.fine_tune.prediction import LabelledImages, labelled_images, predict
-from panderm_utils.protocols.fine_tune.processes import Computing, make_accelerator
-from panderm_utils.protocols.fine_tune.recipe import FineTuneError, FineTuneRecipe
-from panderm_utils.protocols.fine_tune.training import FineTuned, finetune
+from panderm_utils.protocols.fine_tune.mixing import MixedLoss
+from panderm_utils.protocols.fine_tune.model import FineTuneModel, load_finetune_model, load_finetuned
+from panderm_utils.protocols.fine_tune.prediction import LabelledImages, fine_tune_fraction, labelled_images, predict
+from panderm_utils.protocols.fine_tune.recipe import FineTuneRecipe, parameter_groups
+from panderm_utils.protocols.fine_tune.training import finetune
+from panderm_utils.protocols.training import inference, processes
+from panderm_utils.protocols.training import loop as training_loop
+from panderm_utils.protocols.training import state as training_state
+from panderm_utils.protocols.training.errors import TrainingError
+from panderm_utils.protocols.training.gradients import BatchGradients, MemoryWarning, make_optimizer
+from panderm_utils.protocols.training.launch import Trained
+from panderm_utils.protocols.training.loop import Training
+from panderm_utils.protocols.training.processes import Computing, make_accelerator
+from panderm_utils.protocols.training.state import read_facts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,17 +89,17 @@ def start() -> FineTuneModel:
     return model
 
 
-def run(model, train, val, folder: Path, recipe: FineTuneRecipe = RECIPE, **options) -> FineTuned:
+def run(model, train, val, folder: Path, recipe: FineTuneRecipe = RECIPE, **options) -> Trained:
     return finetune(model, train, val, recipe, folder, **{"computing": CPU, **options})
 
 
 @pytest.fixture(scope="module")
-def whole(start, train, val, tmp_path_factory) -> FineTuned:
+def whole(start, train, val, tmp_path_factory) -> Trained:
     """An uninterrupted training, in the folder that `whole.model.weights` lies in."""
     return run(start, train, val, tmp_path_factory.mktemp("whole"))
 
 
-def assert_equal_bits(folder: Path, whole: FineTuned) -> None:
+def assert_equal_bits(folder: Path, whole: Trained) -> None:
     """Weights, optimizer, history and the best model."""
     for name in ("last.safetensors", "best.safetensors"):
         found, expected = load_file(folder / name), load_file(whole.model.weights.parent / name)
@@ -105,7 +109,7 @@ def assert_equal_bits(folder: Path, whole: FineTuned) -> None:
     pd.testing.assert_frame_equal(history.drop(columns=TIMES), whole.history.drop(columns=TIMES), check_exact=True)
 
 
-def distance(one: FineTuned, other: FineTuned) -> float:
+def distance(one: Trained, other: Trained) -> float:
     return max((one.model.state_dict()[k] - v).abs().max().item() for k, v in other.model.state_dict().items())
 
 
@@ -224,8 +228,9 @@ def test_mixing_is_that_of_the_whole_batch_in_every_process_and_micro_batch() ->
         world, micro_batch, rank = case
         fake = SimpleNamespace(num_processes=world, process_index=rank, device=torch.device("cpu"))
         fake.backward, fake.no_sync = torch.Tensor.backward, lambda model: warnings.catch_warnings()
-        gradients = BatchGradients(fake, Recorder(), RECIPE, 3, 12, micro_batch)
-        gradients.criterion = criterion
+        loss = MixedLoss(RECIPE, 3)
+        loss.criterion = criterion
+        gradients = BatchGradients(fake, Recorder(), loss, RECIPE.seed, 12, micro_batch)
         for step in range(6):
             gradients(images[gradients.positions], labels[gradients.positions], 0, step)
     everything = torch.stack(seen[1, 12, 0]).view(6, 12, -1), torch.stack(targets[1, 12, 0]).view(6, 12, -1)
@@ -265,10 +270,10 @@ def test_out_of_memory_halves_the_micro_batch_says_so_and_loses_nothing(start, t
     assert found.facts["micro_batch"] == 4 and found.facts["batch"] == 8
     assert_equal_bits_of_weights(tmp_path / "found", tmp_path / "told")
     assert found.history["loss"].tolist() == expected.history["loss"].tolist()
-    with pytest.raises(FineTuneError, match=r"ran out with 8 images at once.*checkpointing=True"):
+    with pytest.raises(TrainingError, match=r"ran out with 8 images at once.*checkpointing=True"):
         run(start, train, val, tmp_path / "fixed", computing=replace(CPU, micro_batch=8))
     out_of_memory_beyond(1, monkeypatch)
-    with pytest.warns(MemoryWarning), pytest.raises(FineTuneError, match="ran out with 2 images"):
+    with pytest.warns(MemoryWarning), pytest.raises(TrainingError, match="ran out with 2 images"):
         run(start, train, val, tmp_path / "hopeless")
     assert np.allclose(predict(found.model, val, device="cpu", num_workers=0).logits[0].shape, (3,))
 
@@ -286,7 +291,7 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, "tests")
 from tests.protocols.test_finetune import CPU, RECIPE, run
-from panderm_utils.protocols.fine_tune import loop as training_loop
+from panderm_utils.protocols.training import loop as training_loop
 from panderm_utils.protocols.fine_tune.prediction import LabelledImages
 from panderm_utils.protocols.fine_tune.model import load_finetuned
 import numpy as np
@@ -308,7 +313,9 @@ run(start, *splits, folder)
 
 def test_killed_in_mid_epoch_and_started_again_it_ends_bit_equal(start, train, val, whole, tmp_path) -> None:
     """Fresh processes: killed in the second step of the second epoch, then run to the end."""
-    training_state.save_model(tmp_path / "start.safetensors", start, {"drop_path": 0.2})
+    training_state.save_model(
+        tmp_path / "start.safetensors", start, {"encoder": "tiny", "encoder_digest": start.digest, "drop_path": 0.2}
+    )
     for name, images in (("train", train), ("val", val)):
         np.savez(tmp_path / f"{name}.npz", **vars(images))
     codes = []
@@ -367,7 +374,7 @@ def test_killed_anywhere_else_it_goes_on_too(start, train, val, whole, tmp_path,
 def test_a_signal_saves_the_state_and_the_rest_is_bit_equal(
     start, train, val, whole, tmp_path, monkeypatch, number, raised, moment
 ) -> None:
-    original = prediction.score if moment == "scoring" else Training._step
+    original = inference.score if moment == "scoring" else Training._step
     calls = []
 
     def interrupted(*arguments):
@@ -415,13 +422,13 @@ def test_a_checkpoint_of_another_training_is_refused_with_the_differences(start,
         ),
     }
     for message, (arguments, options) in cases.items():
-        with pytest.raises(FineTuneError, match=re.escape(message)) as error:
+        with pytest.raises(TrainingError, match=re.escape(message)) as error:
             run(*arguments, **options)
         assert "resume=False" in str(error.value) and str(folder / "last.safetensors") in str(error.value)
     anew = run(start, fewer, val, folder, replace(RECIPE, epochs=1), resume=False)
     assert anew.facts["resumed_at"] is None and len(anew.history) == 1
     (folder / "last.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(FineTuneError, match="damaged"):
+    with pytest.raises(TrainingError, match="damaged"):
         run(start, train, val, folder)
 
 
@@ -435,7 +442,7 @@ def test_moved_images_are_the_same_data(start, train, val, whole, tmp_path) -> N
 
 
 def test_a_folder_is_for_one_training_at_a_time(start, train, val, tmp_path) -> None:
-    with training_state.claimed(tmp_path), pytest.raises(FineTuneError, match="another process trains in it"):
+    with training_state.claimed(tmp_path), pytest.raises(TrainingError, match="another process trains in it"):
         run(start, train, val, tmp_path)
 
 
@@ -448,7 +455,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_whole_epoch_stays(start, t
 
     monkeypatch.setattr(BatchGradients, "_accumulate", poisoned)
     with pytest.raises(
-        FineTuneError, match=r"loss is nan in epoch 2, step 2 of 2, at learning rate 0\.000\d+"
+        TrainingError, match=r"loss is nan in epoch 2, step 2 of 2, at learning rate 0\.000\d+"
     ) as error:
         run(start, train, val, tmp_path)
     assert re.search(r"last losses were \d\.\d+", str(error.value)) and str(tmp_path) in str(error.value)
@@ -497,11 +504,11 @@ def test_two_classes_are_monitored_by_auroc(train, tmp_path) -> None:
     assert tuned.facts["chosen"] == "best auroc on val"
     assert tuned.history["val_auroc"].max() == pytest.approx(roc_auc_score(two.y, found)) == tuned.facts["best_value"]
     one_class = LabelledImages(two.paths[:6], two.y[:6])
-    with pytest.raises(FineTuneError, match=r"of one class, so AUROC cannot choose.*val=None"):
+    with pytest.raises(TrainingError, match=r"of one class, so AUROC cannot choose.*val=None"):
         run(model, two, one_class, tmp_path / "run2")
-    with pytest.raises(FineTuneError, match="all training images are of one class"):
+    with pytest.raises(TrainingError, match="all training images are of one class"):
         run(model, one_class, None, tmp_path / "run2")
-    with pytest.raises(FineTuneError, match=r"train: labels \[2\] are outside 0\.\.1"):
+    with pytest.raises(TrainingError, match=r"train: labels \[2\] are outside 0\.\.1"):
         run(model, train, None, tmp_path / "run2")
 
 
@@ -545,9 +552,9 @@ def test_what_a_device_cannot_do_is_refused_with_what_it_can(start, train, val, 
     ]:
         with pytest.raises(error, match=message):
             run(start, train, val, tmp_path, computing=computing)
-    with pytest.raises(FineTuneError, match='not an even number of images; write "auto"'):
+    with pytest.raises(TrainingError, match='not an even number of images; write "auto"'):
         Computing(micro_batch=3)
-    with pytest.raises(FineTuneError, match=r"tracker 'wandb' is not available.*pip install wandb"):
+    with pytest.raises(TrainingError, match=r"tracker 'wandb' is not available.*pip install wandb"):
         run(start, train, val, tmp_path, trackers=["wandb"])
 
 
@@ -561,10 +568,10 @@ def test_precision_auto_is_what_the_device_can_do(monkeypatch) -> None:
     for able, precision in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
         assert Computing().settle()[0].precision == precision
-    with pytest.raises(FineTuneError, match="3 on 2 GPUs: one process per GPU; write 2"):
+    with pytest.raises(TrainingError, match="3 on 2 GPUs: one process per GPU; write 2"):
         Computing(processes=3).settle()
     device = torch.device("mps")
-    with pytest.raises(FineTuneError, match=r"fp16 needs loss scaling.*use bf16 or fp32"):
+    with pytest.raises(TrainingError, match=r"fp16 needs loss scaling.*use bf16 or fp32"):
         Computing(precision="fp16").settle()
 
 
@@ -575,7 +582,7 @@ def test_several_processes_agree_on_the_least_that_fits(monkeypatch) -> None:
     for others, least in ((16, 4), (2, 2)):
         fake = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("meta"))
         fake.autocast = contextlib.nullcontext
-        gradients = BatchGradients(fake, model, RECIPE, 3, 64, "auto")
+        gradients = BatchGradients(fake, model, MixedLoss(RECIPE, 3), RECIPE.seed, 64, "auto")
         assert gradients.micro_batch == 32
         fake.gather = lambda _, others=others, ours=gradients: torch.tensor([others, ours.micro_batch])
         with monkeypatch.context() as patch, pytest.warns(MemoryWarning, match="images at once"):
@@ -586,7 +593,7 @@ def test_several_processes_agree_on_the_least_that_fits(monkeypatch) -> None:
 
 def test_the_state_of_loss_scaling_is_kept(start, tmp_path) -> None:
     scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for scale in (1024.0, 65536.0)]
-    optimizers = [make_optimizer(start, RECIPE) for _ in range(2)]
+    optimizers = [make_optimizer(parameter_groups(start, RECIPE), RECIPE) for _ in range(2)]
     for scaler in scalers:
         scaler.scale(torch.ones(1))  # makes its state
     scalers[0].update(512.0)
@@ -602,7 +609,7 @@ def test_a_fraction_without_a_class_is_trained_with_weighted_sampling(start, tra
     table = pd.DataFrame({"split": "train", "label": train.y, "image": train.image_ids, "row": train.rows})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chosen = prediction.fine_tune_fraction(table[table["label"] < 2].reset_index(drop=True), 0.6)
+        chosen = fine_tune_fraction(table[table["label"] < 2].reset_index(drop=True), 0.6)
     part = LabelledImages([train.paths[i - 2] for i in chosen["row"]], chosen["label"], chosen["image"], chosen["row"])
     drawn = []
     original = augment.TrainingImages.__getitem__
@@ -623,7 +630,7 @@ def test_a_fraction_without_a_class_is_trained_with_weighted_sampling(start, tra
 
 def test_a_failing_process_is_reported_with_its_reason(tmp_path) -> None:
     log = tmp_path / "log.txt"
-    with pytest.raises(FineTuneError, match=r"(?s)1 processes ended with \d+; the end of .*log\.txt:.*usage: "):
+    with pytest.raises(TrainingError, match=r"(?s)1 processes ended with \d+; the end of .*log\.txt:.*usage: "):
         processes.run_processes("calendar", ["--nonsense"], 1, log, lambda: None)
 
 
@@ -633,13 +640,13 @@ def test_several_processes_share_pairs_of_a_batch_without_rest(tmp_path) -> None
         taken = []
         for rank in range(world):
             part = SimpleNamespace(num_processes=world, process_index=rank, device=accelerator.device)
-            places = BatchGradients(part, torch.nn.Identity(), RECIPE, 3, 10, "auto").positions
+            places = BatchGradients(part, torch.nn.Identity(), MixedLoss(RECIPE, 3), 0, 10, "auto").positions
             assert [9 - place for place in places[::-1]] == places
             taken += places
         assert sorted(taken) == list(range(10))
     part = SimpleNamespace(num_processes=3, process_index=0, device=accelerator.device)
-    with pytest.raises(FineTuneError, match="fewer pairs than the 3 processes"):
-        BatchGradients(part, torch.nn.Identity(), RECIPE, 3, 4, "auto")
+    with pytest.raises(TrainingError, match="fewer pairs than the 3 processes"):
+        BatchGradients(part, torch.nn.Identity(), MixedLoss(RECIPE, 3), 0, 4, "auto")
 
 
 def test_two_processes_do_what_one_does(start, train, val, tmp_path) -> None:
@@ -654,7 +661,7 @@ def test_two_processes_do_what_one_does(start, train, val, tmp_path) -> None:
     assert np.allclose(two.history[numbers].astype(float), one.history[numbers].astype(float), atol=1e-5)
     assert two.facts["best_epoch"] == one.facts["best_epoch"]
     assert not (tmp_path / "two" / "task").exists()
-    with pytest.raises(FineTuneError, match=r"recipe\.seed is 0 in the checkpoint, 1 now"):
+    with pytest.raises(TrainingError, match=r"recipe\.seed is 0 in the checkpoint, 1 now"):
         run(start, train, val, tmp_path / "two", replace(recipe, seed=1), computing=replace(CPU, processes=2))
 
 
@@ -685,7 +692,7 @@ def test_several_views_are_averaged_as_logits_on_images_of_any_size(whole, val, 
     out_of_memory_beyond(3, monkeypatch)
     halved = predict(whole.model, mixed, tta=5, device="cpu", batch_size=100, seed=4, num_workers=2)
     assert np.abs(halved.logits - found.logits).max() < 1e-5
-    with pytest.raises(FineTuneError, match="5 for the published number"):
+    with pytest.raises(TrainingError, match="5 for the published number"):
         predict(whole.model, mixed, tta=-1, device="cpu")
 
 
@@ -708,5 +715,5 @@ def test_labelled_images_come_from_a_datasets_table_and_are_checked() -> None:
     assert found.paths.tolist() == ["/data/b.jpg", "/data/a.jpg"] and found.y.tolist() == [1, 0]
     assert found.image_ids.tolist() == ["b", "a"] and found.rows.tolist() == [3, 2] and len(found) == 2
     for paths, y in ((["a"], [0, 1]), (["a"], [0.5])):
-        with pytest.raises(FineTuneError, match="one path, one integer label"):
+        with pytest.raises(TrainingError, match="one path, one integer label"):
             LabelledImages(paths, y)

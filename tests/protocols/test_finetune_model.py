@@ -19,7 +19,7 @@ from panderm_utils.encoders.checkpoints import EncoderError
 from panderm_utils.encoders.loading import load_encoder
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.protocols.fine_tune.model import FineTuneModel, describe, load_finetune_model, load_finetuned
-from panderm_utils.protocols.fine_tune.recipe import FineTuneError
+from panderm_utils.protocols.fine_tune.recipe import TrainingError
 
 WIDTH, DEPTH, HEADS, CLASSES = 48, 2, 3, 5
 RANDOM = replace(load_encoder_manifest("random_tiny"), width=WIDTH, depth=DEPTH, heads=HEADS, num_features=WIDTH)
@@ -129,7 +129,7 @@ def test_drop_path_rises_linearly_to_its_rate(depth: int) -> None:
 
 
 def test_only_panderms_architecture_is_fine_tuned() -> None:
-    with pytest.raises(FineTuneError, match=r"dinov2_large.*choose a PanDerm encoder"):
+    with pytest.raises(TrainingError, match=r"dinov2_large.*choose a PanDerm encoder"):
         load_finetune_model("dinov2_large", 7)
 
 
@@ -170,9 +170,9 @@ def test_the_encoder_is_recognised_by_its_size(tmp_path: Path) -> None:
     path = upstream_file(model, tmp_path / "tiny.pth")
     assert load_finetuned(path).encoder.name == "panderm_tiny"
     assert load_finetuned(path, "random_tiny").encoder.name == "random_tiny"
-    with pytest.raises(FineTuneError, match=r'192 wide.*write encoder="panderm_tiny"'):
+    with pytest.raises(TrainingError, match=r'192 wide.*write encoder="panderm_tiny"'):
         load_finetuned(path, "panderm_large")
-    with pytest.raises(FineTuneError, match="no encoder is 48 wide with 2 blocks of 3 heads"):
+    with pytest.raises(TrainingError, match="no encoder is 48 wide with 2 blocks of 3 heads"):
         load_finetuned(upstream_file(randomised(), tmp_path / "other.pth"))
 
 
@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_told_in_one_message(tmp_path: Path) -> None:
     tensors["head.bias"] = torch.full((CLASSES,), torch.nan)
     tensors["blocks.1.attn.relative_position_index"] = torch.zeros(197, 197, dtype=torch.long)
     torch.save(tensors, tmp_path / "bad.pth")
-    with pytest.raises(FineTuneError) as error:
+    with pytest.raises(TrainingError) as error:
         load_finetuned(tmp_path / "bad.pth", RANDOM)
     message = str(error.value)
     for part in (
@@ -225,9 +225,9 @@ def test_what_does_not_fit_is_told_in_one_message(tmp_path: Path) -> None:
 
 def test_pre_trained_weights_and_missing_files_are_sent_elsewhere(tmp_path: Path) -> None:
     torch.save(load_encoder(RANDOM).model.state_dict(), tmp_path / "encoder.pth")
-    with pytest.raises(FineTuneError, match=r"holds no fine-tuned PanDerm.*load_finetune_model"):
+    with pytest.raises(TrainingError, match=r"holds no fine-tuned PanDerm.*load_finetune_model"):
         load_finetuned(tmp_path / "encoder.pth")
-    with pytest.raises(FineTuneError, match="there is no such file"):
+    with pytest.raises(TrainingError, match="there is no such file"):
         load_finetuned(tmp_path / "nothing.pth")
     (tmp_path / "page.pth").write_text("<html>quota</html>")
     with pytest.raises(EncoderError, match=r"HTML page.*checkpoint-best\.pth"):

@@ -13,8 +13,8 @@ import torch
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.protocols.fine_tune.model import FineTuneModel
 from panderm_utils.protocols.fine_tune.recipe import (
-    FineTuneError,
     FineTuneRecipe,
+    TrainingError,
     learning_rates,
     make_recipe,
     parameter_groups,
@@ -65,7 +65,7 @@ def test_the_last_batch_is_dropped_and_few_images_are_one_batch(images: int, ste
 
 
 def test_one_image_is_no_training() -> None:
-    with pytest.raises(FineTuneError, match="larger fraction"):
+    with pytest.raises(TrainingError, match="larger fraction"):
         steps_of_epoch(1, FineTuneRecipe())
 
 
@@ -124,7 +124,7 @@ def test_groups_hold_each_trained_parameter_once_with_what_the_table_says() -> N
 
 
 def test_all_that_is_wrong_with_a_recipe_is_told_at_once() -> None:
-    with pytest.raises(FineTuneError) as error:
+    with pytest.raises(TrainingError) as error:
         FineTuneRecipe(batch_size=7, epochs=5, monitor="f1", mixup=-1.0, ema_decay=1.0)
     message = str(error.value)
     for part in ("batch_size 7: write an even number", "warmup_epochs 10 is not in 0..5", "write one of recall, acc"):

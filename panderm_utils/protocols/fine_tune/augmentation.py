@@ -30,13 +30,13 @@ from panderm_utils.data import (
     stamp_of,
 )
 from panderm_utils.messages import UserError
+from panderm_utils.protocols.training import IMAGE, ORDER, VIEWS, generator_for
 
 SCALE, RATIO = (0.75, 1.0), (3 / 4, 4 / 3)  # of the random crop: fraction of the area, width over height
 DEGREES, HUE = 45.0, 0.2
 TTA_RESIZED = 246  # shorter side in pixels; not the evaluation's 256
 TTA_PROBABILITY, TTA_DEGREES, TTA_JITTER = 0.3, 270.0, 0.25
 TTA_STD = (0.229, 0.224, 0.225)  # ImageNet's red here, unlike the evaluation's 0.228: upstream's
-IMAGE, ORDER, VIEWS = range(3)  # purposes of generators, the first number of their seeds
 
 
 class TrainTransform:
@@ -253,13 +253,6 @@ def _random_view(view: torch.Tensor, generator: torch.Generator) -> torch.Tensor
             elif change == 3:
                 view = F.adjust_hue(view, hue)
     return view
-
-
-def generator_for(purpose: int, *numbers: int) -> torch.Generator:
-    """Returns a generator seeded by its purpose and non-negative numbers."""
-    # torch's generator uses only 32 bits.
-    (state,) = np.random.SeedSequence([purpose, *numbers]).generate_state(1)
-    return torch.Generator().manual_seed(int(state))
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:

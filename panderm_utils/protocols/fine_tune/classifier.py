@@ -16,9 +16,8 @@ from panderm_utils.data import ImageFiles, evaluation_transform
 from panderm_utils.encoders import check_precision, choose_device
 from panderm_utils.protocols.fine_tune.augmentation import tta_views
 from panderm_utils.protocols.fine_tune.model import FineTuneModel, load_finetuned
-from panderm_utils.protocols.fine_tune.prediction import BATCH, LabelledImages, forward, predict, score
-from panderm_utils.protocols.fine_tune.recipe import FineTuneError
-from panderm_utils.protocols.fine_tune.state import BEST
+from panderm_utils.protocols.fine_tune.prediction import LabelledImages, predict
+from panderm_utils.protocols.training import BATCH, BEST, TrainingError, forward, score
 
 SEED = 0  # of the random views
 
@@ -106,19 +105,19 @@ def load_classifier(
     """Returns the predictor; see `Protocol.load_classifier`.
 
     Raises:
-        FineTuneError: The checkpoint is missing, or is not the one that the record is of. EncoderError: it is damaged.
+        TrainingError: The checkpoint is missing, or is not the one that the record is of. EncoderError: it is damaged.
     """
     recorded = Path(record["training"]["weights"])
     beside = folder.absolute().parents[1] / "checkpoints" / folder.name / BEST
     path = beside if beside.is_file() else recorded
     if not path.is_file():
-        raise FineTuneError(
+        raise TrainingError(
             f"{folder.name}: its checkpoint is gone; it was {recorded}, and {beside} would also do. Copy it there, or "
             "repeat the run with --force"
         )
     model = load_finetuned(path, facts["encoder"])
     if model.digest != facts["weights_sha256"]:
-        raise FineTuneError(
+        raise TrainingError(
             f"{path}: SHA-256 {model.digest[:12]}, but the record is of {facts['weights_sha256'][:12]}: it was trained "
             "again or replaced. Restore the file, or repeat the run with --force"
         )

@@ -5,13 +5,11 @@ timm's `Beit` with the additions of the published fine-tuning: in each block a t
 Tensor names are those of upstream's fine-tuned checkpoints.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
 from timm.models.beit import Beit
 from torch import Tensor
 
@@ -28,11 +26,11 @@ from panderm_utils.encoders import (
     where_to_get,
 )
 from panderm_utils.manifests import EncoderManifest, list_encoders, load_encoder_manifest
-from panderm_utils.protocols.fine_tune.recipe import FineTuneError, FineTuneRecipe
+from panderm_utils.protocols.fine_tune.recipe import FineTuneRecipe
+from panderm_utils.protocols.training import TrainingError, read_facts
 
 CLASSES = 10_000  # maximum in a fine-tuned file, so that a corrupt one cannot fill the memory
 HEAD_STD = 0.02 * 0.001  # timm's truncation at +-2 is a hundred standard deviations away and never reached
-METADATA = "panderm_utils"  # our entry in a safetensors header
 
 
 class FineTuneModel(Beit):
@@ -47,7 +45,7 @@ class FineTuneModel(Beit):
 
     def __init__(self, encoder: EncoderManifest, num_classes: int, drop_path: float = FineTuneRecipe.drop_path) -> None:
         if encoder.architecture != "beit":
-            raise FineTuneError(
+            raise TrainingError(
                 f"{encoder.name}: the published fine-tuning is for PanDerm only; choose a PanDerm encoder"
             )
         with torch.random.fork_rng(devices=[]):  # keeps the global random state
@@ -88,7 +86,7 @@ def load_finetune_model(
         seed: Seed of the head, drawn by NumPy so that it is the same in every process.
 
     Raises:
-        FineTuneError: Not PanDerm's architecture. EncoderError: the weights are missing or invalid.
+        TrainingError: Not PanDerm's architecture. EncoderError: the weights are missing or invalid.
     """
     manifest = name if isinstance(name, EncoderManifest) else load_encoder_manifest(name)
     model = FineTuneModel(manifest, num_classes, drop_path)
@@ -125,12 +123,12 @@ def load_finetuned(path: str | Path, encoder: str | EncoderManifest | None = Non
         The model in eval mode, with as many classes as the file's head.
 
     Raises:
-        FineTuneError: The file is missing, or its tensors are not those of a fine-tuned PanDerm. EncoderError: the file
+        TrainingError: The file is missing, or its tensors are not those of a fine-tuned PanDerm. EncoderError: the file
             is damaged or contains code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FineTuneError(f"{path}: there is no such file. {where_to_get(None)}")
+        raise TrainingError(f"{path}: there is no such file. {where_to_get(None)}")
     with digest_of(path) as digest:
         model = _read_model(path, encoder)
     model.weights, model.digest = path, digest
@@ -143,14 +141,14 @@ def _read_model(path: Path, encoder: str | EncoderManifest | None) -> FineTuneMo
     prefix = next((prefix for prefix in PREFIXES.values() if f"{prefix}head.weight" in tensors), "")
     tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     if "head.weight" not in tensors or "fc_norm.weight" not in tensors:
-        raise FineTuneError(
+        raise TrainingError(
             f"{path}: holds no fine-tuned PanDerm (no `head.weight` or `fc_norm.weight` among {len(tensors)} tensors)."
             f" {where_to_get(None)} For pre-trained weights use load_finetune_model."
         )
     head, norm = (list(tensors[key].shape) for key in ("head.weight", "fc_norm.weight"))
     if len(norm) != 1 or head[1:] != norm or head[0] > CLASSES:
         valid = f"should be [classes, width], up to {CLASSES:,} classes, and [width]"
-        raise FineTuneError(f"{path}: head.weight is {head}, fc_norm.weight {norm}; {valid}. {where_to_get(None)}")
+        raise TrainingError(f"{path}: head.weight is {head}, fc_norm.weight {norm}; {valid}. {where_to_get(None)}")
     if isinstance(encoder, str):
         encoder = load_encoder_manifest(encoder)
     manifest = _manifest_of(tensors, encoder, facts.get("encoder"), path)
@@ -158,14 +156,6 @@ def _read_model(path: Path, encoder: str | EncoderManifest | None) -> FineTuneMo
     _fill(model, tensors, path)
     model.facts = facts
     return model
-
-
-def read_facts(path: Path) -> dict:
-    """Returns the facts that our safetensors files contain; empty for any other file."""
-    if path.suffix != ".safetensors":
-        return {}
-    with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get(METADATA, "{}"))
 
 
 def describe(model: FineTuneModel) -> dict:
@@ -203,14 +193,14 @@ def _manifest_of(
     if encoder is not None and (encoder.width, encoder.depth, encoder.heads) != (width, depth, heads):
         hint = f'; it has the size of {next(iter(alike))}: write encoder="{next(iter(alike))}"' if alike else ""
         expected = f"{encoder.width} wide with {encoder.depth} blocks of {encoder.heads} heads"
-        raise FineTuneError(f"{path}: {size}, {encoder.name} is {expected}{hint}")
+        raise TrainingError(f"{path}: {size}, {encoder.name} is {expected}{hint}")
     if encoder is not None or name in alike:
         return encoder or alike[name]
     if name is not None:  # the user's own manifest: the model needs only its name and sizes
         facts = {"width": width, "depth": depth, "heads": heads, "num_features": width}
         return EncoderManifest(name, name, architecture="beit", layout="plain", licence="", **facts)
     if not alike:
-        raise FineTuneError(f"{path}: no encoder is {size}: name one with `encoder`")
+        raise TrainingError(f"{path}: no encoder is {size}: name one with `encoder`")
     return next(iter(alike.values()))
 
 
@@ -236,7 +226,7 @@ def _fill(model: FineTuneModel, tensors: dict[str, Tensor], path: Path) -> None:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             problems.append(f"{len(keys)} tensors are {what}: {', '.join(keys[:3])}{more}")
     if problems:
-        raise FineTuneError(f"{path}: does not fit {model.encoder.name}: {'. '.join(problems)}. {where_to_get(None)}")
+        raise TrainingError(f"{path}: does not fit {model.encoder.name}: {'. '.join(problems)}. {where_to_get(None)}")
     model.load_state_dict({key: tensors[key] for key in expected}, strict=True)
     row = ("all", len(expected), _count(expected.values()), "used", "fine-tuned")
     model.loading = pd.DataFrame([row], columns=LOADING_COLUMNS)

@@ -4,22 +4,18 @@ Symbols: N images, K classes, V views.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from panderm_utils.data import FRACTION_SEED, Dataset, ImageFiles, batch_loader, first_fraction, open_image
-from panderm_utils.encoders import check_precision, choose_device, precision_context
+from panderm_utils.data import FRACTION_SEED, Dataset, ImageFiles, first_fraction, open_image
+from panderm_utils.encoders import check_precision, choose_device
 from panderm_utils.protocols.fine_tune.augmentation import tta_views
-from panderm_utils.protocols.fine_tune.recipe import FineTuneError
-
-BATCH = {"cpu": 16, "cuda": 128, "mps": 32}  # initial images at once; halved when memory runs out
+from panderm_utils.protocols.training import BATCH, TrainingError, score
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +43,7 @@ class LabelledImages:
         set_field(self, "rows", None if self.rows is None else np.asarray(self.rows, dtype=np.int64))
         sizes = {name: len(part) for name, part in vars(self).items() if part is not None}
         if len(set(sizes.values())) != 1 or self.y.ndim != 1 or (len(self.y) and self.y.dtype.kind not in "iu"):
-            raise FineTuneError(f"pass one path, one integer label and one name per image, got {sizes}, {self.y.dtype}")
+            raise TrainingError(f"pass one path, one integer label and one name per image, got {sizes}, {self.y.dtype}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -109,7 +105,7 @@ def predict(
         LoadingError: An image-reading process was killed.
     """
     if tta < 0:
-        raise FineTuneError(f"tta {tta} is negative; write 0 for none, 5 for the published number of views")
+        raise TrainingError(f"tta {tta} is negative; write 0 for none, 5 for the published number of views")
     torch_device = choose_device(device)
     check_precision(precision, torch_device)
     started = time.perf_counter()
@@ -119,56 +115,6 @@ def predict(
     with tqdm(desc="predict", total=len(images), unit="image", delay=1, leave=False) as bar:
         logits = score(model, files, range(len(images)), torch_device, precision, size, num_workers, bar)
     return Predictions(images.y, logits.mean(axis=1), images.image_ids, tta, time.perf_counter() - started)
-
-
-@torch.no_grad()
-def score(
-    model: nn.Module,
-    files: ImageFiles,
-    rows: Sequence[int],
-    device: torch.device,
-    precision: str,
-    batch_size: int,
-    num_workers: int | None = None,
-    bar: tqdm | None = None,
-) -> np.ndarray:
-    """Returns logits [len(rows), V, K] float32 of rows of `files`, whose items are `(i, views [V, 3, 224, 224])`.
-
-    Items `(i, image [3, 224, 224])` count as one view. `batch_size` is in images.
-    """
-    batches = [list(rows[at : at + batch_size]) for at in range(0, len(rows), batch_size)]
-    outputs, portion = [], None
-    with batch_loader(files, batches, device, num_workers) as loader:
-        for _, views in loader:
-            views = views[:, None] if views.ndim == 4 else views
-            flat = views.flatten(0, 1)
-            portion = min(portion or len(flat), len(flat))
-            logits, portion = forward(model, flat, device, precision, portion)
-            outputs.append(logits.unflatten(0, views.shape[:2]))
-            if bar is not None:
-                bar.update(len(views))
-    return torch.cat(outputs).numpy() if outputs else np.zeros((0, 1, 0), dtype=np.float32)
-
-
-def forward(model: nn.Module, x: Tensor, device: torch.device, precision: str, portion: int) -> tuple[Tensor, int]:
-    """Returns logits on the CPU and the number of images at once, halved if memory ran out."""
-    while True:
-        try:
-            with precision_context(device, precision):
-                parts = [model(part.to(device, non_blocking=True)).float() for part in x.split(portion)]
-            return torch.cat(parts).cpu(), portion
-        except RuntimeError as error:
-            if portion == 1 or not should_reduce_batch_size(error):
-                raise
-        # outside the handler, so that the memory of the failed attempt can be freed
-        portion //= 2
-        free_memory(device)
-
-
-def free_memory(device: torch.device) -> None:
-    """Releases the cached memory of a GPU after it ran out."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).empty_cache()
 
 
 class _Views(ImageFiles):

@@ -22,14 +22,10 @@ import pandas as pd
 from torch import nn
 
 from panderm_utils.manifests import SEED
-from panderm_utils.messages import UserError
 from panderm_utils.protocols.fine_tune.protocol import RATE, RECIPE
+from panderm_utils.protocols.training import TrainingError
 
 NEVER_DECAYED = ("cls_token", "pos_embed")  # not weight matrices, though they have three dimensions
-
-
-class FineTuneError(UserError):
-    """Fine-tuning that cannot be done as requested; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class FineTuneRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises FineTuneError listing all invalid settings."""
+        """Raises TrainingError listing all invalid settings."""
         rules = {**RECIPE, **dict.fromkeys(("mix_prob", "switch_prob"), RATE), "seed": SEED}
         remedies = {name: rule.remedy(getattr(self, name)) for name, rule in rules.items()}
         wrong = [f"{name} {getattr(self, name)!r}: {remedy}" for name, remedy in remedies.items() if remedy]
@@ -84,7 +80,7 @@ class FineTuneRecipe:
         if not 0 <= self.min_lr <= self.lr:
             wrong.append(f"lr {self.lr} is not above min_lr {self.min_lr} >= 0")
         if wrong:
-            raise FineTuneError(f"invalid recipe: {'; '.join(wrong)}")
+            raise TrainingError(f"invalid recipe: {'; '.join(wrong)}")
 
     @property
     def mixes(self) -> bool:
@@ -100,14 +96,14 @@ def make_recipe(defaults: dict, **overrides) -> FineTuneRecipe:
     """Returns the published recipe with a profile's defaults and, over those, all overrides that are not None.
 
     Raises:
-        FineTuneError: An unknown name, or an invalid value.
+        TrainingError: An unknown name, or an invalid value.
     """
     changes = {**defaults, **{name: value for name, value in overrides.items() if value is not None}}
     if "epochs" in changes and "warmup_epochs" not in changes:
         changes["warmup_epochs"] = min(FineTuneRecipe.warmup_epochs, changes["epochs"] // 5)
     valid = [field.name for field in fields(FineTuneRecipe)]
     if unknown := [name for name in changes if name not in valid]:
-        raise FineTuneError(f"unknown recipe settings {', '.join(unknown)}; write any of {', '.join(valid)}")
+        raise TrainingError(f"unknown recipe settings {', '.join(unknown)}; write any of {', '.join(valid)}")
     return FineTuneRecipe(**changes)
 
 
@@ -118,10 +114,10 @@ def steps_of_epoch(images: int, recipe: FineTuneRecipe) -> tuple[int, int]:
     number up to N.
 
     Raises:
-        FineTuneError: N < 2.
+        TrainingError: N < 2.
     """
     if images < 2:
-        raise FineTuneError(f"{images} training images are too few; use a larger fraction")
+        raise TrainingError(f"{images} training images are too few; use a larger fraction")
     batch = min(recipe.batch_size, images // 2 * 2)
     return images // batch, batch
 
@@ -146,7 +142,7 @@ def layer_of(name: str, depth: int) -> int:
         return int(found[1]) + 1
     if name.startswith(("fc_norm.", "head.")):
         return depth + 1
-    raise FineTuneError(f"{name}: not a parameter of PanDerm; its blocks are `blocks.N`, its head is `head`")
+    raise TrainingError(f"{name}: not a parameter of PanDerm; its blocks are `blocks.N`, its head is `head`")
 
 
 def parameter_table(model: nn.Module, recipe: FineTuneRecipe) -> pd.DataFrame:

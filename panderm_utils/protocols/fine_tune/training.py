@@ -7,61 +7,119 @@
 
 An interrupted training resumes when the same call is made again. The folder holds `last.safetensors` (to resume),
 `best.safetensors` (the result), `history.csv` and `facts.json`.
-
-    python -m torch.distributed.run --standalone --nproc_per_node 2 -m <this module> FOLDER
-
-is what `finetune` runs if `computing.processes` is 2, after writing the task to FOLDER/task.
 """
 
-import contextlib
-import json
-import os
-import shutil
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from panderm_utils.protocols.fine_tune.loop import Training, TrainingTask
-from panderm_utils.protocols.fine_tune.model import (
-    FineTuneModel,
-    load_finetuned,
-    read_facts,
-)
+from panderm_utils import stats
+from panderm_utils.data import ImageFiles
+from panderm_utils.protocols.fine_tune.augmentation import TrainingImages, draws, epoch_order
+from panderm_utils.protocols.fine_tune.mixing import MixedLoss
+from panderm_utils.protocols.fine_tune.model import FineTuneModel, load_finetuned
 from panderm_utils.protocols.fine_tune.prediction import LabelledImages
-from panderm_utils.protocols.fine_tune.processes import Computing, run_processes
 from panderm_utils.protocols.fine_tune.recipe import (
-    FineTuneError,
     FineTuneRecipe,
+    learning_rates,
+    parameter_groups,
+    steps_of_epoch,
 )
-from panderm_utils.protocols.fine_tune.state import BEST, LAST, check_last, claimed, save_text
-
-MODULE = "panderm_utils.protocols.fine_tune.training"  # also when it runs as __main__
-TASK = "task.pt"
+from panderm_utils.protocols.training import (
+    BEST,
+    Computing,
+    Trained,
+    TrainingError,
+    TrainingTask,
+    digest_of_lines,
+    run_training,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class FineTuned:
-    """The result of fine-tuning.
+class FineTuning(TrainingTask):
+    """The training of `finetune`; `model` is a FineTuneModel; `train`, `val` are LabelledImages."""
 
-    Attributes:
-        model: The model of the best epoch on val, or of the last epoch without val; on the CPU, in eval mode.
-        history: One row per epoch: epoch, loss, lr (of its last step), val_loss, val_acc, val_recall, val_auroc (two
-            classes), best (so far), seconds, images_per_second.
-        facts: How it was trained, for a record.
-    """
+    name: ClassVar[str] = "fine-tuning"
 
-    model: FineTuneModel
-    history: pd.DataFrame = field(repr=False)
-    facts: dict
+    @property
+    def monitor(self) -> str:
+        return "auroc" if self.model.num_classes == 2 else self.recipe.monitor
 
-    def describe(self) -> dict:
-        """Returns the facts for a record, JSON-serializable."""
-        return {**self.facts, "weights": str(self.model.weights), "weights_sha256": self.model.digest}
+    def check(self) -> None:
+        for name, images in (("train", self.train), ("val", self.val)):
+            if images is None:
+                continue
+            outside = np.setdiff1d(images.y, np.arange(self.model.num_classes))
+            if len(outside):
+                raise TrainingError(
+                    f"{name}: labels {outside[:5].tolist()} are outside 0..{self.model.num_classes - 1}: make the "
+                    "model with the manifest's number of classes"
+                )
+        if len(np.unique(self.train.y)) < 2:
+            raise TrainingError("all training images are of one class; use a larger fraction")
+        if self.val is not None and self.monitor == "auroc" and len(np.unique(self.val.y)) < 2:
+            raise TrainingError(
+                "all val images are of one class, so AUROC cannot choose the best epoch; pass val=None to keep the last"
+            )
+
+    def steps_of_epoch(self) -> tuple[int, int]:
+        return steps_of_epoch(len(self.train), self.recipe)
+
+    def learning_rates(self, steps: int) -> np.ndarray:
+        return learning_rates(self.recipe, steps)
+
+    def new_model(self) -> FineTuneModel:
+        return FineTuneModel(self.model.encoder, self.model.num_classes, self.recipe.drop_path)
+
+    def parameter_groups(self, model: nn.Module) -> list[dict]:
+        return parameter_groups(model, self.recipe)
+
+    def training_images(self) -> TrainingImages:
+        return TrainingImages(self.train.paths, self.train.y, self.recipe.seed, self.train.rows, self.cache)
+
+    def draw_epoch(self, epoch: int) -> list[tuple[int, int]]:
+        classes, weighted = self.model.num_classes, self.recipe.weighted_sampling
+        return draws(epoch_order(self.train.y, classes, weighted, self.recipe.seed, epoch))
+
+    @cached_property
+    def loss(self) -> MixedLoss:
+        return MixedLoss(self.recipe, self.model.num_classes)
+
+    def val_images(self) -> ImageFiles:
+        return ImageFiles(self.val.paths, rows=self.val.rows)
+
+    def val_scores(self, outputs: np.ndarray) -> dict[str, float]:
+        """Returns loss, accuracy, mean recall and, for two classes, AUROC from logits [N, K]."""
+        y, logs = self.val.y, torch.from_numpy(outputs).double().log_softmax(1)
+        proba = logs.exp().numpy()
+        confusion = stats.confusion(y, proba)
+        scores = {
+            "val_loss": -logs[torch.arange(len(y)), torch.from_numpy(y.astype(np.int64))].mean().item(),
+            "val_acc": float(stats.accuracy(confusion)),
+            "val_recall": float(stats.balanced_accuracy(confusion)),
+        }
+        if self.model.num_classes == 2:
+            scores["val_auroc"] = stats.auroc(y, proba)
+        return scores
+
+    def origin(self) -> dict:
+        model = self.model
+        facts = {"encoder": model.encoder.name, "encoder_digest": model.digest, "num_classes": model.num_classes}
+        return {**facts, "drop_path": self.recipe.drop_path}
+
+    def extra_identity(self) -> dict:
+        return {"classes": self.model.num_classes}
+
+    def describe_images(self, images: LabelledImages) -> dict:
+        return {"images": len(images), "sha256": digest_of_lines(images.image_ids.tolist(), images.y.tolist())}
 
 
 def finetune(
@@ -75,54 +133,40 @@ def finetune(
     resume: bool = True,
     on_epoch: Callable[[pd.DataFrame], None] | None = None,
     trackers: Sequence[str] = (),
-) -> FineTuned:
+) -> Trained:
     """Returns a model fine-tuned by the recipe; resumes an interrupted call with the same arguments.
+
+    Its history has the columns val_loss, val_acc, val_recall and, for two classes, val_auroc.
 
     Args:
         model: The initial model; not changed.
         train: The training images, those of the label fraction if there is one.
-        val: Images on which the monitor chooses the best epoch, of ties the first; None or empty: the last epoch.
+        val: Images on which the monitor chooses the best epoch, of ties the first; None or empty: the last.
         recipe: The settings of the training.
-        folder: The folder for checkpoints, of this training only.
-        computing: How to compute; by default chosen for this machine.
-        cache: The folder for 8-bit copies of training images; None decodes every file in every epoch.
-        resume: False starts over and overwrites the folder's checkpoints.
-        on_epoch: Called with the history after each epoch, for example to draw live curves.
-        trackers: Trackers of accelerate, such as "tensorboard" or "wandb"; none by default.
-
-    Raises:
-        FineTuneError: The folder's checkpoint is of another training (the message names the differences), the loss is
-            not finite, memory ran out, or a setting is invalid. KeyboardInterrupt, SystemExit: after saving the state.
-            LoadingError: An image-reading process was killed. DiskFullError: No room for a checkpoint.
+        folder, computing, cache, resume, trackers: As in `TrainingTask`; by default chosen for this machine.
+        on_epoch: As in `run_training`, which also lists the errors.
     """
     val = None if val is None or not len(val) else val
-    computing, device = (computing or Computing()).settle()
     folder, cache = Path(folder), None if cache is None else Path(cache)
-    task = TrainingTask(model, train, val, recipe, folder, computing, cache, resume, tuple(trackers))
-    _check(task)
-    if computing.processes > 1:
-        _in_processes(task, on_epoch)
-    else:
-        with claimed(folder):
-            _train(task, device, on_epoch)
-    facts = json.loads((folder / "facts.json").read_text())
-    history = pd.DataFrame(read_facts(folder / LAST)["progress"]["history"])
-    return FineTuned(load_finetuned(folder / BEST, model.encoder), history, facts)
+    computing = computing or Computing()
+    task = FineTuning(model, train, val, recipe, folder, computing, cache, resume, tuple(trackers))
+    history, facts = run_training(task, on_epoch)
+    return Trained(load_finetuned(folder / BEST, model.encoder), history, facts)
 
 
-def evaluate_only(checkpoint: str | Path, encoder: str | None = None, num_classes: int | None = None) -> FineTuned:
+def evaluate_only(checkpoint: str | Path, encoder: str | None = None, num_classes: int | None = None) -> Trained:
     """Returns a fine-tuned checkpoint, ours or upstream's, like the result of `finetune`.
 
     Raises:
-        FineTuneError, EncoderError: As `load_finetuned`; or the model does not have `num_classes` classes.
+        TrainingError, EncoderError: As `load_finetuned`; or the model does not have `num_classes` classes.
     """
     model = load_finetuned(checkpoint, encoder)
     if num_classes not in (None, model.num_classes):
-        raise FineTuneError(
+        raise TrainingError(
             f"{checkpoint}: has {model.num_classes} classes, the dataset has {num_classes}: it was fine-tuned"
             " on another dataset; choose that dataset, or another checkpoint"
         )
-    return FineTuned(model, pd.DataFrame(columns=["epoch", "loss", "lr"]), {"evaluated_only": True, **model.facts})
+    return Trained(model, pd.DataFrame(columns=["epoch", "loss", "lr"]), {"evaluated_only": True, **model.facts})
 
 
 def recipe_table(recipe: FineTuneRecipe) -> pd.DataFrame:
@@ -130,89 +174,3 @@ def recipe_table(recipe: FineTuneRecipe) -> pd.DataFrame:
     table = pd.DataFrame({"here": asdict(recipe), "published": asdict(FineTuneRecipe())}, dtype=object)
     note = np.where([name in recipe.differences() for name in table.index], "differs", "")
     return table.map(str).assign(note=note).rename_axis("setting")
-
-
-def _train(task: TrainingTask, device: torch.device, on_epoch: Callable | None = None) -> None:
-    training = Training(task, device, _plain(task.identity()), on_epoch)
-    facts = training.run()
-    if training.main:
-        save_text(task.folder / "facts.json", json.dumps(facts, indent=2) + "\n")
-    training.accelerator.wait_for_everyone()
-
-
-def _check(task: TrainingTask) -> None:
-    for name, images in (("train", task.train), ("val", task.val)):
-        if images is None:
-            continue
-        outside = np.setdiff1d(images.y, np.arange(task.model.num_classes))
-        if len(outside):
-            raise FineTuneError(
-                f"{name}: labels {outside[:5].tolist()} are outside 0..{task.model.num_classes - 1}: make the model "
-                "with the manifest's number of classes"
-            )
-    if len(np.unique(task.train.y)) < 2:
-        raise FineTuneError("all training images are of one class; use a larger fraction")
-    if task.val is not None and task.monitor == "auroc" and len(np.unique(task.val.y)) < 2:
-        raise FineTuneError(
-            "all val images are of one class, so AUROC cannot choose the best epoch; pass val=None to keep the last"
-        )
-
-
-def _in_processes(task: TrainingTask, on_epoch: Callable | None) -> None:
-    """Writes the task to its folder, runs it with torchrun, and reports its epochs."""
-    folder = task.folder
-    seen = _modified(folder / "history.csv")
-    with claimed(folder):  # afterwards the first of the processes claims it, since they may outlive this one
-        if not task.resume:
-            (folder / LAST).unlink(missing_ok=True)
-        elif (folder / LAST).exists():
-            check_last(folder / LAST, _plain(task.identity()))  # so that an error appears here and not only in a log
-        task_folder = folder / "task"
-        shutil.rmtree(task_folder, ignore_errors=True)
-        task_folder.mkdir()
-    torch.save(replace(task, resume=True), task_folder / TASK)
-
-    def report_epoch() -> None:
-        nonlocal seen
-        if on_epoch is not None and (now := _modified(folder / "history.csv")) != seen:
-            seen = now
-            on_epoch(pd.read_csv(folder / "history.csv"))
-
-    try:
-        run_processes(MODULE, [str(folder.absolute())], task.computing.processes, folder / "log.txt", report_epoch)
-    except FineTuneError as error:
-        if (task_folder / "error.txt").exists():
-            raise FineTuneError((task_folder / "error.txt").read_text()) from error
-        raise
-    shutil.rmtree(task_folder)
-
-
-def main(folder: Path) -> None:
-    """Runs the task in a folder, as one of several processes started by torchrun."""
-    task = torch.load(folder / "task" / TASK, weights_only=False)  # pickled by `_in_processes`
-    _, device = task.computing.settle()
-    with claimed(folder) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
-        _train(task, device)
-
-
-def _modified(file: Path) -> int | None:
-    """Returns the time at which a file was last modified, in nanoseconds; None if it does not exist."""
-    return file.stat().st_mtime_ns if file.exists() else None
-
-
-def _plain(facts: dict) -> dict:
-    """Returns facts as JSON restores them, so that they equal facts read from a file."""
-    return json.loads(json.dumps(facts))
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "task" / TASK).is_file():
-        sys.exit(f"usage: python -m torch.distributed.run ... -m {MODULE} FOLDER (see `finetune`)")
-    try:
-        main(Path(sys.argv[1]))
-        # All is written, by all processes. Exit at once: shutting down the process group sometimes hangs.
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(0)
-    except ValueError as error:  # for the parent process to raise, without the log of torchrun
-        (Path(sys.argv[1]) / "task" / "error.txt").write_text(str(error))
-        raise

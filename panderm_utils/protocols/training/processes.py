@@ -18,7 +18,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import patch_environment
 
 from panderm_utils.encoders import check_precision, choose_device
-from panderm_utils.protocols.fine_tune.recipe import FineTuneError
+from panderm_utils.protocols.training.errors import TrainingError
 from panderm_utils.workspace import REPOSITORY
 
 LOG_TAIL = 3000  # characters of a failed process's log shown in the error
@@ -51,27 +51,27 @@ class Computing:
     def __post_init__(self) -> None:
         size = self.micro_batch
         if size != "auto" and not (isinstance(size, int) and size >= 2 and size % 2 == 0):
-            raise FineTuneError(f'micro_batch {size!r} is not an even number of images; write "auto", 32 or another')
+            raise TrainingError(f'micro_batch {size!r} is not an even number of images; write "auto", 32 or another')
         if self.processes < 1:
-            raise FineTuneError(f"processes {self.processes} is less than 1")
+            raise TrainingError(f"processes {self.processes} is less than 1")
 
     def settle(self) -> tuple["Computing", torch.device]:
         """Returns these settings with "auto" precision resolved, and the device.
 
         Raises:
-            EncoderError, FineTuneError: The device does not support the settings.
+            EncoderError, TrainingError: The device does not support the settings.
         """
         device = choose_device(self.device)
         if self.precision == "auto":
             return replace(self, precision=_mixed_precision(device)).settle()
         check_precision(self.precision, device)
         if self.precision == "fp16" and device.type != "cuda":
-            raise FineTuneError(f"fp16 needs loss scaling, which {device.type} lacks; use bf16 or fp32 on this device")
+            raise TrainingError(f"fp16 needs loss scaling, which {device.type} lacks; use bf16 or fp32 on this device")
         if self.processes > 1 and device.type == "cuda" and self.processes > torch.cuda.device_count():
             count = torch.cuda.device_count()
-            raise FineTuneError(f"processes {self.processes} on {count} GPUs: one process per GPU; write {count}")
+            raise TrainingError(f"processes {self.processes} on {count} GPUs: one process per GPU; write {count}")
         if self.processes > 1 and device.type == "mps":
-            raise FineTuneError("processes must be 1 on mps: it is one GPU")
+            raise TrainingError("processes must be 1 on mps: it is one GPU")
         return self, device
 
 
@@ -88,13 +88,13 @@ def make_accelerator(device: torch.device, precision: str, trackers: Sequence[st
     """Returns the Accelerator of this process; only the named trackers are used.
 
     Raises:
-        FineTuneError: A tracker is not installed.
+        TrainingError: A tracker is not installed.
     """
     available = [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in available:
             installed = f"installed: {', '.join(available)}" if available else "none is installed"
-            raise FineTuneError(f"tracker {name!r} is not available ({installed}); pip install {name} or leave it out")
+            raise TrainingError(f"tracker {name!r} is not available ({installed}); pip install {name} or leave it out")
     # accelerate has one state per process, but a notebook may change device or precision in its next cell
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -164,7 +164,7 @@ def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, 
         while_waiting: Called twice a second.
 
     Raises:
-        FineTuneError: A process failed; the message has the end of the log.
+        TrainingError: A process failed; the message has the end of the log.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
@@ -192,5 +192,5 @@ def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, 
                 process.kill()
     if process.returncode:
         tail = log.read_text(errors="replace")[-LOG_TAIL:]
-        raise FineTuneError(f"{count} processes ended with {process.returncode}; the end of {log}:\n{tail}")
+        raise TrainingError(f"{count} processes ended with {process.returncode}; the end of {log}:\n{tail}")
     while_waiting()

@@ -1,7 +1,7 @@
 """Training checkpoints: one file each, written atomically, of tensors and JSON; nothing is pickled.
 
     <folder>/last.safetensors   everything needed to resume: weights, optimizer, scaler, EMA, position, history
-    <folder>/best.safetensors   the best model and its facts; for `load_finetuned` and for sharing
+    <folder>/best.safetensors   the best model and its facts; for evaluation and for sharing
 
 States of random generators are not needed. Every draw (order of an epoch, augmentation, mixing, drop path) comes from a
 generator seeded by the recipe's seed and the position, on any device and in any number of processes.
@@ -18,14 +18,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from panderm_utils.disk import replacing, room_for
-from panderm_utils.protocols.fine_tune.model import METADATA, FineTuneModel, read_facts
-from panderm_utils.protocols.fine_tune.recipe import FineTuneError
+from panderm_utils.protocols.training.errors import TrainingError
 
+METADATA = "panderm_utils"  # our entry in a safetensors header
 FORMAT = 1  # increase it when the meaning of a checkpoint changes
 LAST, BEST = "last.safetensors", "best.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of each parameter
@@ -78,7 +78,7 @@ def read_last(path: Path, identity: dict) -> tuple[Progress, dict[str, Tensor], 
     """Returns the progress, the tensors and the scaler's state of a checkpoint of this training.
 
     Raises:
-        FineTuneError: It is damaged, or of another recipe, dataset or encoder; the message names the differences.
+        TrainingError: It is damaged, or of another recipe, dataset or encoder; the message names the differences.
     """
     facts = check_last(path, identity)
     return Progress(**facts["progress"]), load_file(path), facts["scaler"]
@@ -89,9 +89,9 @@ def check_last(path: Path, identity: dict) -> dict:
     try:
         facts = read_facts(path)
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise FineTuneError(f"{path}: damaged ({error}); delete it to start over, or restore a copy") from error
+        raise TrainingError(f"{path}: damaged ({error}); delete it to start over, or restore a copy") from error
     if facts.get("format") != FORMAT or "progress" not in facts:
-        raise FineTuneError(f"{path}: not a checkpoint of this version; {_start_over(path)}")
+        raise TrainingError(f"{path}: not a checkpoint of this version; {_start_over(path)}")
     check_identity(facts["identity"], identity, path)
     return facts
 
@@ -119,14 +119,21 @@ def restore(
         scaler.load_state_dict(scaling)
 
 
-def save_model(path: Path, model: FineTuneModel, facts: dict) -> None:
-    """Writes a model for `load_finetuned`, with facts about it."""
-    origin = {"encoder": model.encoder.name, "encoder_digest": model.digest, "num_classes": model.num_classes}
-    _write(path, model.state_dict(), {**origin, **facts})
+def save_model(path: Path, model: nn.Module, facts: dict) -> None:
+    """Writes a model, with the facts that are needed to make it again."""
+    _write(path, model.state_dict(), facts)
+
+
+def read_facts(path: Path) -> dict:
+    """Returns the facts that our safetensors files contain; empty for any other file."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get(METADATA, "{}"))
 
 
 def check_identity(found: dict, expected: dict, path: Path) -> None:
-    """Raises FineTuneError naming each fact in which a checkpoint differs from the training to be resumed."""
+    """Raises TrainingError naming each fact in which a checkpoint differs from the training to be resumed."""
     found, expected = (pd.json_normalize(facts).to_dict("records")[0] for facts in (found, expected))
     differences = [
         f"{name} is {found.get(name, 'missing')} in the checkpoint, {expected.get(name, 'missing')} now"
@@ -134,7 +141,7 @@ def check_identity(found: dict, expected: dict, path: Path) -> None:
         if found.get(name) != expected.get(name)
     ]
     if differences:
-        raise FineTuneError(
+        raise TrainingError(
             f"{path}: a checkpoint of another training: {'; '.join(differences)}. Restore these settings to resume it;"
             f" {_start_over(path)}"
         )
@@ -150,7 +157,7 @@ def claimed(folder: Path) -> Iterator[None]:
                 partial.unlink()
             yield
     except Timeout as error:
-        raise FineTuneError(f"{folder}: another process trains in it; wait for it, or choose another folder") from error
+        raise TrainingError(f"{folder}: another process trains in it; wait for it, or choose another folder") from error
 
 
 @contextlib.contextmanager

@@ -1,35 +1,28 @@
-"""The training loop of fine-tuning, in one process or in each of several; started by `finetune`.
+"""The training loop, in one process or in each of several; started by `run_training`.
 
-Symbols: N training images, K classes, B images of an optimizer step, S steps of an epoch.
+Symbols: B images of an optimizer step, S steps of an epoch.
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from panderm_utils import stats
-from panderm_utils.data import ImageFiles, batch_loader
-from panderm_utils.encoders import tensors_digest
-from panderm_utils.protocols.fine_tune.augmentation import TrainingImages, draws, epoch_order
-from panderm_utils.protocols.fine_tune.gradients import BatchGradients, make_optimizer
-from panderm_utils.protocols.fine_tune.model import FineTuneModel
-from panderm_utils.protocols.fine_tune.prediction import LabelledImages, score
-from panderm_utils.protocols.fine_tune.processes import Computing, Signals, make_accelerator
-from panderm_utils.protocols.fine_tune.recipe import FineTuneError, FineTuneRecipe, learning_rates, steps_of_epoch
-from panderm_utils.protocols.fine_tune.state import (
+from panderm_utils.data import batch_loader
+from panderm_utils.protocols.training.errors import TrainingError
+from panderm_utils.protocols.training.gradients import BatchGradients, make_optimizer
+from panderm_utils.protocols.training.inference import score
+from panderm_utils.protocols.training.processes import Signals, make_accelerator
+from panderm_utils.protocols.training.state import (
     BEST,
     LAST,
     Progress,
@@ -39,42 +32,8 @@ from panderm_utils.protocols.fine_tune.state import (
     save_model,
     save_text,
 )
+from panderm_utils.protocols.training.task import TrainingTask
 from panderm_utils.results import peak_memory_mb
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingTask:
-    """The arguments of a training; see `finetune`."""
-
-    model: FineTuneModel
-    train: LabelledImages
-    val: LabelledImages | None
-    recipe: FineTuneRecipe
-    folder: Path
-    computing: Computing = field(default_factory=Computing)
-    cache: Path | None = None
-    resume: bool = True
-    trackers: Sequence[str] = ()
-
-    @property
-    def monitor(self) -> str:
-        """The column of the history that chooses the best epoch, without `val_`."""
-        return "auroc" if self.model.num_classes == 2 else self.recipe.monitor
-
-    def identity(self) -> dict:
-        """Facts in which a checkpoint must agree with this training."""
-        splits = {"train": self.train, "val": self.val}
-        return {
-            "recipe": asdict(self.recipe),
-            "encoder": {
-                "name": self.model.encoder.name,
-                "weights_sha256": self.model.digest,
-                "start_sha256": tensors_digest(self.model.state_dict()),
-            },
-            "classes": self.model.num_classes,
-            "data": {name: _describe(images) for name, images in splits.items()},
-            "precision": self.computing.precision,
-        }
 
 
 class Training:
@@ -82,33 +41,33 @@ class Training:
 
     def __init__(self, task: TrainingTask, device: torch.device, identity: dict, on_epoch: Callable | None = None):
         self.task, self.recipe, self.identity, self.on_epoch = task, task.recipe, identity, on_epoch
-        self.steps, self.batch = steps_of_epoch(len(task.train), task.recipe)
-        self.rates = learning_rates(task.recipe, self.steps)
+        self.steps, self.batch = task.steps_of_epoch()
+        self.rates = task.learning_rates(self.steps)
         self.accelerator = make_accelerator(device, task.computing.precision, task.trackers, task.folder)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
-        self.images = TrainingImages(task.train.paths, task.train.y, self.recipe.seed, task.train.rows, task.cache)
+        self.images = task.training_images()
 
         # a new model, so that the task's model is not changed
-        self.plain = FineTuneModel(task.model.encoder, task.model.num_classes, self.recipe.drop_path)
+        self.plain = task.new_model()
         self.plain.load_state_dict(task.model.state_dict(), strict=True)
-        self.plain.digest = task.model.digest
         self.plain.set_grad_checkpointing(task.computing.checkpointing)
+        if self.world > 1 and self.device.type == "cuda":  # on a CPU, statistics of batch norms are of each process
+            self.plain = nn.SyncBatchNorm.convert_sync_batchnorm(self.plain)
         self.plain.to(self.device)
-        decay = self.recipe.ema_decay
+        decay = getattr(self.recipe, "ema_decay", None)
         self.ema = None if decay is None else ModelEmaV3(self.plain, decay=decay)
         self.averaged = None if self.ema is None else self.ema.module
-        optimizer = make_optimizer(self.plain, self.recipe)
+        optimizer = make_optimizer(task.parameter_groups(self.plain), self.recipe)
         self.model, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
         self.progress, self.resumed_at = Progress(), None
         if task.resume and (task.folder / LAST).exists():
             self.progress, tensors, scaling = read_last(task.folder / LAST, identity)
             restore(tensors, scaling, self.plain, self.optimizer, self.accelerator.scaler, self.averaged)
             self.resumed_at = {"epoch": self.progress.epoch, "step": self.progress.step}
-        classes, micro_batch, fitted = task.model.num_classes, task.computing.micro_batch, self.progress.micro_batch
-        settings = (self.recipe, classes, self.batch, micro_batch, fitted)
+        settings = (task.loss, self.recipe.seed, self.batch, task.computing.micro_batch, self.progress.micro_batch)
         self.gradients = BatchGradients(self.accelerator, self.model, *settings)
         self.gradients.fit(self.plain)
 
@@ -122,7 +81,7 @@ class Training:
             torch.random.fork_rng(devices=devices),
             Signals() as self.signals,
             tqdm(
-                desc="fine-tuning",
+                desc=self.task.name,
                 total=self.recipe.epochs * self.steps * self.batch,
                 initial=done * self.batch,
                 unit="image",
@@ -171,9 +130,7 @@ class Training:
 
     def _train_epoch(self) -> None:
         progress = self.progress
-        labels, weighted = self.task.train.y, self.recipe.weighted_sampling
-        order = epoch_order(labels, self.plain.num_classes, weighted, self.recipe.seed, progress.epoch)
-        items = draws(order)
+        items = self.task.draw_epoch(progress.epoch)
         starts = [step * self.batch for step in range(progress.step, self.steps)]
         self.images.set_epoch(progress.epoch)
         self.model.train()
@@ -192,15 +149,15 @@ class Training:
                     self._save_last()
                     self.signals.stop()
 
-    def _step(self, images: Tensor, labels: Tensor) -> tuple[float, bool]:
+    def _step(self, images: Tensor, targets: Tensor) -> tuple[float, bool]:
         """Takes one optimizer step; returns the mean loss of its B images, and whether a signal requests a stop."""
         step = self.progress.epoch * self.steps + self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[step] * group["scale"]
-        loss, stop = self._agree(self.gradients(images, labels, self.progress.epoch, self.progress.step))
+        loss, stop = self._agree(self.gradients(images, targets, self.progress.epoch, self.progress.step))
         if not math.isfinite(loss):
             before = ", ".join(f"{value:.4g}" for value in self.progress.losses[-5:]) or "none in this epoch"
-            raise FineTuneError(
+            raise TrainingError(
                 f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1} of {self.steps},"
                 f" at learning rate {self.rates[step]:.3g}; the last losses were {before}. Lower lr, lengthen the"
                 f' warm-up, or use precision="fp32"; {self.task.folder} has the last complete epoch'
@@ -259,28 +216,18 @@ class Training:
 
     def _scores(self) -> dict[str, float]:
         """Returns the scores on val; each process predicts a part of it, each image once."""
-        val, model = self.task.val, self._scored()
-        own_rows = range(self.accelerator.process_index, len(val), self.world)
-        files = ImageFiles(val.paths, rows=val.rows)
+        files, size = self.task.val_images(), len(self.task.val)
+        own_rows = range(self.accelerator.process_index, size, self.world)
         precision, workers = self.task.computing.precision, self.task.computing.num_workers
-        logits = score(model.eval(), files, own_rows, self.device, precision, self.gradients.micro_batch, workers)[:, 0]
-        parts = gather_object([(list(own_rows), logits)])
-        all_logits = np.empty((len(val), self.plain.num_classes), dtype=np.float32)
+        options = (self.device, precision, self.gradients.micro_batch, workers)
+        outputs = score(self._scored().eval(), files, own_rows, *options)[:, 0]
+        parts = gather_object([(list(own_rows), outputs)])
+        everything = np.empty((size, *outputs.shape[1:]), dtype=np.float32)
         for rows, part in parts:
-            all_logits[rows] = part
-        logs = torch.from_numpy(all_logits).double().log_softmax(1)
-        proba = logs.exp().numpy()
-        confusion = stats.confusion(val.y, proba)
-        scores = {
-            "val_loss": -logs[torch.arange(len(val)), torch.from_numpy(val.y.astype(np.int64))].mean().item(),
-            "val_acc": float(stats.accuracy(confusion)),
-            "val_recall": float(stats.balanced_accuracy(confusion)),
-        }
-        if self.plain.num_classes == 2:
-            scores["val_auroc"] = stats.auroc(val.y, proba)
-        return scores
+            everything[rows] = part
+        return self.task.val_scores(everything)
 
-    def _scored(self) -> FineTuneModel:
+    def _scored(self) -> nn.Module:
         """The model that is evaluated and saved: the moving average, if enabled."""
         return self.plain if self.averaged is None else self.averaged
 
@@ -293,13 +240,7 @@ class Training:
         self.accelerator.wait_for_everyone()
 
     def _save_best(self, row: dict) -> None:
-        facts = {"drop_path": self.recipe.drop_path, "monitor": self.task.monitor, "scores": row, **self.identity}
+        origin = self.task.origin()
+        facts = {**origin, "monitor": self.task.monitor, "scores": row, **self.identity, **origin}
         if self.main:
-            save_model(self.task.folder / BEST, self._scored(), {**facts, "encoder": self.plain.encoder.name})
-
-
-def _describe(images: LabelledImages | None) -> dict | None:
-    if images is None:
-        return None
-    lines = json.dumps([images.image_ids.tolist(), images.y.tolist()])
-    return {"images": len(images), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+            save_model(self.task.folder / BEST, self._scored(), facts)
