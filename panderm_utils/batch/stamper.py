@@ -19,7 +19,7 @@ from panderm_utils.disk import write_file
 from panderm_utils.manifests import DatasetManifest, ManifestError, Protocol
 from panderm_utils.messages import UserError
 
-METRICS = {"auroc": "AUROC", "weighted_f1": "weighted F1"}
+METRICS = {"auroc": "AUROC", "weighted_f1": "weighted F1", "jaccard": "Jaccard index"}
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -123,8 +123,7 @@ def title_markdown(protocol: Protocol, card: DatasetManifest) -> str:
     lines = [
         f"# {' '.join(card.title.split())}: {protocol.title}",
         "",
-        f"{protocol.question} Dataset `{card.name}` ({card.modality}, {card.num_classes} classes), protocol "
-        f"`{protocol.name}`.",
+        f"{protocol.question} Dataset `{card.name}` ({card.modality}, {card.content}), protocol `{protocol.name}`.",
         "",
         f"- **Reproduces:** {_reproduces(protocol, card)}",
         *[f"- **Published:** {line}" for line in _published(protocol, card)],

@@ -195,7 +195,7 @@ def show_list(notebooks: Path) -> int:
     for name in manifests.list_datasets():
         card = manifests.load_dataset_manifest(name)
         remark = f"{', your data' if card.own else ''}{', external' if card.external else ''}"
-        print(f"  {name:22} {card.title} ({card.modality}, {card.num_classes} classes{remark})")
+        print(f"  {name:22} {card.title} ({card.modality}, {card.content}{remark})")
     print("encoders (also timm:<model>):")
     for name in manifests.list_encoders():
         print(f"  {name:22} {manifests.load_encoder_manifest(name).title}")

@@ -9,6 +9,8 @@ OFFERS = {
     "image_files": "ImageError ImageFolder image_error_reason open_image",
     "image_folder": "ListedImages list_images",
     "loading": "batch_loader",
+    "made_tables": "draw_splits list_split_folders",
+    "mask_files": "open_mask",
     "own_data": "OwnData read_own_data",
     "splits": "FRACTION_SEED connected_groups first_fraction label_fraction propose_splits",
     "transforms": "CROP_SIZE EVALUATION_MEAN EVALUATION_STD ImageCopies ImageFiles evaluation_transform limit_aspect "

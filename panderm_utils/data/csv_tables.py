@@ -2,17 +2,12 @@
 
 import csv
 import io
-import os
-import posixpath
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
-from panderm_utils.data.image_files import ImageError, ImageFolder, oddity, unsafe
 from panderm_utils.manifests import SPLITS, DatasetManifest
 from panderm_utils.messages import UserError, printable
 
@@ -35,6 +30,9 @@ class Problems:
     """The problems of one CSV file and its images.
 
     Severity is "error" (fatal: results would be wrong), "warning" (the user should know) or "note" (fixed on reading).
+
+    Attributes:
+        file: The CSV; of a dataset without one, the folder of its images.
     """
 
     file: Path
@@ -43,6 +41,10 @@ class Problems:
     def add(self, severity: str, kind: str, message: str, row: int | None = None, image: str = "") -> None:
         """Adds one problem; `row` is the 1-based line in the file, None if the whole file is concerned."""
         self.found.append({"severity": severity, "kind": kind, "row": row, "image": image, "message": message})
+
+    def place(self, row: int | None) -> str:
+        """Returns where a problem is: `file:line`, or the file or folder alone."""
+        return f"{self.file}" if row is None or self.file.is_dir() else f"{self.file}:{row}"
 
     def table(self) -> pd.DataFrame:
         """Returns all problems as DataFrame(severity, kind, row, image, message), most severe first."""
@@ -61,7 +63,7 @@ class Problems:
         for kind, count in counts.items():
             members = [problem for problem in fatal if problem["kind"] == kind]
             for problem in members[:MAX_SHOWN]:
-                place = f"{self.file}:{problem['row']}" if problem["row"] is not None else f"{self.file}"
+                place = self.place(problem["row"])
                 image = f"[{problem['image']}] " if problem["image"] else ""
                 lines.append(f"  {place}: {printable(image + problem['message'])}")
             if count > MAX_SHOWN:
@@ -169,7 +171,9 @@ def check_table(table: pd.DataFrame, manifest: DatasetManifest, problems: Proble
     splits = ("test",) if manifest.external else ("train", "test")
     if manifest.external:
         table = table.assign(split="test")
-    needed = ("image", "split", manifest.label_column)
+    labels = [manifest.label_column] if manifest.classes else []
+    named = ["mask"] if manifest.masks and not manifest.masks.suffix else []
+    needed = ("image", "split", *labels, *named)
     present = [name for name in table.columns if name != "row"]
     for name in needed:
         if present and name not in table:  # a file without any column was reported when it was read
@@ -190,14 +194,18 @@ def check_table(table: pd.DataFrame, manifest: DatasetManifest, problems: Proble
     if "image" in table:
         for row in table.loc[table["image"] == "", "row"]:
             problems.add("error", "empty image name", "the image name is empty; fill it in or remove the row", row)
-    if manifest.label_column in table:
+    if labels and manifest.label_column in table:
         label = check_labels(table, manifest, problems)
         if manifest.label_column != "label" and "label" in table:
             table = table.rename(columns={"label": "csv_label"})
         table = table.assign(label=label)
         if "split" in table and label.notna().all():
             check_classes(table, splits, manifest, problems)
-    first = [name for name in ("row", "image", "split", "label") if name in table]
+    if "split" in table:
+        check_sizes(table, manifest, problems)
+    if not labels and "label" in table:
+        table = table.rename(columns={"label": "csv_label"})
+    first = [name for name in ("row", "image", "split", "label", *named) if name in table]
     ids = set(manifest.groups.values())
     rest = {name: typed(table[name]) for name in table.columns if name not in (*first, *ids)}
     rest |= {name: table[name].mask(is_missing(table[name])) for name in table.columns if name in ids}
@@ -220,7 +228,7 @@ def check_labels(table: pd.DataFrame, manifest: DatasetManifest, problems: Probl
 
 
 def check_classes(table: pd.DataFrame, splits: tuple, manifest: DatasetManifest, problems: Problems) -> None:
-    """Reports classes without a row in one of the splits, and split sizes that differ from the manifest's."""
+    """Reports classes without a row in one of the splits."""
     counts = pd.crosstab(table["label"], table["split"])
     counts = counts.reindex(index=range(manifest.num_classes), columns=SPLITS, fill_value=0)
     for split in splits:
@@ -230,80 +238,14 @@ def check_classes(table: pd.DataFrame, splits: tuple, manifest: DatasetManifest,
             severity = "error" if split == "train" else "warning"
             message = f"all {split} rows have one class; check the column `{manifest.label_column}`"
             problems.add(severity, "single class", message)
+
+
+def check_sizes(table: pd.DataFrame, manifest: DatasetManifest, problems: Problems) -> None:
+    """Reports split sizes that differ from the manifest's."""
     for split, size in (manifest.split_sizes or {}).items():
         if (found := int((table["split"] == split).sum())) != size:
             message = f"{found:,} {split} rows, {size:,} in the published data: scores are not directly comparable"
             problems.add("note", "split size", message)
-
-
-def find_images(table: pd.DataFrame, image_root: Path, suffix: str, problems: Problems) -> dict[str, str]:
-    """Returns image name -> file relative to the image root; reports missing files and different spellings."""
-    if not image_root.is_dir():
-        remedy = "unpack the images there, or correct image_root in the manifest"
-        problems.add("error", "missing folder", f"there is no image root {image_root}; {remedy}")
-        return {}
-    folder, files, seen = ImageFolder(image_root), {}, set()
-    for row, name in zip(table["row"], table["image"], strict=True):
-        if name in seen or not name:
-            continue
-        seen.add(name)
-        file, remark = folder.find(name, suffix)
-        if file is not None:
-            files[name] = file
-            if remark:
-                problems.add("note", "file name", remark, row, name)
-        elif "missing" in remark or "differ only" in remark:
-            problems.add("error", "missing file", f"{remark} below {image_root}; add it or remove the row", row, name)
-        else:
-            problems.add("error", "unsafe path", f"{remark}; put the file below {image_root}", row, name)
-    return files
-
-
-def name_images(table: pd.DataFrame, problems: Problems) -> dict[str, str]:
-    """Returns image name -> file from the spelling alone, without looking at the disk."""
-    files = {}
-    for row, name in zip(table["row"], table["image"], strict=True):
-        if reason := unsafe(name) if name else "":
-            problems.add("error", "unsafe path", f"{reason}; name a file below the image root", row, name)
-        elif name:
-            files[name] = posixpath.normpath(name.replace("\\", "/"))
-    return files
-
-
-def check_pixels(table: pd.DataFrame, image_root: Path, files: dict[str, str], problems: Problems) -> None:
-    """Decodes every image, with a progress bar; reports unusable images and unusual modes."""
-
-    def check(row_and_name: tuple[int, str]) -> tuple[str, str, str]:
-        path = image_root / files[row_and_name[1]]
-        try:
-            return ("note", "image mode", found) if (found := oddity(path)) else ("", "", "")
-        except ImageError as error:
-            return "error", "unreadable image", str(error)
-
-    first = table.drop_duplicates("image")
-    items = [(row, name) for row, name in zip(first["row"], first["image"], strict=True) if name in files]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # PIL releases the GIL while decoding
-        found = tqdm(pool.map(check, items), total=len(items), desc="checking pixels", unit="image")
-        for (row, name), (severity, kind, message) in zip(items, found, strict=True):
-            if kind:
-                problems.add(severity, kind, message, row, name)
-
-
-def check_repeats(table: pd.DataFrame, files: dict[str, str], problems: Problems) -> None:
-    """Reports images that appear in several rows: with different labels (fatal), or twice in one split."""
-    if "split" not in table or "label" not in table:
-        return
-    named = table.assign(file=table["image"].map(files)).dropna(subset=["file"])
-    for file, rows in named[named.duplicated("file", keep=False)].groupby("file"):
-        lines = ", ".join(str(row) for row in rows["row"])
-        first = rows.iloc[0]
-        if rows["label"].nunique() > 1:
-            labels = ", ".join(f"{label:.0f}" for label in rows["label"])
-            message = f"one image has labels {labels} in rows {lines}; keep only one of these rows"
-            problems.add("error", "contradicting labels", message, first["row"], first["image"])
-        elif rows["split"].duplicated().any():
-            message = f"the file {file} is in rows {lines}: it is counted once per row"
-            problems.add("warning", "repeated image", message, first["row"], first["image"])
 
 
 def image_at(table: pd.DataFrame, at: int) -> str:

@@ -52,11 +52,16 @@ def open_image(path: str | Path, content: bytes | None = None) -> Image.Image:
         ImageError: The file is missing, empty, not an image, truncated, larger than PIL.Image.MAX_IMAGE_PIXELS, or has
             floating-point pixels; the message names the file and the reason.
     """
+    return decode(path, to_rgb, content)
+
+
+def decode(path: str | Path, convert: Callable, content: bytes | None = None):
+    """Returns `convert(image, path)` of an image file that PIL has opened and loaded; raises as `open_image`."""
     try:
         with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:
             refuse_bomb(path, image.size)
             image.load()
-            return to_rgb(image, path)
+            return convert(image, path)
     except ImageError:
         raise
     except DECODING_ERRORS as error:
@@ -112,12 +117,7 @@ def image_error_reason(path: str | Path, error: BaseException) -> str:
 
 
 def oddity(path: str | Path) -> str:
-    """Returns what is unusual about an image, after decoding it: mode, depth, EXIF rotation; "" if nothing.
-
-    Raises:
-        ImageError: As `open_image`.
-    """
-    open_image(path)
+    """Returns what is unusual about an image that can be decoded: mode, depth, EXIF rotation; "" if nothing."""
     with Image.open(path, formats=FORMATS) as image:
         found = []
         if image.mode != "RGB":
@@ -178,6 +178,10 @@ class ImageFolder:
                 added = "" if candidate == base else f"{suffix} added to the name"
                 return found, "; ".join(filter(None, (remark, note, added)))
         return None, reason or self._hint(folder, base)
+
+    def names(self, folder: str = "") -> list[str]:
+        """Returns the names in a folder below the root."""
+        return list(self._list(folder))
 
     def _find_folder(self, folder: str) -> tuple[str | None, str]:
         if folder not in self._folders:

@@ -24,10 +24,11 @@ from panderm_utils.manifests import SPLITS, DatasetManifest
 from panderm_utils.messages import UserError
 
 SEED = 20250606  # combined with the dataset's name; pre-training of panderm_tiny uses another seed
-SIDES = {  # height and width in pixels; each image has one of them
+SIDES = {  # height and width in pixels; each image has one of them; by modality, or dataset
     "dermoscopic": ((225, 300),),
     "clinical": ((225, 300), (300, 225), (256, 256)),  # phones are held upright or sideways
     "pathology": ((200, 200),),
+    "isic2018_task1": ((225, 300), (192, 256), (256, 256), (200, 300), (288, 216)),
 }
 NAMES = {  # file names like the released ones; n counts images from 1
     "pad_ufes": "PAT_{patient}_{lesion}_{n:03d}.png",
@@ -36,7 +37,9 @@ NAMES = {  # file names like the released ones; n counts images from 1
     "derm7pt_dermoscopic": "{class_name}/{class_name}{n:03d}l.JPG",
     "dermnet": "{class_name}/{class_name}-{n}.jpg",
     # An ISIC Archive id is one image, so stand-ins must not share ids; HAM10000 has the lowest numbers.
-    **{name: f"ISIC_{k}{{n:06d}}.jpg" for k, name in enumerate(("bcn20000", "mskcc", "hiba"), 1)},
+    **{name: f"ISIC_{k}{{n:06d}}.jpg" for k, name in enumerate(("bcn20000", "mskcc", "hiba", "isic2018_task1"), 1)},
+    # The draws from one table of lesions have the same images.
+    "HAM10000_clean/HAM10000_metadata.csv": "ISIC_5{n:06d}.jpg",
     "patch16": "{class_name}/{class_name}_{n:05d}.jpg",
     "demo": "lesion_{n:04d}.jpg",
     "ph2": "IMD{n:03d}.bmp",
@@ -66,33 +69,52 @@ COMMONEST = ("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df")  # of the demo da
 # Large enough for meaningful label fractions.
 DEMO = Size(train=600, val=80, test=320, imbalance=3.5)
 STAND_IN = Size(train=150, val=25, test=100, imbalance=4.0)
+MASKS_ONLY = Size(train=150, val=25, test=60, imbalance=4.0)
 
 
 def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
-    """Returns the CSV of a dataset's stand-in below `data_root`, drawing it if needed.
+    """Returns the table of a dataset's stand-in below `data_root` (see `DatasetManifest.table`), drawing it if needed.
 
-    The CSV is written last and atomically, so if it exists, the stand-in is complete. Concurrent processes draw a
-    stand-in once. Datasets that share an image folder, as the real ones do, may share it here.
+    A stand-in is complete if its stamp, written last, says so. Concurrent processes draw it once. Datasets that share
+    an image folder, as the real ones do, may share it here.
 
     Raises:
         ValueError: The manifest has paths outside the data root, as for your own data, which have no stand-in.
     """
     if card.own or Path(card.csv).is_absolute() or Path(card.image_root).is_absolute():
         raise UserError(f'{card.name} is your own data and has no synthetic stand-in; write profile = "own"')
-    csv, images = Path(data_root) / card.csv, Path(data_root) / card.image_root
-    stamp = csv.with_name(f".{card.name}.drawn")
-    csv.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(csv.with_name(f".{card.name}.lock")):
+    root = Path(data_root)
+    place = root / card.table
+    home = place if card.split_folders else (root / card.csv).parent
+    stamp = home / f".{card.name}.drawn"
+    home.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(home / f".{card.name}.lock"):
         version = _version(card)
-        if csv.is_file() and stamp.is_file() and stamp.read_text() == version:
-            return csv
-        csv.unlink(missing_ok=True)  # so that an interrupted redraw is not taken for complete
+        if place.exists() and stamp.is_file() and stamp.read_text() == version:
+            return place
+        if not card.split_folders:  # so that an interrupted redraw is not taken for complete
+            place.unlink(missing_ok=True)
+            (root / card.csv).unlink(missing_ok=True)
         table = plan_rows(card)
-        masks = images.with_name("masks") if card.name == "demo" else None
-        drawn = _draw_all(card, table, images, masks)
-        write_file(csv, _columns(card, table, drawn).to_csv(index=False, lineterminator="\n"))
+        if stamp.is_file():
+            _remove_others(card, table, root)
+        write_file(stamp, "")
+        drawn = _draw_all(card, table, root)
+        if not card.split_folders:
+            write_file(place, _columns(card, table, drawn).to_csv(index=False, lineterminator="\n"))
         write_file(stamp, version)
-    return csv
+    return place
+
+
+def _remove_others(card: DatasetManifest, table: pd.DataFrame, root: Path) -> None:
+    """Removes the files of an older stand-in that are not drawn again, from the folders that are read by listing."""
+    planned = {root / card.image_root / name for name in table["image"]}
+    if card.masks:
+        planned |= {root / card.masks.root / name for name in table["mask"]}
+    listed = [*card.places] if card.split_folders else [card.masks.root] if card.masks else []
+    for path in (path for folder in listed for path in (root / folder).glob("[!.]*")):
+        if path not in planned:
+            path.unlink()
 
 
 def plan_rows(card: DatasetManifest) -> pd.DataFrame:
@@ -101,17 +123,19 @@ def plan_rows(card: DatasetManifest) -> pd.DataFrame:
     A third of the lesions have two images and some patients have two lesions, all in one split; only in the stand-in
     of PAD-UFES-20, whose published split may not separate patients, are a few patients in two splits.
     """
-    rng = np.random.default_rng(_seed(card.name))
-    size = DEMO if card.name == "demo" else STAND_IN
-    counts = np.array(next(iter((card.class_counts or {}).values()), range(card.num_classes, 0, -1)))
+    rng = np.random.default_rng(_seed(card))
+    size = DEMO if card.name == "demo" else STAND_IN if card.classes else MASKS_ONLY
+    names = card.class_names or COMMONEST  # lesions without classes are drawn after those of the demo
+    num_classes = len(names)
+    counts = np.array(next(iter((card.class_counts or {}).values()), range(num_classes, 0, -1)))
     if card.name == "demo":
-        counts = np.array([COMMONEST.index(name) for name in card.class_names]) * -1
-    rank = np.empty(card.num_classes, int)
-    rank[np.argsort(-counts, kind="stable")] = np.arange(card.num_classes)
+        counts = np.array([COMMONEST.index(name) for name in names]) * -1
+    rank = np.empty(num_classes, int)
+    rank[np.argsort(-counts, kind="stable")] = np.arange(num_classes)
     rows = [
         (split, label)
-        for label in range(card.num_classes)
-        for split, n in zip(SPLITS, size.of_class(rank[label], card.num_classes), strict=True)
+        for label in range(num_classes)
+        for split, n in zip(SPLITS, size.of_class(rank[label], num_classes), strict=True)
         if split == "test" or not card.external
         for _ in range(n)
     ]
@@ -133,32 +157,42 @@ def plan_rows(card: DatasetManifest) -> pd.DataFrame:
     order = rng.permutation(table["lesion"].nunique())
     table = table.iloc[np.argsort(order[table["lesion"] - table["lesion"].min()], kind="stable")]
     table["n"] = 1 + np.arange(len(table))
-    table["class_name"] = [card.class_names[k] for k in table["label"]]
-    pattern = NAMES.get(card.name, "ISIC_{n:07d}.jpg")
+    table["class_name"] = [names[k] for k in table["label"]]
+    pattern = NAMES.get(_identity(card), "ISIC_{n:07d}.jpg")
     table["image"] = [pattern.format(**row) for row in table.to_dict("records")]
+    if card.split_folders:
+        table["image"] = table["split"].map(card.split_folders) + "/" + table["image"]
+    if card.masks:
+        table["mask"] = [card.masks.name(*row) for row in zip(table["image"], table["split"], strict=True)]
     return table.iloc[rng.permutation(len(table))].reset_index(drop=True)
 
 
-def _draw_all(card: DatasetManifest, table: pd.DataFrame, images: Path, masks: Path | None) -> pd.DataFrame:
+def _draw_all(card: DatasetManifest, table: pd.DataFrame, root: Path) -> pd.DataFrame:
     """Draws every image of a plan, with a progress bar; returns their attributes, one row per image."""
+    images = root / card.image_root
+    masks = root / card.masks.root if card.masks else images.with_name("masks")
+    if card.name == "demo":
+        table = table.assign(mask=[f"{Path(name).stem}_segmentation.png" for name in table["image"]])
+    elif not card.masks:
+        table = table.assign(mask="")
+    sides = SIDES.get(card.name, SIDES[card.modality])
 
     def draw(row: tuple) -> dict[str, float]:
-        _, name, label, lesion, patient, second, n = row
+        _, name, mask, class_name, lesion, patient, second, n = row
         lesion_rng, outline, patient_rng, rng = (
-            np.random.default_rng([SEED, _seed(card.name), *parts])
+            np.random.default_rng([SEED, _seed(card), *parts])
             for parts in ((1, lesion), (2, lesion), (3, patient), (4, lesion, second, n))
         )
-        signs = draw_signs(recipe_of(card.name, card.class_names[label]), lesion_rng)
-        sides = SIDES[card.modality]
+        signs = draw_signs(recipe_of(card.name, class_name), lesion_rng)
         side = sides[rng.integers(len(sides))]
         drawn = lesions.draw_lesion(signs, rng, side, card.modality, draw_tone(patient_rng), outline)
         write_file(images / name, encode(Image.fromarray(drawn.image), Path(name).suffix))
-        if masks is not None:
-            mask = Image.fromarray(np.where(drawn.mask, 255, 0).astype(np.uint8))
-            write_file(masks / f"{Path(name).stem}_segmentation.png", encode(mask.convert("1"), ".png"))
+        if mask:
+            pixels = Image.fromarray(np.where(drawn.mask, 255, 0).astype(np.uint8))
+            write_file(masks / mask, encode(pixels.convert("1"), ".png"))
         return drawn.attributes
 
-    rows = list(table[["image", "label", "lesion", "patient", "second", "n"]].itertuples())
+    rows = list(table[["image", "mask", "class_name", "lesion", "patient", "second", "n"]].itertuples())
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy and PIL release the GIL
         bar = tqdm(pool.map(draw, rows), total=len(rows), desc=f"drawing {card.name}", unit="image", delay=1)
         return pd.DataFrame(list(bar), index=table.index)
@@ -166,8 +200,10 @@ def _draw_all(card: DatasetManifest, table: pd.DataFrame, images: Path, masks: P
 
 def _columns(card: DatasetManifest, table: pd.DataFrame, drawn: pd.DataFrame) -> pd.DataFrame:
     """Returns the CSV: the required columns, those named in the manifest, and extra ones of the released file."""
-    rng = np.random.default_rng(_seed(card.name) + 1)
-    csv = table[["image", "split"]].assign(**{card.label_column: table["label"]})
+    rng = np.random.default_rng(_seed(card) + 1)
+    csv = table[["image", "split"]].assign(**{card.label_column: table["label"]} if card.classes else {})
+    if card.draw:
+        csv = pd.DataFrame({card.draw.image: [Path(name).stem for name in table["image"]]})
     patients = table["patient"].max() + 1
     people = pd.DataFrame({"age": 5 * rng.integers(4, 18, patients), "sex": rng.choice(["female", "male"], patients)})
     people = people.loc[table["patient"]].reset_index(drop=True)
@@ -203,8 +239,13 @@ def encode(image: Image.Image, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def _seed(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+def _identity(card: DatasetManifest) -> str:
+    """Returns the name of the images: that of the dataset, or the table of lesions that it shares with other draws."""
+    return card.draw.metadata if card.draw else card.name
+
+
+def _seed(card: DatasetManifest) -> int:
+    return int.from_bytes(hashlib.sha256(_identity(card).encode()).digest()[:4], "big")
 
 
 def _version(card: DatasetManifest) -> str:

@@ -3,8 +3,8 @@
 import lazy_loader
 
 OFFERS = {
-    "entries": "Access ClassName DatasetManifest EncoderManifest PaperItem Profile ProtocolChoice PublishedResult "
-    "SPLITS",
+    "entries": "Access ClassName DatasetManifest Draw EncoderManifest Masks PaperItem Profile ProtocolChoice "
+    "PublishedResult SPLITS",
     "parameters": "DEVICE ENCODER FLAG FRACTION FRACTIONS PARAMETERS FILE PRECISION ParameterError Rule SEED number "
     "one_of text whole",
     "problems": "NAME_RULE valid_name",

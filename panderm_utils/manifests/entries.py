@@ -5,7 +5,7 @@ import html
 import re
 import typing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 SPLITS = ("train", "val", "test")
 METADATA_KINDS = ("age", "sex", "site", "skin_tone", "institution")
@@ -30,13 +30,58 @@ class Access:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """Where the masks of a dataset's lesions are: one file for each image.
+
+    Attributes:
+        root: Their folder, below the data root, or absolute for your own data.
+        suffix: What follows the stem of the image in the name of its mask, "_mask.png"; "": the table's column `mask`
+            names it.
+        folders: Split -> folder below the root, for a dataset with `split_folders`.
+        other_sizes: Names of the images known to have a mask of another size.
+    """
+
+    root: str
+    suffix: str = ""
+    folders: dict[str, str] = dataclasses.field(default_factory=dict)
+    other_sizes: tuple[str, ...] = ()
+
+    def name(self, image: str, split: str) -> str:
+        """Returns the name of an image's mask, below the root; for masks with a `suffix`."""
+        place = PurePosixPath(image)
+        folder = PurePosixPath(self.folders[split]) if self.folders else place.parent
+        return str(folder / f"{place.stem}{self.suffix}")
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the splits of a dataset without a published list are drawn: see `data.draw_splits`.
+
+    Attributes:
+        metadata: A CSV below the data root that lists all images and the column of `DatasetManifest.groups`.
+        image: Its column of the images' names, with or without suffix.
+        percent: Split -> percent of the images.
+        images: The number of images in the complete dataset.
+        seed: Of the draw.
+    """
+
+    metadata: str
+    image: str
+    percent: dict[str, int]
+    images: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetManifest:
-    """A dataset.
+    """A dataset: images with classes, masks of their lesions, or both.
 
     Attributes:
         classes: In label order; `classes_verified` says whether that order is verified.
         melanoma: The names of the classes that are melanoma, if it is separate from all other classes.
-        csv, image_root: Below the data root, or absolute for your own data.
+        csv, image_root: Below the data root, or absolute for your own data. Without a `csv`, the splits are folders.
+        split_folders: Split -> folder of its images below the image root, for a dataset without a CSV.
+        draw: How the splits are drawn, if no list of them was published; `csv` is where they are written down.
         split_sizes: Images in train, val and test, if known; `class_counts`: the same per class, in label order.
         headline_metric: AUROC for two classes, weighted F1 for more, as in the paper.
         groups: Kind ("lesion", "patient") -> CSV column whose values must not be in two splits.
@@ -51,12 +96,15 @@ class DatasetManifest:
     modality: str
     institution: str
     task: str
-    classes: tuple[ClassName, ...]
-    classes_verified: bool
-    label_column: str
-    csv: str
+    classes: tuple[ClassName, ...] = ()
+    classes_verified: bool = False
+    label_column: str = ""
+    csv: str = ""
     image_root: str
     image_suffix: str
+    split_folders: dict[str, str] = dataclasses.field(default_factory=dict)
+    masks: Masks | None = None
+    draw: Draw | None = None
     headline_metric: str
     licence: str
     citation: str
@@ -89,9 +137,28 @@ class DatasetManifest:
     def title_of_label(self, label: int) -> str:
         return self.classes[label].long_name
 
+    @property
+    def content(self) -> str:
+        """What the images come with: "7 classes", "lesion masks", or both."""
+        classes = [f"{self.num_classes} classes"] if self.classes else []
+        return " and ".join(classes + ["lesion masks"] * (self.masks is not None))
+
+    @property
+    def table(self) -> str:
+        """The file that lists the images, below the data root; a folder if the splits are folders."""
+        return self.draw.metadata if self.draw else self.csv or self.image_root
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The files and folders that the data consist of, below the data root; the table is first."""
+        images = [f"{self.image_root}/{folder}" for folder in self.split_folders.values()]
+        masks = [f"{self.masks.root}/{folder}" for folder in self.masks.folders.values()] if self.masks else []
+        roots = [*(images or [self.image_root]), *(masks or ([self.masks.root] if self.masks else []))]
+        return tuple(dict.fromkeys([*([] if images else [self.table]), *roots]))
+
     def missing_path(self, data_root: str | Path) -> str:
-        """Returns a message if the CSV or the image root does not exist, "" if both do."""
-        paths = Path(data_root) / self.csv, Path(data_root) / self.image_root
+        """Returns a message if one of the `places` does not exist, "" if all do."""
+        paths = (Path(data_root) / place for place in self.places)
         return next((f"{path} is not there" for path in paths if not path.exists()), "")
 
     def card_markdown(self) -> str:
@@ -104,14 +171,13 @@ class DatasetManifest:
         counts = self.class_counts or {}
         splits = [s for s in SPLITS if s in counts]
         heads = ["label", "class" + unsure, *[f"{s}{mark('class_counts')}" for s in splits]]
+        table = ["".join(f"| {head} " for head in heads) + "|", "|---" * (2 + len(splits)) + "|"]
         lines = [
             f"### {_escape(self.title)}",
             "",
             f"{_escape(self.modality)}{mark('modality')} · {_escape(self.institution)}{mark('institution')} · "
-            f"{self.task}, {self.num_classes} classes · headline metric: {self.headline_metric.replace('_', ' ')}",
-            "",
-            "".join(f"| {head} " for head in heads) + "|",
-            "|---" * (2 + len(splits)) + "|",
+            f"{self.task}, {self.content} · headline metric: {self.headline_metric.replace('_', ' ')}",
+            *(["", *table] if self.classes else []),
         ]
         for k, c in enumerate(self.classes):
             cells = [str(k), f"{_escape(c.long_name)} ({_escape(c.name)})", *[f"{counts[s][k]:,}" for s in splits]]
@@ -119,6 +185,9 @@ class DatasetManifest:
         if self.split_sizes:
             sizes = ", ".join(f"{s} {n:,}" for s, n in self.split_sizes.items())
             lines += ["", f"**Images:** {sizes}{mark('split_sizes')}"]
+        if self.draw:
+            shares = ", ".join(f"{split} {n}%" for split, n in self.draw.percent.items())
+            lines += ["", f"**Images:** {self.draw.images:,}; drawn with seed {self.draw.seed}: {shares}"]
         if self.melanoma:
             names = ", ".join(map(_escape, self.melanoma))
             lines += ["", f"**Melanoma:** {names}{mark('melanoma')}, against all other classes"]

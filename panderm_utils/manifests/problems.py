@@ -4,9 +4,18 @@ import dataclasses
 import re
 from pathlib import Path, PurePath
 
-from panderm_utils.manifests.entries import METADATA_KINDS, SPLITS, DatasetManifest, EncoderManifest, PaperItem
+from panderm_utils.manifests.entries import (
+    METADATA_KINDS,
+    SPLITS,
+    DatasetManifest,
+    Draw,
+    EncoderManifest,
+    Masks,
+    PaperItem,
+)
 
-HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1"}  # the paper's rule
+WITHOUT_CLASSES = "segmentation"  # the task of a dataset with masks alone
+HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1", WITHOUT_CLASSES: "jaccard"}  # the paper's rule
 NAME_RULE = "lower-case letters, digits and _, at most 60"
 # Windows device names
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
@@ -18,19 +27,22 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
     """Returns `key: problem; remedy` for each problem of a dataset's manifest in, or to be written to, `path`."""
     problems = _name_problems(m.name, path)
     if m.task is not None and m.task not in HEADLINE:
-        problems.append(f"task: {m.task!r} is unknown; write binary or multiclass")
+        *others, last = HEADLINE
+        problems.append(f"task: {m.task!r} is unknown; write {', '.join(others)} or {last}")
     elif None not in (m.task, m.headline_metric) and m.headline_metric != HEADLINE[m.task]:
         problems.append(f"headline_metric: {m.headline_metric!r} is not for {m.task}; write {HEADLINE[m.task]}")
-    if m.label_column not in (None, "label", "binary_label"):
-        problems.append(f"label_column: {m.label_column!r} is unknown; write label or binary_label")
-    elif m.task == "multiclass" and m.label_column == "binary_label":
-        problems.append("label_column: binary_label is for two classes; write label")
-    if m.classes is not None:
-        problems += _class_problems(m)
-    for key in ("csv", "image_root"):
-        place = PurePath(getattr(m, key) or ".")
-        if not m.own and (place.is_absolute() or ".." in place.parts):
-            problems.append(f"{key}: {str(place)!r} is not below the data root; write it relative to there")
+    if m.task == WITHOUT_CLASSES:
+        extra = [key for key in ("classes", "label_column", "class_counts", "melanoma") if getattr(m, key)]
+        problems += [f"{key}: a {m.task} has no classes; remove it, or write another task" for key in extra]
+        problems += ["masks: missing; write masks: {root, suffix}"] if m.masks is None and not extra else []
+    else:
+        if m.label_column not in (None, "label", "binary_label"):
+            problems.append(f"label_column: {m.label_column!r} is unknown; write label or binary_label")
+        elif m.task == "multiclass" and m.label_column == "binary_label":
+            problems.append("label_column: binary_label is for two classes; write label")
+        if m.classes is not None:
+            problems += _class_problems(m)
+    problems += _table_problems(m)
     problems += _size_problems(m)
     if m.external and not m.melanoma:
         problems.append("external: a test-only dataset needs `melanoma`; name those classes, or remove `external`")
@@ -98,6 +110,8 @@ def _name_problems(name: str | None, path: Path) -> list[str]:
 
 def _class_problems(m: DatasetManifest) -> list[str]:
     k, problems = len(m.classes), []
+    if m.label_column == "":
+        problems.append("label_column: missing; write label or binary_label")
     if k < 2 or (m.task == "binary" and k != 2) or (m.task == "multiclass" and k == 2):
         problems.append(f"classes: {k} do not match task: {m.task}; list every class in label order")
     names = [c.name for c in m.classes if c is not None and c.name is not None]
@@ -117,9 +131,48 @@ def _class_problems(m: DatasetManifest) -> list[str]:
     return problems
 
 
+def _table_problems(m: DatasetManifest) -> list[str]:
+    """The places of the data, and what lists the images: a CSV, a folder for each split, or a CSV that is drawn."""
+    problems = []
+    masks, draw = m.masks or Masks(root=""), m.draw or Draw("", "", {}, 1)
+    folders = [(f"split_folders.{split}", folder) for split, folder in (m.split_folders or {}).items()]
+    folders += [(f"masks.folders.{split}", folder) for split, folder in (masks.folders or {}).items()]
+    places = [
+        ("csv", m.csv),
+        ("image_root", m.image_root),
+        ("masks.root", masks.root),
+        ("draw.metadata", draw.metadata),
+    ]
+    for key, text in [*places, *folders]:
+        place = PurePath(text or ".")
+        if not m.own and (place.is_absolute() or ".." in place.parts):
+            problems.append(f"{key}: {str(place)!r} is not below the data root; write it relative to there")
+    if m.csv == "" and not m.split_folders:
+        problems.append("csv: missing; write csv: text, or split_folders: {train, val, test}")
+    if m.csv and m.split_folders:
+        problems.append("split_folders: the CSV has the splits; remove csv or split_folders")
+    if m.split_folders and m.classes:
+        problems.append("split_folders: folders have no labels; write a CSV with them, or remove classes")
+    if m.masks and m.split_folders and {*(masks.folders or {})} != {*m.split_folders}:
+        problems.append("masks.folders: are not those of the splits; write one for each of split_folders")
+    if m.masks and not m.split_folders and masks.folders:
+        problems.append("masks.folders: are for split_folders; remove them, write masks.root")
+    if m.masks and m.split_folders and masks.suffix == "":
+        problems.append("masks.suffix: missing; without a CSV, a mask is named after its image: write _mask.png or so")
+    if m.draw and None not in (draw.percent, draw.images) and None not in draw.percent.values():
+        if {*draw.percent} != {*SPLITS} or sum(draw.percent.values()) != 100 or min(draw.percent.values()) < 1:
+            problems.append("draw.percent: write whole numbers for train, val and test that sum to 100")
+        if draw.images < 1:
+            problems.append(f"draw.images: {draw.images}; write the number of images in the complete dataset")
+    if m.draw and len(m.groups or {}) != 1:
+        problems.append("groups: a draw keeps one kind of group in a split; write groups: {lesion: COLUMN}")
+    return problems
+
+
 def _size_problems(m: DatasetManifest) -> list[str]:
     sizes, class_counts, problems = m.split_sizes or {}, m.class_counts or {}, []
-    for key, splits in (("split_sizes", sizes), ("class_counts", class_counts)):
+    named = {"split_folders": m.split_folders or {}, "draw.percent": (m.draw and m.draw.percent) or {}}
+    for key, splits in ({"split_sizes": sizes, "class_counts": class_counts} | named).items():
         invalid = [split for split in splits if split not in SPLITS]
         problems += [f"{key}.{split}: no such split; write {', '.join(SPLITS)}" for split in invalid]
     if m.external and {*sizes, *class_counts} - {"test"}:

@@ -34,7 +34,7 @@ class Protocol:
             unless the profile has its own value.
         recompute: Takes a record and its folder, yields the `Pair`s that `--verify` compares.
         metric: The paper's headline metric for the protocol; "": the dataset's own.
-        dataset_keys: Keys that a dataset's manifest must have, such as "melanoma".
+        dataset_keys: Keys that a dataset's manifest must have: "classes", "melanoma", "masks".
         architectures: Supported encoder architectures; (): any.
         trains: Whether a run leaves checkpoints; other runs leave features.
         parameters: Rules of its notebook's parameters that are not in PARAMETERS, or differ there.
@@ -65,7 +65,7 @@ class Protocol:
     recompute: Callable[[dict, Path], Iterator[Pair]]
     extra_time: str = ""
     metric: str = ""
-    dataset_keys: tuple[str, ...] = ()
+    dataset_keys: tuple[str, ...] = ("classes",)
     architectures: tuple[str, ...] = ()
     trains: bool = False
     parameters: Mapping[str, Rule] = field(default_factory=dict)

@@ -172,6 +172,24 @@ CAVEATS = {
     "ph2": ["calls it clinical", "no released CSV"],
     "med_node": ["170 images", "no released CSV"],
 }
+# Of the datasets of masks: an image, its mask, split sizes, the percent of a draw, doi, licence.
+HAM_MASKS = (
+    "ISIC_0024306.jpg",
+    "HAM10000_clean/HAM10000_segmentations_lesion_tschandl/ISIC_0024306_segmentation.png",
+    None,
+)
+MASKS = {
+    "isic2018_task1": (
+        "Validation_Data/ISIC_0012255.jpg",
+        "ISIC2018/Validation_GroundTruth/ISIC_0012255_segmentation.png",
+        {"train": 2594, "val": 100, "test": 1000},
+        None,
+        "10.48550/arXiv.1902.03368",
+        "CC-0",
+    ),
+    "ham10000_masks": (*HAM_MASKS, (64, 16, 20), "10.1038/s41591-020-0942-0", "CC BY-NC 4.0"),
+    "ham10000_masks_70": (*HAM_MASKS, (70, 10, 20), "10.1038/s41591-020-0942-0", "CC BY-NC 4.0"),
+}
 LINEAR_PROBE = {
     "accuracy": 0.923701,
     "balanced_accuracy": 0.796631,
@@ -212,10 +230,25 @@ PUBLISHED = {
 
 
 def test_there_is_a_manifest_for_each_dataset_of_the_paper_and_for_the_demo():
-    assert set(SHIPPED) == {*FACTS, "demo"}
+    assert set(SHIPPED) == {*FACTS, *MASKS, "demo"}
     assert manifests.check_manifests() >= len(SHIPPED)
-    assert set(manifests.load_profile("paper").datasets) == set(FACTS)
-    assert set(manifests.load_profile("demo").datasets) == set(SHIPPED)
+    assert set(manifests.load_profile("paper").datasets) - {*MASKS} == set(FACTS)
+    assert set(manifests.load_profile("demo").datasets) - {*MASKS} == {*FACTS, "demo"}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_dataset_of_masks_is_what_the_fact_sheet_says(name):
+    card = manifests.load_dataset_manifest(name)
+    assert (card.task, card.headline_metric, card.content) == ("segmentation", "jaccard", "lesion masks")
+    assert (card.classes, card.label_column, card.melanoma) == ((), "", ())
+    image, mask, sizes, percent, doi, licence = MASKS[name]
+    assert (card.split_sizes, card.draw and tuple(card.draw.percent.values())) == (sizes, percent)
+    split = image.split("_")[0] if card.split_folders else ""
+    split = next((one for one, folder in card.split_folders.items() if folder.startswith(split)), "train")
+    assert f"{card.masks.root}/{card.masks.name(image, split)}" == mask
+    assert card.doi == doi
+    assert licence in card.licence
+    assert "licence" in card.unverified
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -249,7 +282,7 @@ def test_a_card_shows_every_class_and_marks_what_is_not_verified(name):
         assert f"{c.long_name} ({c.name})" in text
     for access in card.access:
         assert access.url in text
-    assert ("names and order **unverified**" in text) == (not card.classes_verified)
+    assert ("names and order **unverified**" in text) == (bool(card.classes) and not card.classes_verified)
     assert text.count("**Melanoma:**") == bool(card.melanoma)
     assert ("mel *(unverified)*, against all other classes" in text) == ("melanoma" in card.unverified)
     assert ("**External:**" in text) == card.external
@@ -435,7 +468,7 @@ FAULTS = {
     "fraction": ("{train: 427,", "{train: 427.5,", "split_sizes.train: is the number 427.5; write a whole number"),
     "empty value": ("modality: clinical", "modality:", "modality: is empty; write text"),
     "text for a list": ("unverified: [", "unverified: x  # [", "unverified: is the text 'x'; write a list of text"),
-    "unknown task": ("task: binary", "task: regression", "task: 'regression' is unknown; write binary or multiclass"),
+    "unknown task": ("task: binary", "task: regression", "task: 'regression' is unknown; write binary, multi"),
     "another metric": ("headline_metric: auroc", "headline_metric: acc", "'acc' is not for binary; write auroc"),
     "another column": (
         "label_column: binary_label",
