@@ -17,7 +17,6 @@ from panderm_utils.manifests import DoesNotApply, EncoderManifest, Profile, Prot
 from panderm_utils.workspace import REPOSITORY, Workspace
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-CANONICAL = "ham10000"  # the notebook of each protocol from which the other datasets' are stamped
 PAPER = "paper"  # the folder of the notebooks that make tables and figures from records
 
 
@@ -141,7 +140,13 @@ def select_runs(plan: Plan, names: Sequence[str]) -> Plan:
 
 def list_protocols(notebooks: Path = NOTEBOOKS) -> list[str]:
     """Returns the protocols that have a canonical notebook."""
-    return sorted(path.parent.name for path in notebooks.glob(f"*/{CANONICAL}.ipynb"))
+    names = {protocols.load_protocol(name).canonical for name in protocols.list_protocols()}
+    return sorted({path.parent.name for name in names for path in notebooks.glob(f"*/{name}.ipynb")})
+
+
+def canonical_notebook(protocol: Protocol, notebooks: Path = NOTEBOOKS) -> Path:
+    """Returns the notebook of a protocol from which those of the other datasets are stamped."""
+    return notebooks / protocol.name / f"{protocol.canonical}.ipynb"
 
 
 def _parts(profile: Profile, datasets, encoders, names, notebooks: Path, problems: list[str]) -> list[Part]:
@@ -209,7 +214,7 @@ def _out_of_place(parts: list[Part], cards: dict, overrides: dict, profile: Prof
 
 def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems) -> Iterator["_Draft"]:
     """Yields the runs of one seed; appends errors in their parameters to `problems`."""
-    accepted = {part.protocol.name: _parameter_names(notebooks / part.protocol.name) for part in parts}
+    accepted = {part.protocol.name: _parameter_names(part.protocol, notebooks) for part in parts}
     root = DataRoot(space.data_root)
     studied = {name for part in parts for name in part.datasets}
     for part in parts:
@@ -221,7 +226,8 @@ def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems
         # Datasets vary fastest, so that concurrent runs rarely draw or read the same images.
         for encoder, dataset, variant in product(part.encoders, part.datasets, part.variants):
             card, model = cards[dataset], models[encoder]
-            notebook = notebooks / protocol.name / f"{dataset if card else CANONICAL}.ipynb"
+            canonical = canonical_notebook(protocol, notebooks)
+            notebook = canonical.with_stem(dataset) if card else canonical
             settled = settle_parameters(notebook, protocol, applicable | variant, problems)
             if not (card and model):
                 continue
@@ -282,10 +288,10 @@ def _folders(space: Workspace) -> dict[str, str]:
     return {"profile": space.profile, **folders, "output_root": str(space.root.parent)}
 
 
-def _parameter_names(folder: Path) -> set[str]:
+def _parameter_names(protocol: Protocol, notebooks: Path) -> set[str]:
     """Returns the parameters of a protocol's canonical notebook; none if it cannot be read, reported elsewhere."""
     try:
-        return set(read_parameters(folder / f"{CANONICAL}.ipynb"))
+        return set(read_parameters(canonical_notebook(protocol, notebooks)))
     except PlanError:
         return set()
 

@@ -1,4 +1,4 @@
-"""Stamps the sibling notebooks of each protocol from its canonical one, notebooks/<protocol>/ham10000.ipynb.
+"""Stamps the sibling notebooks of each protocol from its canonical one, such as notebooks/linear_probe/ham10000.ipynb.
 
 A sibling differs in two cells: the title, written from the dataset's manifest, and the values of `dataset` and
 `profile` in the parameters cell. There are no special cases: where a dataset needs something else, add a parameter, a
@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 
 from panderm_utils import manifests, protocols
-from panderm_utils.batch.plan import CANONICAL, NOTEBOOKS, list_protocols
+from panderm_utils.batch.plan import NOTEBOOKS, canonical_notebook, list_protocols
 from panderm_utils.disk import write_file
 from panderm_utils.manifests import DatasetManifest, ManifestError, Protocol
 from panderm_utils.messages import UserError
@@ -47,9 +47,9 @@ def sync(check: bool = False, datasets: Iterable[str] | None = None, notebooks: 
         ManifestError: A manifest is invalid.
     """
     names, drifted = manifests.list_datasets(), []
-    for protocol_name in list_protocols(notebooks):
-        canonical = notebooks / protocol_name / f"{CANONICAL}.ipynb"
-        protocol = _protocol_of(canonical)
+    for name in list_protocols(notebooks):
+        protocol = _find_protocol(name, notebooks / name)
+        canonical = canonical_notebook(protocol, notebooks)
         for name in names if datasets is None else datasets:
             card = manifests.load_dataset_manifest(name)
             if protocol.lacks(card) or (check and datasets is None and card.own):
@@ -73,12 +73,13 @@ def describe_drift(drifted: list[Path]) -> str:
     names = set(manifests.list_datasets())
     lines = []
     for path in drifted:
-        if path.stem == CANONICAL:
+        canonical = canonical_notebook(_protocol_of(path), path.parents[1])
+        if path == canonical:
             lines.append(f"{path}: its title differs from the manifest, or it has outputs")
         elif path.stem in names and (lack := _protocol_of(path).lacks(manifests.load_dataset_manifest(path.stem))):
             lines.append(f"{path}: {path.parent.name} needs {lack}; add that, or delete the notebook")
         elif path.stem in names:
-            lines.append(f"{path}: {'differs from' if path.exists() else 'not yet stamped from'} {CANONICAL}.ipynb")
+            lines.append(f"{path}: {'differs from' if path.exists() else 'not yet stamped from'} {canonical.name}")
         else:
             lines.append(
                 f"{path}: no manifest data_manifests/datasets/{path.stem}.yaml; write one, or delete the notebook"
@@ -170,7 +171,11 @@ def _cost(protocol: Protocol, card: DatasetManifest) -> str:
 
 
 def _protocol_of(notebook: Path) -> Protocol:
+    return _find_protocol(notebook.parent.name, notebook)
+
+
+def _find_protocol(name: str, place: Path) -> Protocol:
     try:
-        return protocols.load_protocol(notebook.parent.name)
+        return protocols.load_protocol(name)
     except ManifestError as error:
-        raise StampError(f"{notebook}: {error}") from error
+        raise StampError(f"{place}: {error}") from error

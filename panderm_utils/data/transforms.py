@@ -145,11 +145,14 @@ class ImageCopiesWarning(UserWarning):
 
 
 class ImageCopies:
-    """Decoded copies of images below `folder`, at most `budget` bytes; failures warn, never raise."""
+    """Decoded copies of images below `folder`, at most `budget` bytes; failures warn, never raise.
 
-    def __init__(self, folder: str | Path, budget: int = BUDGET):
+    `kind` names how the images were resized, so that copies of one kind are never taken for another.
+    """
+
+    def __init__(self, folder: str | Path, budget: int = BUDGET, kind: str = f"{RESIZE_SIZE}px"):
         jpeg = features.version_feature("libjpeg_turbo") or features.version_codec("jpg")
-        self.folder = Path(folder) / f"v1-{RESIZE_SIZE}px-pillow{PIL.__version__}-jpeg{jpeg}"
+        self.folder = Path(folder) / f"v1-{kind}-pillow{PIL.__version__}-jpeg{jpeg}"
         self.budget = budget
         self._pixels, self._index = self.folder / "pixels.bin", self.folder / "index.bin"
         self._found: dict[bytes, bytes] = {}  # the latest record of each path

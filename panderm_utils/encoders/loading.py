@@ -173,8 +173,11 @@ def beit_settings(manifest: EncoderManifest) -> dict:
     }
 
 
-def build_model(manifest: EncoderManifest) -> nn.Module:
+def build_model(manifest: EncoderManifest, drop_path: float = 0.0) -> nn.Module:
     """Returns timm's model without its head, with random weights; keeps the caller's random state.
+
+    Args:
+        drop_path: Rate of stochastic depth in the last block, rising linearly from 0 in the first.
 
     Raises:
         EncoderError: timm has no model of that name, or it does not accept images of 224 x 224 pixels.
@@ -182,12 +185,13 @@ def build_model(manifest: EncoderManifest) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         if manifest.architecture == "beit":
             # without fc_norm: the class token after the final norm
-            return Beit(**beit_settings(manifest), num_classes=0, global_pool="token")
+            return Beit(**beit_settings(manifest), num_classes=0, global_pool="token", drop_path_rate=drop_path)
         published = timm_settings(manifest)
         resample = published is not None and published.fixed_input_size and published.input_size[-1] != IMAGE_SIZE
         try:
             # Positions of another image size are resampled at each forward pass, as the DINOv2 baseline does.
             options = {"dynamic_img_size": True} if resample else {}
+            options |= {"drop_path_rate": drop_path} if drop_path else {}
             return timm.create_model(manifest.timm_name, num_classes=0, **options)
         except TypeError as error:
             raise EncoderError(

@@ -23,13 +23,14 @@ class Protocol:
     """One way to evaluate an encoder on a dataset.
 
     It is found by name: `PROTOCOL` in `panderm_utils.protocols.<name>`, with the canonical notebook
-    `notebooks/<name>/ham10000.ipynb`.
+    `notebooks/<name>/<canonical>.ipynb`.
 
     Attributes:
         title: For headings: "linear probing".
         question, reproduces, teaches: For a notebook's first cell: the question, in one sentence; where the paper shows
             it; what the reader learns.
         seconds_an_image: Of panderm_large on two CPU cores; `extra_time`: what else takes time.
+        canonical: The dataset whose notebook is edited by hand; those of other datasets are stamped from it.
         settings: Default of every setting that decides a run's numbers; a run's id omits defaults. None: as published,
             unless the profile has its own value.
         recompute: Takes a record and its folder, yields the `Pair`s that `--verify` compares.
@@ -63,6 +64,7 @@ class Protocol:
     seconds_an_image: float
     settings: Mapping[str, Any]
     recompute: Callable[[dict, Path], Iterator[Pair]]
+    canonical: str = "ham10000"
     extra_time: str = ""
     metric: str = ""
     dataset_keys: tuple[str, ...] = ("classes",)
