@@ -65,17 +65,17 @@ def published_mask_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, 
     if not true.any():
         true = np.zeros_like(true)
         true[true.shape[0] // 2, true.shape[1] // 2] = True
-    jaccard, dice = _overlap(true, keep_largest(predicted))
+    jaccard, dice = _overlap(*_counts(true, keep_largest(predicted)))
     return {"jaccard": jaccard, "dice": dice}
 
 
 def mask_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Returns the scores at the size of the image, under the names of the table above."""
     true, predicted = _check(true, predicted)
-    jaccard, dice = _overlap(true, predicted)
-    hd95, surface_dice = _boundaries(true, predicted)
-    lesion, both = np.count_nonzero(true), np.count_nonzero(true & predicted)
-    skin, called = true.size - lesion, np.count_nonzero(predicted)
+    both, lesion, called = _counts(true, predicted)
+    jaccard, dice = _overlap(both, lesion, called)
+    hd95, surface_dice = _compare_boundaries(true, predicted)
+    skin = true.size - lesion
     return {
         "jaccard_original": jaccard,
         "dice_original": dice,
@@ -97,22 +97,26 @@ def _check(*masks) -> list[np.ndarray]:
     return masks
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+def _counts(a: np.ndarray, b: np.ndarray) -> tuple[int, int, int]:
+    """Returns the pixels of both masks, of a, of b."""
+    return np.count_nonzero(a & b), np.count_nonzero(a), np.count_nonzero(b)
+
+
+def _overlap(both: int, a: int, b: int) -> tuple[float, float]:
     """Returns Jaccard and Dice; 1 if both masks are empty."""
-    both, total = np.count_nonzero(a & b), np.count_nonzero(a) + np.count_nonzero(b)
-    return (both / (total - both), 2 * both / total) if total else (1.0, 1.0)
+    return (both / (a + b - both), 2 * both / (a + b)) if a + b else (1.0, 1.0)
 
 
-def _boundaries(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+def _compare_boundaries(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """Returns the 95% Hausdorff distance (percent of the diagonal) and surface Dice."""
-    edges = [boundary(mask) for mask in (a, b)]
+    edges = boundary(a), boundary(b)
     if not all(map(len, edges)):
         return (100.0, 0.0) if any(map(len, edges)) else (0.0, 1.0)
     trees = [cKDTree(edge) for edge in edges]
     percent = 100 / np.hypot(*a.shape)
-    distances = [trees[1].query(edges[0])[0] * percent, trees[0].query(edges[1])[0] * percent]
+    distances = [percent * trees[1].query(edges[0])[0], percent * trees[0].query(edges[1])[0]]
     near = sum(np.count_nonzero(distance <= TOLERANCE) for distance in distances)
-    return float(max(np.percentile(d, 95) for d in distances)), near / sum(map(len, edges))
+    return float(max(np.percentile(distance, 95) for distance in distances)), near / sum(map(len, edges))
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
