@@ -79,7 +79,8 @@ def subgroups_of_records(
 
     Returns:
         The groups and the gaps, both with dataset, dataset_label, encoder_label, metric, run_id, kind and then the
-        columns of `compare_groups` (of masks, without classes and rarest); and one row per record without metadata: dataset, encoder, why, command.
+        columns of `compare_groups` (of masks, without classes and rarest); and one row per record without metadata:
+        dataset, encoder, why, command.
     """
     keys = ["dataset", "dataset_label", "encoder_label", "metric", "run_id"]
     groups, gaps, without = [], [], []
@@ -101,7 +102,7 @@ def subgroups_of_records(
 
 
 def _group_comparison(run: dict, replicates: int) -> tuple[Callable, list[str]]:
-    """Returns the comparison of groups [N] in a run's metric, by class probabilities or scores of masks, and N names."""
+    """Returns the function that compares groups [N] in a run's metric, and its images' names."""
     table = pd.read_csv(Path(run["folder"]) / "predictions.csv", dtype=str)
     if scores_masks(table):
         scores, clusters, names = parse_image_scores(table)

@@ -66,7 +66,10 @@ def pack_masks(images: Iterable[tuple[str, ImageMasks]]) -> bytes:
     content, kept = BytesIO(), {}
     with zipfile.ZipFile(content, "w") as archive:
         for name, masks in images:
-            pngs = {kind: encode_mask(mask) for kind, mask in _checked(name, masks).items()}
+            kinds = _check(name, masks)
+            if np.array_equal(masks.true_224, shrink_mask(masks.true, masks.predicted_224.shape)):
+                del kinds["true_224"]
+            pngs = {kind: encode_mask(mask) for kind, mask in kinds.items()}
             digest = hash(tuple(pngs.items()))
             if kept.setdefault(name, digest) != digest:
                 raise MaskError(f"{name!r} has two different sets of masks: predict each image once")
@@ -110,7 +113,9 @@ class MaskArchive:
         """Returns the masks of an image; several threads may read."""
         small = entry_name("true_224", name)
         kinds = (*KINDS, "true_224") if small in self._zip.NameToInfo else KINDS
-        return ImageMasks(**{kind: self._read(entry_name(kind, name)) for kind in kinds})
+        masks = ImageMasks(**{kind: self._read(entry_name(kind, name)) for kind in kinds})
+        _check(name, masks)
+        return masks
 
     def _read(self, entry: str) -> np.ndarray:
         try:
@@ -144,19 +149,16 @@ def decode_mask(png: bytes) -> np.ndarray:
         return np.asarray(image, dtype=np.uint8) > 0  # Pillow's True is 255, which NumPy adds up as such
 
 
-def _checked(name: str, masks: ImageMasks) -> dict[str, np.ndarray]:
-    """Returns the masks to keep, by kind."""
-    kinds = {kind: getattr(masks, kind) for kind in KINDS}
-    small = masks.true_224
-    if small is not None and not np.array_equal(small, shrink_mask(masks.true, small.shape)):
-        kinds["true_224"] = small
+def _check(name: str, masks: ImageMasks) -> dict[str, np.ndarray]:
+    """Returns an image's masks by kind; raises a MaskError if they do not fit together."""
+    kinds = {kind: mask for kind, mask in vars(masks).items() if mask is not None}
     for kind, mask in kinds.items():
         if mask.dtype != bool or mask.ndim != 2 or not mask.size:
             raise MaskError(f"{name}: its mask {kind!r} must be bool [H, W], got {mask.dtype} {list(mask.shape)}")
     for one, other in (("true", "predicted"), ("predicted_224", "true_224")):
         if other in kinds and kinds[one].shape != kinds[other].shape:
             sizes = f"{list(kinds[one].shape)} and {list(kinds[other].shape)}"
-            raise MaskError(f"{name}: its masks {one!r} and {other!r} are {sizes}; resize the prediction to the image")
+            raise MaskError(f"{name}: its masks {one!r} and {other!r} are {sizes}: sizes differ; predict it again")
     return kinds
 
 
