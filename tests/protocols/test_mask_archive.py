@@ -203,7 +203,9 @@ def test_a_thousand_images_take_less_than_20_mb_and_the_memory_of_a_few():
 def test_best_median_and_worst_are_picked_by_rank():
     import pandas as pd
 
-    table = pd.DataFrame({"filename": list("abcdefghi"), "dice": [0.9, 0.1, 0.5, 0.8, 0.2, 0.6, 0.7, 0.4, 0.3]})
+    table = pd.DataFrame(
+        {"filename": list("abcdefghi"), "dice_original": [0.9, 0.1, 0.5, 0.8, 0.2, 0.6, 0.7, 0.4, 0.3]}
+    )
     picked = segmentation.pick_examples(table, 3)
     assert picked["filename"].tolist() == list("adgfchieb")
     assert picked["group"].tolist() == ["best"] * 3 + ["median"] * 3 + ["worst"] * 3

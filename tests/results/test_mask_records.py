@@ -1,5 +1,6 @@
 """Records whose predictions are masks: written, read, verified and compared as any others, whatever the protocol."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -10,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panderm_utils import figures, results, stats, workspace
-from panderm_utils.manifests import PublishedResult
+from panderm_utils import figures, protocols, results, stats, workspace
+from panderm_utils.manifests import PublishedResult, load_dataset_manifest
 from panderm_utils.protocols import segmentation
+from panderm_utils.report import manuscript, study, writing
 from panderm_utils.results import comparison, records, verdicts
 from panderm_utils.results.recorded_features import FeaturesGone, read_features
 from panderm_utils.stats import MASK_METRICS
@@ -249,3 +251,37 @@ def test_a_published_number_of_masks_has_a_verdict():
     result = PublishedResult("ham10000", PROTOCOL.name, "panderm_large", {"jaccard": 0.8}, "nowhere")
     row = verdicts._compare(0.8, {"value": 0.79, "low": 0.77, "high": 0.81}, "jaccard", [], result)
     assert row["verdict"] == verdicts.REPRODUCED
+
+
+def test_the_report_shows_such_a_run(compared):
+    """The page of a run in the report of a profile, and the parts of the page of your data."""
+    index = writing.write_report(compared, [])
+    pages = sorted(index.parent.glob("runs/*.html"))
+    assert len(pages) == 2
+    text = pages[0].read_text()
+    assert "surface dice original" in text.lower().replace("_", " ")
+    assert "masks.zip" in text
+    assert len(list(index.parent.glob("records/*/masks.zip"))) == 2
+
+
+def test_the_page_of_a_dataset_of_masks_has_sections_and_texts(compared, monkeypatch):
+    monkeypatch.setattr(protocols, "load_protocol", lambda name: PROTOCOL)  # it has no module
+    scores = labelled(compared)
+    card = dataclasses.replace(load_dataset_manifest("ham10000"), classes=(), class_counts=None, melanoma=())
+    of_masks = study.Study(card, {}, {PROTOCOL: scores})
+    found = [results.read_record(folder) for folder in scores["folder"].unique()]
+    sections = list(study.make_sections(of_masks, found[0], None))
+    assert [section.title for section in sections] == ["The images", "Outlining"]
+    assert sections[0].exhibits[0].table.to_dict("records") == [
+        {"class": "all", "train": 0, "val": 0, "test": 40, "all": 40}
+    ]
+    table, *drawn = sections[1].exhibits
+    assert table.table["metric"].tolist() == [figures.METRIC_TITLES[metric] for metric in MASK_METRICS]
+    assert table.table["what it means"].notna().all()
+    assert [exhibit.figure is not None for exhibit in drawn] == [True] * 4
+    answers = [*manuscript.claim_answers(of_masks, found, None), *manuscript.tripod_answers(of_masks, found, None)]
+    text = " ".join(answer for _, answer in [*answers, *manuscript.write_methods(of_masks, found, None)])
+    assert "the main one is Jaccard" in text
+    assert "Outlining of PanDerm (large): Jaccard 0." in text
+    assert "40 images, each with the mask of its lesion" in text
+    assert not {"class", "classes", "probability"} & set(text.lower().replace(".", "").split())

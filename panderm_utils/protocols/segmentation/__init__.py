@@ -3,6 +3,7 @@
 import lazy_loader
 
 OFFERS = {
+    "exhibits": "study_exhibits",
     "masks": "MASKS_FILE ImageMasks MaskArchive MaskError pack_masks shrink_mask",
     "plots": "dice_against_size dice_distribution mask_contours",
     "scores": "correlate_with_size evaluate_masks pick_examples recompute_masks score_images",

@@ -18,7 +18,7 @@ from panderm_utils.results import compare_metrics, parse_image_scores, resamplin
 from panderm_utils.stats import evaluate_image_scores, mask_scores, published_mask_scores, rank_correlation
 
 AREAS = ["true_area", "predicted_area"]  # of the lesion, in percent of the image
-CORRELATED = "dice"
+SHOWN = "dice_original"  # of the masks as they are, which the figures show
 
 
 def score_images(names: Sequence[str], source: str | Path | bytes, clusters: Sequence | None = None) -> pd.DataFrame:
@@ -52,15 +52,15 @@ def evaluate_masks(predictions: pd.DataFrame, replicates: int = 1000, seed: int 
 
 
 def correlate_with_size(predictions: pd.DataFrame, replicates: int = 1000, seed: int = 0) -> dict[str, float]:
-    """Returns Spearman's correlation of Dice with the size of the lesion: value, low, high, ...
+    """Returns Spearman's correlation of Dice at original size with the size of the lesion: value, low, high, ...
 
     A record keeps it under `size_correlation`, where `recompute_masks` finds it.
     """
-    sizes, dice = (predictions[name].astype(float) for name in (AREAS[0], CORRELATED))
+    sizes, dice = (predictions[name].astype(float) for name in (AREAS[0], SHOWN))
     return rank_correlation(sizes, dice, predictions.get("cluster"), replicates, seed).to_dict()
 
 
-def pick_examples(predictions: pd.DataFrame, count: int = 4, metric: str = CORRELATED) -> pd.DataFrame:
+def pick_examples(predictions: pd.DataFrame, count: int = 4, metric: str = SHOWN) -> pd.DataFrame:
     """Returns the `count` best, median and worst images by a score: filename, group, and the score."""
     ranked = predictions.sort_values(metric, ascending=False, kind="stable")
     middle = max(0, (len(ranked) - count) // 2)
