@@ -26,6 +26,14 @@ METRIC_TITLES = {
     "top3": "Top-3 accuracy",  # this and the next ones: fine-tuning only
     "top5": "Top-5 accuracy",
     "specificity": "Specificity",
+    "jaccard": "Jaccard",  # this and the next ones: of masks, see `stats.masks`
+    "dice": "Dice",
+    "jaccard_original": "Jaccard at original size",
+    "dice_original": "Dice at original size",
+    "hd95_original": "95% Hausdorff distance (% of diagonal)",
+    "surface_dice_original": "Surface Dice",
+    "sensitivity_original": "Sensitivity of pixels",
+    "specificity_original": "Specificity of pixels",
 }
 SYNTHETIC_MARK = "synthetic demo data"
 GREY = "#767676"

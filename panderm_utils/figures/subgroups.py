@@ -60,6 +60,8 @@ def subgroup_panels(
 def groups_table(groups: pd.DataFrame) -> pd.DataFrame:
     """Returns the groups for readers: one row per dataset, kind and group."""
     table = _labelled(groups).assign(Group=groups["group"], Images=groups["images"], Rarest=groups["rarest"])
+    if len(groups) and groups["rarest"].isna().all():  # masks: there are no classes
+        table = table.drop(columns="Rarest")
     return table.assign(Value=_with_intervals(groups, "value", ""), Note=groups["note"])
 
 

@@ -22,10 +22,15 @@ class Gallery:
 
 
 def sample_gallery(dataset: Dataset, count: int = 3) -> Gallery:
-    """Returns the first training images of each class."""
-    rows = dataset.split("train").groupby("label").head(count).sort_values("label", kind="stable")
-    captions = tuple(dataset.manifest.title_of_label(label) for label in rows["label"])
-    words = f"The first {count} training images of each class, as the files have them."
+    """Returns the first training images, of each class if there are classes."""
+    rows = dataset.split("train")
+    if dataset.manifest.classes:
+        rows = rows.groupby("label").head(count).sort_values("label", kind="stable")
+        captions = tuple(dataset.manifest.title_of_label(label) for label in rows["label"])
+        words = f"The first {count} training images of each class, as the files have them."
+    else:
+        rows = rows.head(2 * count)
+        captions, words = tuple(rows["image"]), "The first training images, as the files have them."
     return Gallery("samples", "Examples", words, tuple(map(dataset.path, rows["image"])), captions)
 
 

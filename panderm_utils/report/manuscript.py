@@ -11,8 +11,11 @@ from panderm_utils.data import Dataset, leakage_table
 from panderm_utils.figures import METRIC_TITLES
 from panderm_utils.manifests import SPLITS, DatasetManifest
 from panderm_utils.report.study import Study
+from panderm_utils.stats import MASK_METRICS
 
 MODELS = "The paragraph Models of the text above describes each step and setting."
+CALIBRATION = " Calibration: reliability diagram, ECE, Brier score."
+BALANCE = "Metrics that weigh classes equally are reported beside accuracy."
 Answers = list[tuple[str, str]]  # what an item asks for, the answer
 
 
@@ -61,7 +64,7 @@ def claim_answers(study: Study, records: list[dict], dataset: Dataset | None) ->
         ("Numbers of cases", _counts(card, main)),
         ("Characteristics in each partition", _counts_by_split(card, main)),
         ("Performance with its uncertainty", _performance(study)),
-        ("Failure analysis", "The confusion matrix and the worst mistakes are in this report."),
+        ("Failure analysis", _failures(card)),
         (
             "Availability of software",
             "panderm_utils (MIT); settings, predictions and digests are in the records.",
@@ -79,13 +82,10 @@ def tripod_answers(study: Study, records: list[dict], dataset: Dataset | None) -
         ("Missing data", _missing(main)),
         ("How the data were used", f"{_partition(card)} {_disjoint(card, dataset)}"),
         ("Type of model and model building", f"{_category(records)} {MODELS}"),
-        ("Measures of performance", f"{_metrics(main)} Calibration: reliability diagram, ECE, Brier score."),
-        (
-            "Class imbalance",
-            f"{_counts(card, main)} Metrics that weigh classes equally are reported beside accuracy.",
-        ),
+        ("Measures of performance", _metrics(main) + CALIBRATION * bool(card.classes)),
+        *([("Class imbalance", f"{_counts(card, main)} {BALANCE}")] if card.classes else []),
         ("Fairness", f"Performance in subgroups {groups}."),
-        ("Output of the model", f"A probability for each of {card.num_classes} classes; the largest decides."),
+        ("Output of the model", _output(card)),
         (
             "Training against evaluation data",
             "Both are splits of one dataset: same setting, eligibility and labels.",
@@ -107,12 +107,16 @@ def _data(card: DatasetManifest, main: dict, dataset: Dataset | None) -> str:
 
 
 def _counts(card: DatasetManifest, main: dict) -> str:
+    if not card.classes:
+        return f"{sum(main['data']['split_sizes'].values()):,} images, each with the mask of its lesion."
     counts = pd.DataFrame(main["data"]["class_counts"]).sum(axis=1)
     by_class = ", ".join(f"{c.long_name} {n:,}" for c, n in zip(card.classes, counts, strict=True))
     return f"{counts.sum():,} images of {card.num_classes} classes ({by_class})."
 
 
 def _counts_by_split(card: DatasetManifest, main: dict) -> str:
+    if not card.classes:
+        return f"{'; '.join(f'{split} {size:,}' for split, size in main['data']['split_sizes'].items())}."
     parts = [
         f"{split} {main['data']['split_sizes'][split]:,} ("
         + ", ".join(
@@ -184,14 +188,30 @@ def _selection(records: list[dict]) -> str:
 def _metrics(main: dict) -> str:
     names = [METRIC_TITLES[name] for name in main["metrics"] if name in METRIC_TITLES]
     headline = METRIC_TITLES[main["headline_metric"]]
-    return f"{', '.join(names)}; the main one is {headline}. Sensitivity at fixed specificity, and the reverse."
+    text = f"{', '.join(names)}; the main one is {headline}."
+    return text if _of_masks(main) else f"{text} Sensitivity at fixed specificity, and the reverse."
+
+
+def _of_masks(record: dict) -> bool:
+    return record["headline_metric"] in MASK_METRICS
+
+
+def _output(card: DatasetManifest) -> str:
+    classes = f"A probability for each of {card.num_classes} classes; the largest decides."
+    return classes if card.classes else "For each pixel, whether it belongs to the lesion."
+
+
+def _failures(card: DatasetManifest) -> str:
+    classes = "The confusion matrix and the worst mistakes are in this report."
+    return classes if card.classes else "The distribution of the scores over the images is in this report."
 
 
 def _statistics(study: Study, records: list[dict]) -> str:
     main = records[0]
+    strata = "" if _of_masks(main) else " stratified by class"
     text = (
         f"{_metrics(main)} All on the {main['scored']['images']:,} test images, with 95% percentile intervals "
-        f"from {main['settings'].get('replicates')} bootstrap resamples stratified by class (seed {main['seed']})."
+        f"from {main['settings'].get('replicates')} bootstrap resamples{strata} (seed {main['seed']})."
     )
     if len(study.classifiers) > 1:
         text += (
@@ -223,7 +243,10 @@ def _external(records: list[dict]) -> str:
 
 
 def _performance(study: Study) -> str:
-    rows = study.headlines.to_dict(orient="records")
+    scored = study.headlines
+    if not study.card.classes:
+        scored = pd.concat([scores[scores["headline"]] for scores in study.others.values()], ignore_index=True)
+    rows = scored.to_dict(orient="records")
     parts = [
         f"{protocols.load_protocol(r['protocol']).title.capitalize()} of {r['encoder_label']}: "
         f"{METRIC_TITLES[r['metric']]} {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"

@@ -106,20 +106,24 @@ def make_sections(study: Study, record: dict, dataset: Dataset | None) -> Iterat
 
 
 def _data(study: Study, record: dict, dataset: Dataset | None) -> Iterator[Exhibit | Gallery]:
-    counts = pd.DataFrame(record["data"]["class_counts"], index=[c.long_name for c in study.card.classes])[list(SPLITS)]
-    table = counts.assign(all=counts.sum(axis=1))
-    table.loc["all"] = table.sum()
     sizes = record["data"]["split_sizes"]
+    counts = pd.DataFrame(record["data"].get("class_counts"), index=[c.long_name for c in study.card.classes])
+    counts = counts.reindex(columns=SPLITS)
+    table = counts.copy()
+    table.loc["all"] = [sizes[split] for split in SPLITS]
+    table["all"] = table.sum(axis=1)
     words = (
         f"The model learns from the {sizes['train']:,} images of *train* and is scored on the {sizes['test']:,} of "
-        f"*test*, which it never saw; *val* ({sizes['val']:,}) serves to choose an epoch in fine-tuning."
+        f"*test*, which it never saw; *val* ({sizes['val']:,}) serves to choose an epoch in training."
     )
     alt = "; ".join(f"{name}: " + ", ".join(f"{s} {n}" for s, n in row.items()) for name, row in counts.iterrows())
     if dataset:
         yield sample_gallery(dataset)
-    yield Exhibit("splits", "Images of each class and split", words, table=table.rename_axis("class").reset_index())
-    figure = figures.class_counts(counts)
-    yield Exhibit("class_counts", "Class frequencies", "On a logarithmic axis.", figure, alt=alt)
+    title = "Images of each class and split" if study.card.classes else "Images of each split"
+    yield Exhibit("splits", title, words, table=table.rename_axis("class").reset_index())
+    if study.card.classes:
+        figure = figures.class_counts(counts)
+        yield Exhibit("class_counts", "Class frequencies", "On a logarithmic axis.", figure, alt=alt)
     if dataset:
         leaks = leakage_table(dataset).reset_index().drop(columns="example")
         words = (

@@ -8,6 +8,7 @@ OFFERS = {
     "comparison": "compare_encoders compare_protocols",
     "environment": "describe_environment peak_memory_mb",
     "identity": "PROFILE_SETTINGS SCHEMA is_done read_record run_id settle_settings",
+    "image_scores": "parse_image_scores read_image_scores scores_masks",
     "published": "SCOREBOARD_COLUMNS paper_items scoreboard scoreboard_alt_text scoreboard_sentence scoreboard_summary",
     "recorded_features": "agreement_table embed_features features_of_records open_examples",
     "records": "Run begin_run describe_scored note_data parse_predictions prediction_table read_predictions "

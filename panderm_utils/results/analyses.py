@@ -1,17 +1,19 @@
 """Calibration, operating points and subgroups of records, computed by `stats` from their stored predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from panderm_utils.manifests import load_dataset_manifest
 from panderm_utils.messages import UserError
-from panderm_utils.results.records import read_predictions
+from panderm_utils.results.image_scores import parse_image_scores, scores_masks
+from panderm_utils.results.records import parse_predictions, read_predictions
 from panderm_utils.stats import (
     BINS,
     LEVELS,
     Gap,
+    compare_group_means,
     compare_groups,
     evaluate_calibration,
     group_labels,
@@ -77,19 +79,19 @@ def subgroups_of_records(
 
     Returns:
         The groups and the gaps, both with dataset, dataset_label, encoder_label, metric, run_id, kind and then the
-        columns of `compare_groups`; and one row per record without metadata: dataset, encoder, why, command.
+        columns of `compare_groups` (of masks, without classes and rarest); and one row per record without metadata:
+        dataset, encoder, why, command.
     """
     keys = ["dataset", "dataset_label", "encoder_label", "metric", "run_id"]
     groups, gaps, without = [], [], []
     for run in scores.to_dict(orient="records"):
-        y, proba, names = read_predictions(run["folder"])
+        compare, names = _group_comparison(run, replicates)
         metadata, why = _metadata(run, names)
         if why:
             without.append({"dataset": run["dataset"], "encoder": run["encoder"], **why})
         for kind in metadata:
             named = {**{key: run[key] for key in keys}, "kind": kind}
-            labels = group_labels(kind, metadata[kind])
-            table, gap = compare_groups(y, proba, labels, run["metric"], replicates, run["seed"])
+            table, gap = compare(group_labels(kind, metadata[kind]))
             groups.append(table.assign(**named))
             gaps.append({**named, **vars(gap)})
     columns = ["group", "images", "classes", "rarest", "value", "low", "high", "judged", "note"]
@@ -97,6 +99,17 @@ def subgroups_of_records(
     group_table = group_table.astype({"judged": bool}).reindex(columns=[*keys, "kind", *columns])
     gaps = pd.DataFrame(gaps, columns=[*keys, "kind", *vars(Gap())])
     return group_table, gaps, pd.DataFrame(without, columns=["dataset", "encoder", "why", "command"])
+
+
+def _group_comparison(run: dict, replicates: int) -> tuple[Callable, list[str]]:
+    """Returns the function that compares groups [N] in a run's metric, and its images' names."""
+    table = pd.read_csv(Path(run["folder"]) / "predictions.csv", dtype=str)
+    if scores_masks(table):
+        scores, clusters, names = parse_image_scores(table)
+        values = scores[run["metric"]]
+        return lambda groups: compare_group_means(values, groups, clusters, replicates, run["seed"]), names
+    y, proba, names = parse_predictions(table)
+    return lambda groups: compare_groups(y, proba, groups, run["metric"], replicates, run["seed"]), names
 
 
 def _metadata(run: dict, names: list[str]) -> tuple[pd.DataFrame, dict]:

@@ -1,6 +1,6 @@
 """Paired comparison of records on the same test images: two protocols or two encoders.
 
-The predictions of two records are joined by image name and compared by `stats.significance`.
+The predictions of two records, class probabilities or scores of masks, are joined by image name.
 """
 
 import warnings
@@ -11,14 +11,24 @@ import pandas as pd
 
 from panderm_utils.manifests import Protocol, load_dataset_manifest
 from panderm_utils.messages import UserError
-from panderm_utils.results.records import read_predictions
-from panderm_utils.stats import ALPHA, evaluate, holm, paired_difference, permutation_test
+from panderm_utils.results.image_scores import parse_image_scores, scores_masks
+from panderm_utils.results.records import parse_predictions, read_predictions
+from panderm_utils.stats import (
+    ALPHA,
+    LOWER_IS_BETTER,
+    compare_image_scores,
+    evaluate,
+    holm,
+    paired_difference,
+    permutation_test,
+)
 
 RUN = ["dataset", "encoder", "seed"]
 LABELS = ["dataset_label", "encoder_label"]
 ENDS = ("", "_low", "_high")
 VIEWS = [f"views{end}" for end in ENDS]
 CHANCE = ["difference", "low", "high", "p_value"]
+REMEDY = "run both on the same CSV and split, with run_all.py --force"
 
 
 class ComparisonError(UserError):
@@ -37,24 +47,58 @@ def read_pair(
     Raises:
         ComparisonError: Images, labels or classes differ; the message names the first differences.
     """
-    y_a, proba_a, names_a = read_predictions(folder_a)
-    y_b, proba_b, names_b = read_predictions(folder_b, file_b)
-    which = f"{Path(folder_a).name} and {Path(folder_b).name} cannot be compared: "
-    remedy = "run both on the same CSV and split, with run_all.py --force"
-    # Sorted by name, so that an image listed twice (a warning, not an error) is matched twice.
-    order_a, order_b = (np.argsort(names, kind="stable") for names in (names_a, names_b))
-    if [names_a[i] for i in order_a] != [names_b[i] for i in order_b]:
-        raise ComparisonError(f"{which}{_what_differs(names_a, names_b)}; {remedy}")
-    rows = np.empty(len(order_a), dtype=np.int64)
-    rows[order_a] = order_b
-    y_b, proba_b = y_b[rows], proba_b[rows]
+    tables = match_images(folder_a, folder_b, file_b)
+    (y, proba_a, _), (_, proba_b, _) = map(parse_predictions, tables)
     if proba_a.shape[1] != proba_b.shape[1]:
         text = f"the first has {proba_a.shape[1]} classes, the second {proba_b.shape[1]}"
-        raise ComparisonError(f"{which}{text}; {remedy}")
-    if len(differing := np.flatnonzero(y_a != y_b)):
-        first = ", ".join(f"{names_a[i]} ({y_a[i]}, then {y_b[i]})" for i in differing[:3])
-        raise ComparisonError(f"{which}{len(differing)} images have two labels, first {first}; {remedy}")
-    return y_a, proba_a, proba_b
+        raise ComparisonError(f"{_which(folder_a, folder_b)}{text}; {REMEDY}")
+    _check_truth(*tables, "true_label", "labels", _which(folder_a, folder_b))
+    return y, proba_a, proba_b
+
+
+def read_scores_pair(folder_a: str | Path, folder_b: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series | None]:
+    """Returns the scores of masks [N, M] of two records, in the image order of the first, and its clusters [N].
+
+    Raises:
+        ComparisonError: Images or true masks differ; the message names the first differences.
+    """
+    tables = match_images(folder_a, folder_b)
+    _check_truth(*tables, "true_mask", "true masks", _which(folder_a, folder_b))
+    (scores_a, clusters, _), (scores_b, _, _) = map(parse_image_scores, tables)
+    shared = [metric for metric in scores_a if metric in scores_b]
+    return scores_a[shared], scores_b[shared], clusters
+
+
+def match_images(
+    folder_a: str | Path, folder_b: str | Path, file_b: str = "predictions.csv"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the predictions of two records as text, with their rows in the image order of the first.
+
+    Raises:
+        ComparisonError: Their images differ, or one scores masks and the other one classes.
+    """
+    a, b = (pd.read_csv(path, dtype=str) for path in (Path(folder_a) / "predictions.csv", Path(folder_b) / file_b))
+    if scores_masks(a) != scores_masks(b):
+        raise ComparisonError(f"{_which(folder_a, folder_b)}one predicts masks, the other one classes")
+    # Sorted by name, so that an image listed twice (a warning, not an error) is matched twice.
+    names_a, names_b = a["filename"].tolist(), b["filename"].tolist()
+    order_a, order_b = (np.argsort(names, kind="stable") for names in (names_a, names_b))
+    if [names_a[i] for i in order_a] != [names_b[i] for i in order_b]:
+        raise ComparisonError(f"{_which(folder_a, folder_b)}{_what_differs(names_a, names_b)}; {REMEDY}")
+    rows = np.empty(len(order_a), dtype=np.int64)
+    rows[order_a] = order_b
+    return a, b.iloc[rows].reset_index(drop=True)
+
+
+def _which(folder_a: str | Path, folder_b: str | Path) -> str:
+    return f"{Path(folder_a).name} and {Path(folder_b).name} cannot be compared: "
+
+
+def _check_truth(a: pd.DataFrame, b: pd.DataFrame, column: str, what: str, which: str) -> None:
+    if len(differing := np.flatnonzero(a[column] != b[column])):
+        truths = zip(*(part.iloc[differing[:3]] for part in (a["filename"], a[column], b[column])), strict=True)
+        first = ", ".join(f"{name} ({one}, then {other})" for name, one, other in truths)
+        raise ComparisonError(f"{which}{len(differing)} images have two {what}, first {first}; {REMEDY}")
 
 
 def compare_protocols(
@@ -139,14 +183,10 @@ def _compared(first: pd.DataFrame, second: pd.DataFrame, on: list[str], sides: t
     tables = []
     for pair in pairs.to_dict(orient="records"):
         try:
-            y, proba_a, proba_b = read_pair(pair["folder"], pair["folder_b"])
+            table = _compare_pair(pair, replicates)
         except ComparisonError as error:
             warnings.warn(str(error), ComparisonWarning, stacklevel=3)
             continue
-        classes = load_dataset_manifest(pair["dataset"]).class_names
-        options = replicates, pair["seed"], [f"{name} ({pair['dataset_label']})" for name in classes]
-        table = paired_difference(y, proba_a, proba_b, *options)
-        table["p_value"], table["images"] = permutation_test(y, proba_a, proba_b, *options), len(y)
         table["headline"] = table.index == pair.pop("metric")
         tables.append(table.assign(**pair).reset_index())
     names = {f"{letter}{end}": f"{side}{end}" for letter, side in zip("ab", sides, strict=True) for end in ENDS}
@@ -155,13 +195,27 @@ def _compared(first: pd.DataFrame, second: pd.DataFrame, on: list[str], sides: t
     return pd.concat(tables, ignore_index=True).rename(columns=names) if tables else pd.DataFrame()
 
 
+def _compare_pair(pair: dict, replicates: int) -> pd.DataFrame:
+    """Returns the columns of `paired_difference`, p_value and images, one row per metric."""
+    folders = pair["folder"], pair["folder_b"]
+    if scores_masks(pd.read_csv(Path(folders[0]) / "predictions.csv", nrows=0)):
+        *scores, clusters = read_scores_pair(*folders)
+        table = compare_image_scores(*scores, clusters, replicates, pair["seed"])
+        return table.assign(images=len(scores[0]))
+    y, proba_a, proba_b = read_pair(*folders)
+    classes = load_dataset_manifest(pair["dataset"]).class_names
+    options = replicates, pair["seed"], [f"{name} ({pair['dataset_label']})" for name in classes]
+    table = paired_difference(y, proba_a, proba_b, *options)
+    return table.assign(p_value=permutation_test(y, proba_a, proba_b, *options), images=len(y))
+
+
 def _columns(sides: tuple) -> list[str]:
     return [*RUN, *LABELS, "metric", "headline", "images", *(f"{side}{end}" for side in sides for end in ENDS)]
 
 
 def _verdict(table: pd.DataFrame, clear, a, b) -> np.ndarray:
     """Says which of the two is better where the difference is clear of chance; a and b are their names."""
-    difference = table["difference"]
+    difference = table["difference"].mask(table["metric"].isin(LOWER_IS_BETTER), -table["difference"])
     which = [difference.isna(), clear & (difference > 0), clear & (difference < 0)]
     return np.select(which, ["not defined", b + " is better", a + " is better"], "no difference to be seen")
 

@@ -1,7 +1,7 @@
 """Records: each run writes one, a folder with its settings and results.
 
     records/<run id>/record.json      identity, settings, metrics with intervals, timings, environment, warnings
-    records/<run id>/predictions.csv  one row per test image, in upstream's layout
+    records/<run id>/predictions.csv  one row per test image, in upstream's layout; or the scores of its mask
     records/<run id>/metadata.csv     age, sex, site, ... of the test images, if the CSV has them
     records/<run id>/classifier.safetensors   to predict new images, see `classifier_file`; of some protocols
 
@@ -26,8 +26,10 @@ from panderm_utils import data
 from panderm_utils.data import Dataset
 from panderm_utils.disk import room_for, temporary
 from panderm_utils.manifests import Protocol
+from panderm_utils.messages import UserError
 from panderm_utils.results.environment import describe_environment, peak_memory_mb
 from panderm_utils.results.identity import SCHEMA, read_record, run_id, settle_settings
+from panderm_utils.results.image_scores import scores_masks
 from panderm_utils.workspace import Workspace
 
 UNDEFINED = "undefined"  # a metric that the test split cannot give, such as AUROC of one class
@@ -151,6 +153,8 @@ def read_predictions(folder: str | Path, file: str = "predictions.csv") -> tuple
 
 def parse_predictions(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Returns the same as `read_predictions`, from a table of strings with N rows."""
+    if scores_masks(table):
+        raise UserError("these predictions are masks, not class probabilities: choose records of a protocol on classes")
     columns = table.filter(regex=r"^probability_class_\d+$")
     # Parsed by Python, which restores the exact number that was written.
     if columns.empty:
@@ -163,11 +167,12 @@ def parse_predictions(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list
 
 
 def describe_scored(predictions: pd.DataFrame) -> dict:
-    """Returns the number of rows of a `prediction_table`, and a digest of their images and true labels, in order.
+    """Returns the number of rows of a predictions.csv, and a digest of their images and true labels or masks, in order.
 
-    Two records with the same digest scored the same images under the same labels.
+    Two records with the same digest scored the same images against the same truth.
     """
-    rows = predictions[["filename", "true_label"]].to_csv(index=False, lineterminator="\n")
+    truth = "true_mask" if scores_masks(predictions) else "true_label"
+    rows = predictions[["filename", truth]].to_csv(index=False, lineterminator="\n")
     return {"images": len(predictions), "rows_sha256": hashlib.sha256(rows.encode()).hexdigest()}
 
 
@@ -197,7 +202,7 @@ def save_record(
 
     Args:
         metrics: Index: metric; columns: at least value, low, high (`stats.evaluate`).
-        predictions: `prediction_table(...)` of the test split.
+        predictions: `prediction_table(...)` of the test split; or scores of its masks, see `image_scores`.
         headline_metric: The metric that the paper reports for this kind of task.
         extra_tables: Further tables of the record by file name, such as "history.csv".
     """

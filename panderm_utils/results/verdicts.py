@@ -172,4 +172,5 @@ def _widest_interval(metric: str, result: PublishedResult) -> float | None:
     images = (result.split_sizes or card.split_sizes or {}).get("test")
     if counts is None and images is None:
         return None
-    return widest_interval(metric, counts or [images / card.num_classes] * card.num_classes)
+    classes = max(1, card.num_classes)  # a dataset of masks has none
+    return widest_interval(metric, counts or [images / classes] * classes)

@@ -91,7 +91,7 @@ def _inconsistencies(record: dict, protocol: Protocol, folder: Path) -> Iterator
         yield f"its encoder was {found}, not {title}"
     table = pd.read_csv(folder / "predictions.csv", dtype=str)
     if describe_scored(table) != record["scored"]:
-        yield "the images and labels in predictions.csv are not those that were scored"
+        yield "the images and their labels or masks in predictions.csv are not those that were scored"
 
 
 def _compared(pairs: Iterator[Pair]) -> Iterator[tuple]:

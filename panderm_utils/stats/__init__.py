@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: metrics, intervals, paired tests, calibration, prediction sets, subgroups, embeddings."""
+"""Arrays in, arrays out: metrics, masks, intervals, paired tests, calibration, prediction sets, groups, embeddings."""
 
 import lazy_loader
 
@@ -7,6 +7,8 @@ OFFERS = {
     "conformal": "COVERAGE conformal_threshold evaluate_prediction_sets prediction_sets",
     "embedding": "choose_examples embed neighbour_agreement place_labels",
     "familiarity": "Familiarity measure_familiarity",
+    "image_scores": "compare_group_means compare_image_scores evaluate_image_scores rank_correlation",
+    "masks": "LOWER_IS_BETTER MASK_METRICS TOLERANCE keep_largest mask_scores published_mask_scores",
     "metrics": "FEW_IMAGES METRICS MetricWarning PER_IMAGE Scorer accuracy auroc balanced_accuracy check_predictions "
     "classes_present confusion evaluate on_test_set per_class_report pr_curves roc_curves score_table weighted_f1 "
     "widest_interval",

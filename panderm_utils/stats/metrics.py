@@ -32,10 +32,12 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
+from panderm_utils.stats.masks import MASK_METRICS
 from panderm_utils.stats.resampling import LEVEL, Confusions, MetricError, Ranking, bootstrap, intervals
 
 METRICS = ("accuracy", "balanced_accuracy", "quadratic_kappa", "weighted_f1", "auroc", "aupr")
-PER_IMAGE = ("accuracy", "weighted_f1", "weighted_recall", "top3", "top5")  # means over images; others over classes
+# Means over images; others are over classes.
+PER_IMAGE = ("accuracy", "weighted_f1", "weighted_recall", "top3", "top5", *MASK_METRICS)
 FEW_IMAGES = 20  # test images of a class; with fewer, intervals of means over the classes are too narrow
 SUM_TOLERANCE = 0.01  # of the probabilities of an image: 23 of them, rounded to three digits, may be off by 0.0115
 

@@ -34,14 +34,18 @@ def paired_difference(y, proba_a, proba_b, replicates: int = 1000, seed: int = 0
     Raises:
         MetricError: As `metrics.evaluate`, or the two differ in shape.
     """
-    scorers = _scorers(y, proba_a, proba_b, class_names)
+    return compare_scorers(_scorers(y, proba_a, proba_b, class_names), METRICS, replicates, seed)
+
+
+def compare_scorers(scorers: tuple, names, replicates: int, seed: int) -> pd.DataFrame:
+    """Returns the columns of `paired_difference` for the metrics of any two scorers of the same images."""
     in_a, in_b = (bootstrap(scorer, scorer.y, replicates, seed) for scorer in scorers)
     a, b = (on_test_set(scorer) for scorer in scorers)
     of_a, of_b, of_both = (intervals(values) for values in (in_a, in_b, in_b - in_a))
     columns = {"a": a, "a_low": of_a["low"], "a_high": of_a["high"], "b": b, "b_low": of_b["low"]}
     columns |= {"b_high": of_b["high"], "difference": b - a, "low": of_both["low"], "high": of_both["high"]}
     columns["p_t"] = t_test_on_replicates(in_a, in_b)
-    return pd.DataFrame(columns, index=pd.Index(METRICS, name="metric"))
+    return pd.DataFrame(columns, index=pd.Index(names, name="metric"))
 
 
 def permutation_test(y, proba_a, proba_b, permutations: int = 1000, seed: int = 0, class_names=None) -> pd.Series:
@@ -51,19 +55,26 @@ def permutation_test(y, proba_a, proba_b, permutations: int = 1000, seed: int = 
     it would not matter which one made which prediction. The observed difference counts as one of the permutations, so
     no p-value is 0.
     """
-    a, b = (on_test_set(scorer) for scorer in _scorers(y, proba_a, proba_b, class_names))
+    scorers = _scorers(y, proba_a, proba_b, class_names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MetricWarning)  # already shown
         both = Scorer(np.tile(y, 2), np.concatenate([proba_a, proba_b]))
-    generator, as_large, block = np.random.default_rng(seed), np.zeros(len(METRICS)), max(1, BLOCK_CELLS // len(y))
+    return permute_scorers(scorers, both, METRICS, permutations, seed)
+
+
+def permute_scorers(scorers: tuple, both, names, permutations: int, seed: int) -> pd.Series:
+    """Returns the p-values of `permutation_test` for the metrics of any scorers: of a, of b, and of a followed by b."""
+    a, b = (on_test_set(scorer) for scorer in scorers)
+    rows = len(scorers[0].y)
+    generator, as_large, block = np.random.default_rng(seed), np.zeros(len(names)), max(1, BLOCK_CELLS // rows)
     for start in range(0, permutations, block):
-        swapped = generator.random((min(block, permutations - start), len(y))).T < 0.5
+        swapped = generator.random((min(block, permutations - start), rows)).T < 0.5
         # One side takes each image from a (the first N rows) unless swapped; the other side takes the rest.
         counts = np.concatenate([~swapped, swapped]).astype(np.float64)
         differences = both(1 - counts) - both(counts)
         as_large += (np.abs(differences) >= np.abs(b - a) - 1e-12).sum(axis=0)
     p_values = np.where(np.isnan(b - a), np.nan, (1 + as_large) / (1 + permutations))
-    return pd.Series(p_values, pd.Index(METRICS, name="metric"), name="p_value")
+    return pd.Series(p_values, pd.Index(names, name="metric"), name="p_value")
 
 
 def t_test_on_replicates(in_a, in_b) -> np.ndarray:

@@ -11,6 +11,7 @@ Symbols: N images, K classes, R resamples or permutations.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +79,30 @@ def compare_groups(y, proba, groups, metric: str, replicates: int = 1000, seed: 
         raise MetricError(f"groups must be one per label, [{len(y)}], got {list(groups.shape)}")
     if metric not in METRICS:
         raise MetricError(f"metric {metric!r} is unknown; write one of {', '.join(METRICS)}")
-    column, rows, resamples = METRICS.index(metric), [], {}
+    return compare_group_scorers(
+        lambda rows: _quietly(y[rows], proba[rows]), y, groups, METRICS.index(metric), replicates, seed
+    )
+
+
+def compare_group_scorers(
+    make: Callable, y, groups, column: int, replicates: int, seed: int, unit: str = "images", classes: int = 2
+) -> tuple[pd.DataFrame, Gap]:
+    """Returns the table and the gap of `compare_groups` for one metric of any scorer.
+
+    Args:
+        make: Returns the scorer of the given rows; `column` is that of the metric.
+        y: Labels [N]: a group is resampled, and its label permuted, within them.
+        unit: What a row is.
+        classes: Labels that a group needs, to be judged.
+    """
+    rows, resamples = [], {}
     for i, name in enumerate(sorted(np.unique(groups), key=_position)):
         members = groups == name
-        scorer, sizes = _quietly(y[members], proba[members]), np.unique(y[members], return_counts=True)[1]
+        scorer, sizes = make(members), np.unique(y[members], return_counts=True)[1]
         # One seed per group: groups of equal size must not get equal resamples.
         values = bootstrap(scorer, scorer.y, replicates, [seed, i])[:, [column]]
-        failed = {f"under {FEWEST_IMAGES} images": members.sum() < FEWEST_IMAGES, "one class only": len(sizes) == 1}
+        failed = {f"under {FEWEST_IMAGES} {unit}": members.sum() < FEWEST_IMAGES}
+        failed["one class only"] = len(sizes) < classes
         reasons = [reason for reason, applies in failed.items() if applies]
         row = {"group": str(name), "images": int(members.sum()), "classes": len(sizes), "rarest": sizes.min()}
         row |= {"value": on_test_set(scorer)[column], **{end: intervals(values)[end][0] for end in ("low", "high")}}
@@ -97,21 +115,22 @@ def compare_groups(y, proba, groups, metric: str, replicates: int = 1000, seed: 
     highest, lowest, gap = values.idxmax(), values.idxmin(), values.max() - values.min()
     ends = intervals((resamples[highest] - resamples[lowest])[:, None])
     judged = np.isin(groups, values.index)
-    by_chance = gaps_by_chance(y[judged], proba[judged], groups[judged], metric, replicates, seed)
+    kept = np.flatnonzero(judged)
+    by_chance = gaps_by_chance(lambda part: make(kept[part]), y[kept], groups[kept], column, replicates, seed)
     p_value = (1 + (by_chance >= gap - 1e-12).sum()) / (1 + replicates)
     return table, Gap(highest, lowest, gap, ends["low"][0], ends["high"][0], p_value)
 
 
-def gaps_by_chance(y, proba, groups, metric: str, permutations: int, seed: int) -> np.ndarray:
+def gaps_by_chance(make: Callable, y, groups, column: int, permutations: int, seed: int) -> np.ndarray:
     """Returns the largest gap [R] with group labels permuted within each class, so that each group keeps its class mix.
 
-    Arguments as in `compare_groups`.
+    Arguments as in `compare_group_scorers`.
     """
     names, code = np.unique(groups, return_inverse=True)
     parts = []  # a group's scorer covers only the classes of the group
     for g in range(len(names)):
         rows = np.isin(y, y[code == g])
-        parts.append((rows, _quietly(y[rows], proba[rows])))
+        parts.append((rows, make(rows)))
     by_class = code[np.argsort(y, kind="stable")]
     generator, block, gaps = np.random.default_rng(seed), max(1, BLOCK_CELLS // len(y)), []
     for start in range(0, permutations, block):
@@ -120,7 +139,6 @@ def gaps_by_chance(y, proba, groups, metric: str, permutations: int, seed: int) 
         permuted = np.empty_like(order)
         np.put_along_axis(permuted, order, by_class[None, :], axis=1)
         counts = [(permuted[:, rows] == g).T.astype(np.float64) for g, (rows, _) in enumerate(parts)]
-        column = METRICS.index(metric)
         values = [scorer(count)[:, column] for (_, scorer), count in zip(parts, counts, strict=True)]
         gaps.append(np.ptp(values, axis=0))
     return np.concatenate(gaps)

@@ -246,7 +246,7 @@ def with_new_digest(folder):
     ("forge", "told"),
     [
         (shuffled_names, "predictions.csv was changed after it was written"),
-        (with_new_digest, "the images and labels in predictions.csv are not those that were scored"),
+        (with_new_digest, "the images and their labels or masks in predictions.csv are not those that were scored"),
         (
             record_of_another_encoder,
             "seed and settings are those of demo-linear_probe-random_tiny-seed9",

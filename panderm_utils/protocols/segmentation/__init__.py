@@ -1,13 +1,17 @@
-"""Lesion segmentation: an encoder with an UPerNet decoder, trained by the published recipe."""
+"""Lesion segmentation: an encoder with an UPerNet decoder, the scores of its masks, and the archive that keeps them."""
 
 import lazy_loader
 
 OFFERS = {
-    "images": "MaskedImages TrainingImages augment masked_images training_rows",
-    "model": "SegmentationModel describe load_segmentation_model load_segmented",
+    "exhibits": "study_exhibits",
+    "images": "MaskedImages TrainingImages augment masked_images picture_of training_rows",
+    "masks": "MASKS_FILE ImageMasks MaskArchive MaskError pack_masks shrink_mask",
+    "model": "SegmentationModel describe load_segmentation_model load_segmented pyramid_table",
+    "plots": "dice_against_size dice_distribution mask_contours",
     "prediction": "Segmentations predict",
     "protocol": "PROTOCOL RECIPE",
     "recipe": "SegmentationRecipe VARIANTS learning_rates make_recipe recipe_table",
+    "scores": "correlate_with_size evaluate_masks pick_examples recompute_masks score_images",
     "training": "SegmentationTraining evaluate_only train",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}
