@@ -18,9 +18,18 @@ from torch.nn import functional
 from torchvision import transforms
 from tqdm.auto import tqdm
 
-from panderm_utils.data import Dataset, ImageCopies, ImageError, ImageFiles, open_image, open_mask, stamp_of
+from panderm_utils.data import (
+    Dataset,
+    ImageCopies,
+    ImageError,
+    ImageFiles,
+    connected_groups,
+    open_image,
+    open_mask,
+    stamp_of,
+)
 from panderm_utils.protocols import label_efficiency
-from panderm_utils.protocols.segmentation.model import SIDE
+from panderm_utils.protocols.segmentation.masks import SIDE, shrink_mask
 from panderm_utils.protocols.training import IMAGE, seed_of
 
 MEAN = STD = 0.5  # of each channel; not the classification's
@@ -49,12 +58,6 @@ def resize_image(image: Image.Image) -> Image.Image:
     return Image.fromarray(resized[0].round_().clamp_(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def resize_mask(mask: np.ndarray) -> np.ndarray:
-    """Returns a mask [H, W] at 224 x 224 pixels, by the nearest pixel at or before each place."""
-    rows, columns = (np.arange(SIDE) * size // SIDE for size in mask.shape)
-    return mask[rows[:, None], columns]
-
-
 def normalise(image: Image.Image) -> Tensor:
     """Returns an RGB image as float32 [3, H, W] with values -1 to 1."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255).sub_(MEAN).div_(STD)
@@ -80,12 +83,14 @@ class MaskedImages:
         mask_paths: N mask files.
         image_ids: N names, independent of the folder.
         rows: The row of each in the dataset's table, for error messages.
+        clusters: Numbers of the groups that belong together, such as the images of a lesion; None if not known.
     """
 
     paths: np.ndarray = field(repr=False)
     mask_paths: np.ndarray = field(repr=False)
     image_ids: np.ndarray = field(repr=False)
     rows: np.ndarray = field(repr=False)
+    clusters: np.ndarray | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -97,7 +102,7 @@ class MaskedImages:
         def read(item: tuple[str, int]) -> np.ndarray:
             path, row = item
             try:
-                return np.packbits(resize_mask(open_mask(path)))
+                return np.packbits(shrink_mask(open_mask(path)))
             except ImageError as error:
                 raise ImageError(f"row {row}: {error}") from error
 
@@ -118,7 +123,9 @@ def masked_images(dataset: Dataset, table: pd.DataFrame) -> MaskedImages:
     paths, masks = (
         np.array([str(find(name)) for name in names], np.str_) for find in (dataset.path, dataset.mask_path)
     )
-    return MaskedImages(paths, masks, np.array(names, np.str_), table["row"].to_numpy(np.int64))
+    columns = [column for column in dataset.manifest.groups.values() if column in table]
+    clusters = connected_groups(table, columns) if columns else None
+    return MaskedImages(paths, masks, np.array(names, np.str_), table["row"].to_numpy(np.int64), clusters)
 
 
 def training_rows(dataset: Dataset, fraction: float, seed: int) -> pd.DataFrame:

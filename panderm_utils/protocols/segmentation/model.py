@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from panderm_utils.encoders import LOADING_COLUMNS, build_model, digest_of, load_encoder, read_tensors, where_to_get
 from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
+from panderm_utils.protocols.segmentation.masks import SIDE
 from panderm_utils.protocols.segmentation.recipe import SegmentationRecipe
 from panderm_utils.protocols.training import TrainingError, read_facts
 
 LEVELS = 4
 # What a checkpoint holds of its encoder's manifest.
 ENCODER_FACTS = ("name", "title", "architecture", "layout", "licence", "timm_name", "width", "depth", "heads", "color")
-SIDE = 224  # pixels of an image's side
 
 
 class SegmentationModel(nn.Module):
@@ -172,6 +172,29 @@ def load_segmented(path: str | Path) -> SegmentationModel:
         ) from error
     model.weights, model.digest, model.facts = path, digest, facts
     return model.eval()
+
+
+@torch.no_grad()
+def pyramid_table(model: SegmentationModel) -> pd.DataFrame:
+    """Returns one row per level of the pyramid, finest first: the block it is from, how it is made, and its size."""
+    weight = next(model.parameters())
+    maps = model.eval().levels(torch.zeros(1, 3, SIDE, SIDE, device=weight.device))
+    how = (
+        "transposed convolution, batch norm, GELU, transposed convolution",
+        "transposed convolution",
+        "as it is",
+        "maximum of 2 x 2",
+    )
+    rows = [
+        {
+            "after block": block + 1,
+            "how": text,
+            "channels": level.shape[1],
+            "size": f"{level.shape[2]} x {level.shape[3]}",
+        }
+        for block, text, level in zip(model.blocks, how, maps, strict=True)
+    ]
+    return pd.DataFrame(rows, index=pd.Index(range(1, LEVELS + 1), name="level"))
 
 
 def describe(model: SegmentationModel) -> dict:

@@ -34,7 +34,7 @@ def mask_contours(
         captions: The text under each image, such as its name and Dice.
         groups: The group of each image, such as "best"; rows are in order of first appearance.
     """
-    groups = list(groups or [""] * len(images))
+    groups = [""] * len(images) if groups is None else list(groups)
     rows = list(dict.fromkeys(groups))
     columns = max((groups.count(row) for row in rows), default=1)
     with style():

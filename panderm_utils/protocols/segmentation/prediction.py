@@ -4,6 +4,7 @@ Symbols: N images.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from panderm_utils.data import ImageFiles
+from panderm_utils.data import ImageFiles, open_mask
 from panderm_utils.encoders import check_precision, choose_device
 from panderm_utils.protocols.segmentation.images import MaskedImages, evaluation_transform
-from panderm_utils.protocols.segmentation.model import SIDE
+from panderm_utils.protocols.segmentation.masks import SIDE, ImageMasks
 from panderm_utils.protocols.segmentation.training import enlarge
 from panderm_utils.protocols.training import BATCH, score
 
@@ -39,6 +40,14 @@ class Segmentations:
     def mask(self, index: int, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
         """Returns the predicted mask [H, W] bool of an image at a size; the image's own, or the published 224 x 224."""
         return enlarge(torch.from_numpy(self.logits[index])[None], size)[0].argmax(dim=0).bool().numpy()
+
+    def masks(self) -> Iterator[tuple[str, ImageMasks]]:
+        """Yields the name and the masks of each image, with a progress bar; reads the true masks one at a time."""
+        for i, name in enumerate(
+            tqdm(self.images.image_ids.tolist(), desc="masks", unit="image", delay=1, leave=False)
+        ):
+            true = open_mask(self.images.mask_paths[i])
+            yield name, ImageMasks(true, self.mask(i, true.shape), self.mask(i))
 
 
 def predict(

@@ -67,6 +67,7 @@ PROTOCOL = Protocol(
     weights_parameters=("checkpoint", "weights"),
     single_dataset=("checkpoint",),
     published=lambda: dataclasses.asdict(segmentation.SegmentationRecipe()),
-    recompute=lambda *run: segmentation.recompute(*run),
+    recompute=lambda *run: segmentation.recompute_masks(*run),
+    exhibits=lambda scores: segmentation.study_exhibits(scores),
     methods=methods,
 )

@@ -21,12 +21,8 @@ from torch.nn import functional
 
 from panderm_utils.data import ImageFiles
 from panderm_utils.protocols.segmentation.images import MaskedImages, TrainingImages, evaluation_transform
-from panderm_utils.protocols.segmentation.model import (
-    ENCODER_FACTS,
-    SIDE,
-    SegmentationModel,
-    load_segmented,
-)
+from panderm_utils.protocols.segmentation.masks import SIDE
+from panderm_utils.protocols.segmentation.model import ENCODER_FACTS, SegmentationModel, load_segmented
 from panderm_utils.protocols.segmentation.recipe import SegmentationRecipe, learning_rates
 from panderm_utils.protocols.training import (
     BEST,
