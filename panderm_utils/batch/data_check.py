@@ -14,8 +14,11 @@ KINDS = {
     "labels": ("missing label", "invalid label", "empty class", "single class"),
     "missing images": ("missing file", "missing folder", "empty image name", "unsafe path"),
     "unreadable": ("unreadable image",),
+    "missing masks": ("missing mask", "missing mask folder"),
+    "wrong masks": ("two masks", "mask without image", "image like a mask", "mask size", "mask values", "grey edges"),
     "duplicates": ("repeated image", "contradicting labels"),
 }
+NOTED = ("empty mask", "full mask", "known size", "drawn split")  # notes to read before a run
 ELSEWHERE = ["split size", "leakage", *(kind for kinds in KINDS.values() for kind in kinds)]
 COLUMNS = ("dataset", "result", "rows", SIZES, "manifest", *KINDS, "leakage", "other")
 
@@ -64,16 +67,20 @@ def _check(card: DatasetManifest, root: DataRoot, pixels: bool) -> tuple[dict[st
         row |= {"rows": f"{len(dataset.table):,}", SIZES: "/".join(f"{found.get(s, 0):,}" for s in SPLITS)}
         expected = card.split_sizes or {}
         known = "/".join(f"{expected[s]:,}" if s in expected else "-" for s in SPLITS)
-        row["manifest"] = known if expected else "unknown"
+        row["manifest"] = known if expected else f"{card.draw.images:,} in all" if card.draw else "unknown"
         leaks = data.leakage_table(dataset)["in two splits"].dropna()
         row["leakage"] = ", ".join(f"{count:,} {kind}" for kind, count in leaks.items() if count) or "0"
     row |= {name: f"{sum(counts.get(kind, 0) for kind in kinds):,}" for name, kinds in KINDS.items()}
+    row |= {} if card.classes else {"labels": ""}
+    row |= {} if card.masks else {"missing masks": "", "wrong masks": ""}
     row["unreadable"] = row["unreadable"] if pixels else "not checked"
     row["other"] = f"{sum(counts.drop(ELSEWHERE, errors='ignore')):,}"
     lines = [error] if error else []
     lines += [f"{card.name}: {text}" for text in sizes.loc[sizes["severity"] == "note", "message"]]
     for kind, members in warned:
         first = members.iloc[0]
-        place = "" if first.isna()["row"] else f"{root.path / card.csv}:{first['row']}: "
+        place = "" if first.isna()["row"] or card.split_folders else f"{root.path / card.csv}:{first['row']}: "
         lines.append(f"{card.name}: warning: {len(members):,} x {kind}: {place}{first['message']}")
+    for kind, members in problems[problems["kind"].isin(NOTED)].groupby("kind", sort=False):
+        lines.append(f"{card.name}: note: {len(members):,} x {kind}: {members.iloc[0]['message']}")
     return row, lines, not (error or len(sizes))

@@ -11,6 +11,7 @@ import shlex
 import unicodedata
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -39,7 +40,7 @@ class DataRoot:
         self._findings: dict[str, Finding] = {}
 
     def find(self, card: DatasetManifest) -> Finding:
-        """Returns what is wrong with a dataset's CSV and images, as far as can be seen without opening an image."""
+        """Returns what is wrong with a dataset's table, images and masks, as far as can be seen without opening one."""
         if card.name not in self._findings:
             try:
                 self._findings[card.name] = self._look(card)
@@ -51,26 +52,36 @@ class DataRoot:
         if missing := card.missing_path(self.path):
             if Path(card.csv).is_absolute():  # your own files, which may be anywhere
                 return Finding(missing)
-            home = PurePosixPath(os.path.commonpath([card.csv, card.image_root]))
-            table, images = (PurePosixPath(path).relative_to(home) for path in (card.csv, card.image_root))
-            nearby = self._find_folder(home, table, images) or self._find_archive(card, home, table)
-            return nearby or Finding(missing)
+            home = PurePosixPath(os.path.commonpath(card.places))
+            parts = {PurePosixPath(place).relative_to(home): "images" for place in card.places}
+            parts |= {PurePosixPath(place).relative_to(home): "masks" for place in card.mask_places}
+            return (
+                self._find_folder(home, parts) or self._find_archive(card, home, next(iter(parts))) or Finding(missing)
+            )
         problems = count_problems(card, self.path)
         summary = ", ".join(f"{count:,} x {kind}" for kind, count in problems.items())
         return Finding(summary, f"for the rows: python run_all.py --check-data {card.name}" if problems else "")
 
-    def _find_folder(self, home: PurePosixPath, table: PurePosixPath, images: PurePosixPath) -> Finding | None:
-        """Returns where a dataset lies whose CSV is in another folder, or whose files are spelled differently."""
-        goal = self.path / home
-        spelled = [(folder, self._spelled(folder, table), self._spelled(folder, images)) for folder in self._names]
-        found = [place for place in spelled if place[1]]
+    def _find_folder(self, home: PurePosixPath, parts: dict[PurePosixPath, str]) -> Finding | None:
+        """Returns where a dataset lies whose table is in another folder, or whose files are spelled differently.
+
+        Args:
+            home: The folder that it should lie in.
+            parts: Path below `home` -> "images" or "masks"; first the table, or the first folder of images.
+        """
+        goal, (first, *others) = self.path / home, parts
+        spelled = [(folder, [self._spelled(folder, part) for part in (first, *others)]) for folder in self._names]
+        found = [place for place in spelled if place[1][0]]
         if not found:
             return None
-        folder, csv_file, pictures = min(found, key=lambda place: (not place[2], place[0] != goal, len(place[0].parts)))
-        if not pictures:
+        folder, there = min(found, key=lambda at: (at[1].count(None), at[0] != goal, len(at[0].parts)))
+        if None in there:
+            lacking = [*parts][there.index(None)]
             holds = ", ".join(sorted(self._names[folder])[:5])
-            return Finding(f"its images are not in {goal / images}", f"put them there; {folder} holds {holds}")
-        renamed = [(folder / old, folder / new) for old, new in ((csv_file, table), (pictures, images)) if old != new]
+            return Finding(
+                f"its {parts[lacking]} are not in {goal / lacking}", f"put them there; {folder} holds {holds}"
+            )
+        renamed = [(folder / old, folder / new) for old, new in zip(there, parts, strict=True) if old != new]
         commands = [f"mv {_quote(old)} {_quote(new)}" for old, new in renamed]
         if folder == goal:
             wrong = " and ".join(f"{old.name} must be spelled {new.name}" for old, new in renamed)
@@ -79,8 +90,8 @@ class DataRoot:
         if root / home == folder and goal not in folder.parents and _held(root) > _held(self.path):
             return Finding(f"it lies below {root}", f"--data-root {_quote(root)}")
         if folder == self.path:
-            parts = [_quote(folder / path.parts[0]) for path in (table, images) if path.parts]
-            commands += [f"mkdir -p {_quote(goal)}", f"mv {' '.join(parts)} {_quote(goal)}"]
+            moved = dict.fromkeys(_quote(folder / part.parts[0]) for part in parts if part.parts)
+            commands += [f"mkdir -p {_quote(goal)}", f"mv {' '.join(moved)} {_quote(goal)}"]
         else:
             commands.append(f"mv {_quote(folder)}/* {_quote(goal)}" if goal.exists() else _move(folder, goal))
         deeper = ", one folder deeper" * (folder.parent == goal)
@@ -156,8 +167,12 @@ class DataRoot:
 
 
 def count_problems(card: DatasetManifest, data_root: Path) -> Counter:
-    """Returns the columns and image files that a dataset in place lacks, by kind, as `load_dataset` names them."""
-    text = (data_root / card.csv).read_text(encoding="utf-8-sig", errors="replace")
+    """Returns the columns and files that a dataset in place lacks, by kind, as `load_dataset` names them."""
+    if card.split_folders:
+        rows = data.list_split_folders(card, data_root)
+        empty = {"train", "test"} - {split for _, split in rows}
+        return +(Counter({"empty split": len(empty)}) + _count_missing(card, data_root, rows))
+    text = (data_root / card.table).read_text(encoding="utf-8-sig", errors="replace")
     head = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if "," in head else max(";\t", key=head.count))
     try:
@@ -167,21 +182,36 @@ def count_problems(card: DatasetManifest, data_root: Path) -> Counter:
     header, *rows = [row for row in rows if any(row)] or [[]]
     if not header:
         return Counter({"empty file": 1})
-    needed = ("image", card.label_column, *(() if card.external else ("split",)))
-    problems = Counter({"missing column": sum(name not in header for name in needed)})
+    image, split = (card.draw.image, None) if card.draw else ("image", None if card.external else "split")
+    needed = [image, split, card.label_column or None]
+    needed += [*card.groups.values()] if card.draw else []
+    needed += ["mask"] if card.masks and not card.masks.suffix else []
+    problems = Counter({"missing column": sum(name not in header for name in needed if name)})
     whole = [row for row in rows if len(row) >= len(header) and not any(row[len(header) :])]
     problems["ragged row"] = len(rows) - len(whole)
-    if "image" in header:
-        image, split = header.index("image"), None if card.external or "split" not in header else header.index("split")
-        folder = data.ImageFolder(data_root / card.image_root)
-        names = {row[image] for row in whole if split is None or row[split] in SPLITS} - {""}
-        problems["missing file"] = sum(folder.find(name, card.image_suffix)[0] is None for name in names)
+    if image in header:
+        columns = {name: [row[header.index(name)] for row in whole] for name in needed if name in header}
+        splits = columns.get(split, [SPLITS[0]] * len(whole))
+        rows = zip(columns[image], splits, *([columns["mask"]] if "mask" in columns else []), strict=True)
+        problems += _count_missing(card, data_root, {row for row in rows if row[0] and row[1] in SPLITS})
     return +problems
 
 
+def _count_missing(card: DatasetManifest, data_root: Path, rows: Iterable[tuple[str, ...]]) -> Counter:
+    """Returns the number of images and masks that are not on disk; a row is (image, split) or (image, split, mask)."""
+    images, missing = data.ImageFolder(data_root / card.image_root), Counter()
+    names = {row[0] for row in rows}
+    missing["missing file"] = sum(images.find(name, card.image_suffix)[0] is None for name in names)
+    if card.masks:
+        masks = data.ImageFolder(data_root / card.masks.root)
+        named = {row[2] if row[2:] else card.masks.name(*row) for row in rows if row[2:] or card.masks.suffix}
+        missing["missing mask"] = sum(masks.find(name)[0] is None for name in named)
+    return missing
+
+
 def _held(root: Path) -> int:
-    """Returns the number of known datasets whose CSV is below a folder as a data root."""
-    return sum((root / manifests.load_dataset_manifest(name).csv).is_file() for name in manifests.list_datasets())
+    """Returns the number of known datasets whose table is below a folder as a data root."""
+    return sum((root / manifests.load_dataset_manifest(name).table).exists() for name in manifests.list_datasets())
 
 
 def _unpack(archive: Path, folder: Path) -> str:

@@ -60,7 +60,7 @@ def find_encoder(name: str) -> manifests.EncoderManifest:
 
 def data_need(card: manifests.DatasetManifest, space: Workspace, root: DataRoot) -> Need:
     """Returns the need for a dataset's data, with whether they are present; `root` is the workspace's data root."""
-    paths = (space.data_root / card.csv, space.data_root / card.image_root)
+    paths = tuple(space.data_root / place for place in card.places)
     if space.synthetic:
         return Need("data", card.name, paths, "drawn on first use", "this repository", "MIT")
     source = "your own files" if card.own else _sources(card)

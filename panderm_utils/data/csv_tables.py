@@ -190,7 +190,10 @@ def check_table(table: pd.DataFrame, manifest: DatasetManifest, problems: Proble
         table = table[valid]
         for name in splits:
             if not (table["split"] == name).any():
-                problems.add("error", "empty split", f"no row has the split `{name}`; name splits {', '.join(SPLITS)}")
+                message = f"no row has the split `{name}`; name splits {', '.join(SPLITS)}"
+                if folder := manifest.split_folders.get(name):
+                    message = f"no {manifest.image_suffix} file in the folder {folder}; unpack the images there"
+                problems.add("error", "empty split", message)
     if "image" in table:
         for row in table.loc[table["image"] == "", "row"]:
             problems.add("error", "empty image name", "the image name is empty; fill it in or remove the row", row)
@@ -241,7 +244,10 @@ def check_classes(table: pd.DataFrame, splits: tuple, manifest: DatasetManifest,
 
 
 def check_sizes(table: pd.DataFrame, manifest: DatasetManifest, problems: Problems) -> None:
-    """Reports split sizes that differ from the manifest's."""
+    """Reports split sizes that differ from the manifest's, or the size of a drawn dataset."""
+    if manifest.draw and len(table) != manifest.draw.images:
+        message = f"{len(table):,} rows, {manifest.draw.images:,} in the complete data: the draw is another"
+        problems.add("note", "split size", message)
     for split, size in (manifest.split_sizes or {}).items():
         if (found := int((table["split"] == split).sum())) != size:
             message = f"{found:,} {split} rows, {size:,} in the published data: scores are not directly comparable"

@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from panderm_utils.data.csv_tables import DataError, Problems, check_table, read_text
+from panderm_utils.data.draws import drawn_table
 from panderm_utils.data.image_checks import check_pixels, check_repeats, find_images, name_images
-from panderm_utils.data.made_tables import as_csv, drawn_table, list_split_folders
 from panderm_utils.data.mask_files import find_masks, name_masks
+from panderm_utils.data.split_folders import list_split_folders
 from panderm_utils.manifests import SPLITS, DatasetManifest
 
 
@@ -105,6 +106,10 @@ def load_dataset(manifest: DatasetManifest, data_root: str | Path, check: str = 
         if row["in two splits"] is not pd.NA and row["in two splits"] > 0:
             message = f"{row['in two splits']:,} {kind} ids are in more than one split; see leakage_table"
             problems.add("warning", "leakage", message)
+    if manifest.draw:
+        shares = ", ".join(f"{split} {n}%" for split, n in manifest.draw.percent.items())
+        names = f"SHA-256 of the names and splits: {_digest(table[['image', 'split']])}"
+        problems.add("note", "drawn split", f"{csv} was drawn with seed {manifest.draw.seed} ({shares}); {names}")
     digest = hashlib.sha256(content).hexdigest()  # of the bytes read above: the file may have changed since
     return Dataset(manifest, table, image_root, problems.table(), csv, digest, files, mask_root, mask_files)
 
@@ -124,7 +129,8 @@ def _read_content(manifest: DatasetManifest, data_root: str | Path) -> tuple[Pat
             f"the data:{sources}"
         )
     if manifest.split_folders:
-        return place, as_csv(["image", "split"], list_split_folders(manifest, data_root))
+        rows = pd.DataFrame(list_split_folders(manifest, data_root), columns=["image", "split"])
+        return place, _as_csv(rows)
     if manifest.draw:
         return Path(data_root) / manifest.csv, drawn_table(manifest, data_root)
     return place, place.read_bytes()
@@ -243,4 +249,8 @@ def describe(dataset: Dataset) -> dict:
 
 
 def _digest(table: pd.DataFrame) -> str:
-    return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+    return hashlib.sha256(_as_csv(table)).hexdigest()
+
+
+def _as_csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n").encode()

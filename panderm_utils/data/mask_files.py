@@ -11,8 +11,8 @@ from panderm_utils.data.image_files import SUFFIXES, ImageError, ImageFolder, de
 from panderm_utils.manifests import Masks
 
 THRESHOLD = 127  # grey values above it are lesion
-EDGE = 32  # grey levels around black and white that JPEG's rounding and antialiased edges spread over
-SURE = 0.9  # least fraction of pixels within EDGE of black or white in a mask
+EDGE = 32  # grey levels that count as nearly black or nearly white: JPEG spreads both
+SURE = 0.9  # the least fraction of such pixels in a mask
 
 
 def open_mask(path: str | Path, content: bytes | None = None) -> np.ndarray:
@@ -23,7 +23,10 @@ def open_mask(path: str | Path, content: bytes | None = None) -> np.ndarray:
     Raises:
         ImageError: The file cannot be read (see `open_image`), or its greys are all too dark for a mask.
     """
-    grey = decode(path, _grey, content)
+    return _lesion(decode(path, _grey, content), path)
+
+
+def _lesion(grey: np.ndarray, path: str | Path) -> np.ndarray:
     highest = int(grey.max())
     if 1 < highest <= THRESHOLD:
         raise ImageError(
@@ -52,7 +55,8 @@ def find_masks(table: pd.DataFrame, mask_root: Path, masks: Masks, problems: Pro
         problems.add("error", "missing mask folder", f"there is no folder of masks {mask_root}; {remedy}")
         return {}
     folder, files = ImageFolder(mask_root), {}
-    for row, image, name in zip(table["row"], table["image"], table["mask"], strict=True):
+    named = table[table["image"] != ""]
+    for row, image, name in zip(named["row"], named["image"], named["mask"], strict=True):
         file, remark = folder.find(name) if name else (None, "the cell `mask` is empty: the file is missing")
         if file is None:
             remedy = "add it, or remove the image from the table" if "missing" in remark else "rename one"
@@ -99,8 +103,8 @@ def check_mask(pixels: Image.Image, image: Path, mask: Path, known: bool) -> lis
     Raises:
         ImageError: The mask cannot be read.
     """
-    found = []
-    if _looks_like_a_mask(np.asarray(pixels)):
+    found, colours = [], np.asarray(pixels)
+    if (colours == colours[..., :1]).all() and _black_and_white(colours[..., 0])[1] >= SURE:
         remedy = f"is it swapped with {mask.name}? Exchange the two"
         found.append(("error", "image like a mask", f"{image} has only black and white pixels; {remedy}"))
     grey = decode(mask, _grey)
@@ -108,26 +112,22 @@ def check_mask(pixels: Image.Image, image: Path, mask: Path, known: bool) -> lis
         sizes = f"{mask} has {grey.shape[1]} x {grey.shape[0]} pixels, its image {pixels.width} x {pixels.height}"
         remedy = "get the mask of this image, or list it in masks.other_sizes of the manifest"
         found.append(("note", "known size", sizes) if known else ("error", "mask size", f"{sizes}; {remedy}"))
-    counts = np.bincount(grey.ravel(), minlength=256)
-    values = np.flatnonzero(counts)
-    if len(values) > 2:
-        sure = (counts[:EDGE].sum() + counts[-EDGE:].sum()) / grey.size
-        if sure < SURE:
-            remedy = "a mask is black and white; is it swapped with its image?"
-            message = f"{mask} has {len(values)} grey values, {1 - sure:.0%} of its pixels in between; {remedy}"
-            return [*found, ("error", "mask values", message)]
-        message = f"{mask} has {len(values)} grey values: those above {THRESHOLD} are read as lesion"
+    values, share = _black_and_white(grey)
+    if values > 2 and share < SURE:
+        remedy = "a mask is black and white; is it swapped with its image?"
+        message = f"{mask} has {values} grey values, {1 - share:.0%} of its pixels in between; {remedy}"
+        return [*found, ("error", "mask values", message)]
+    if values > 2:
+        message = f"{mask} has {values} grey values: those above {THRESHOLD} are read as lesion"
         found.append(("warning", "grey edges", message))
-    lesion = open_mask(mask)
+    lesion = _lesion(grey, mask)
     if not lesion.any() or lesion.all():
-        kind = "full mask" if lesion.any() else "empty mask"
-        found.append(("note", kind, f"{mask} has {'only' if lesion.any() else 'no'} lesion pixels"))
+        kind, pixels = ("full mask", "only") if lesion.any() else ("empty mask", "no")
+        found.append(("note", kind, f"{mask} has {pixels} lesion pixels"))
     return found
 
 
-def _looks_like_a_mask(pixels: np.ndarray) -> bool:
-    """Returns whether an image uint8 [H, W, 3] has two grey values at most, and no colour."""
-    sample = pixels[:: max(1, len(pixels) // 64)]  # of rows, which decide about nearly every image
-    if (sample != sample[..., :1]).any() or len(np.unique(sample)) > 2:
-        return False
-    return not (pixels != pixels[..., :1]).any() and len(np.unique(pixels[..., 0])) <= 2
+def _black_and_white(grey: np.ndarray) -> tuple[int, float]:
+    """Returns the number of grey values, and the fraction of pixels that are nearly black or nearly white."""
+    counts = np.bincount(grey.ravel(), minlength=256)
+    return int((counts > 0).sum()), float(counts[:EDGE].sum() + counts[-EDGE:].sum()) / grey.size

@@ -149,12 +149,17 @@ class DatasetManifest:
         return self.draw.metadata if self.draw else self.csv or self.image_root
 
     @property
+    def mask_places(self) -> tuple[str, ...]:
+        """The folders of the masks, below the data root."""
+        if self.masks is None:
+            return ()
+        return tuple(f"{self.masks.root}/{folder}" for folder in self.masks.folders.values()) or (self.masks.root,)
+
+    @property
     def places(self) -> tuple[str, ...]:
-        """The files and folders that the data consist of, below the data root; the table is first."""
-        images = [f"{self.image_root}/{folder}" for folder in self.split_folders.values()]
-        masks = [f"{self.masks.root}/{folder}" for folder in self.masks.folders.values()] if self.masks else []
-        roots = [*(images or [self.image_root]), *(masks or ([self.masks.root] if self.masks else []))]
-        return tuple(dict.fromkeys([*([] if images else [self.table]), *roots]))
+        """The files and folders that the data consist of, below the data root: table, images, masks."""
+        folders = tuple(f"{self.image_root}/{folder}" for folder in self.split_folders.values())
+        return (*(folders or (self.table, self.image_root)), *self.mask_places)
 
     def missing_path(self, data_root: str | Path) -> str:
         """Returns a message if one of the `places` does not exist, "" if all do."""
