@@ -224,15 +224,18 @@ def save_figure(figure: Figure, folder: str | Path, name: str, record_ids: list[
     The ids are under `Keywords` in the PDF and `Records` in the PNG; `alt`, the alternative text for readers who cannot
     see the figure, under `Subject` and `Description`.
     """
-    ids, paths = " ".join(sorted(set(record_ids))), []
-    keys = {"pdf": ("Keywords", "Subject"), "png": ("Records", "Description")}
-    for kind, (records, description) in keys.items():
-        path = Path(folder) / f"{name}.{kind}"
-        metadata = {"Title": name, records: ids, description: alt}
-        with style(), replacing(path) as new:  # resolution and fonts are applied when a figure is written
-            figure.savefig(new, format=kind, metadata=metadata, bbox_inches="tight")
-        paths.append(path)
-    return paths
+    ids = " ".join(sorted(set(record_ids)))
+    paths = {kind: Path(folder) / f"{name}.{kind}" for kind in ("pdf", "png")}
+    keys = {"png": ("Records", "Description"), "pdf": ("Keywords", "Subject")}
+    layout = figure.get_layout_engine()
+    with style():  # resolution and fonts are applied when a figure is written
+        for kind, (records, description) in keys.items():
+            metadata = {"Title": name, records: ids, description: alt}
+            with replacing(paths[kind]) as new:
+                figure.savefig(new, format=kind, metadata=metadata, bbox_inches="tight")
+            figure.set_layout_engine("none")  # both files have the layout of the first
+    figure.set_layout_engine(layout)
+    return list(paths.values())
 
 
 def finish_figure(figure: Figure, synthetic: bool) -> Figure:

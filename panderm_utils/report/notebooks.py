@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from panderm_utils.pool import in_processes
 from panderm_utils.report.pages import TEMPLATES, Site, stamp_of, write_page
 from panderm_utils.workspace import Workspace
 
@@ -36,16 +35,15 @@ class NotebookPage:
     run_page: str = ""
 
 
-def write_notebooks(report: Path, space: Workspace, site: Site, pages: list[NotebookPage], jobs: int) -> None:
-    """Writes the pages that are missing or outdated, in up to `jobs` processes."""
+def notebook_tasks(report: Path, space: Workspace, site: Site, pages: list[NotebookPage]) -> list[partial]:
+    """Returns the functions that write the missing and outdated pages, to be called in any process."""
     code = _code_digest(site)
     stamped = [(page, f"{code}{hashlib.sha256(page.source.read_bytes()).hexdigest()}") for page in pages]
     todo = [(page, stamp) for page, stamp in stamped if stamp_of(report / page.page) != stamp]
-    in_processes(partial(_write_notebook, report, space, site), todo, jobs, "notebooks")
+    return [partial(_write_notebook, report, space, site, page, stamp) for page, stamp in todo]
 
 
-def _write_notebook(report: Path, space: Workspace, site: Site, todo: tuple[NotebookPage, str]) -> None:
-    page, stamp = todo
+def _write_notebook(report: Path, space: Workspace, site: Site, page: NotebookPage, stamp: str) -> None:
     try:
         body = _body(page)
     except ValueError as error:  # such as a truncated file; the other pages are written all the same

@@ -12,7 +12,7 @@ It depends on files alone, so it can be written at any time: `python run_all.py 
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,9 +20,10 @@ from filelock import FileLock
 from panderm_utils import manifests, protocols
 from panderm_utils.batch import PAPER, Job
 from panderm_utils.disk import write_file
+from panderm_utils.pool import in_processes
 from panderm_utils.report import own
 from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, select_columns
-from panderm_utils.report.notebooks import NotebookPage, write_notebooks
+from panderm_utils.report.notebooks import NotebookPage, notebook_tasks
 from panderm_utils.report.pages import TEMPLATES, Site, copy_file, write_page
 from panderm_utils.results import ANY, PROFILE_SETTINGS
 from panderm_utils.workspace import Workspace
@@ -50,7 +51,7 @@ def write_report(space: Workspace, jobs: Iterable[Job], processes: int = 2) -> P
 
     Args:
         jobs: All runs of the profile (`batch.make_plan`); those without a record are listed with the reason.
-        processes: Number of processes that convert notebooks.
+        processes: Number of processes that draw the pages of datasets and convert notebooks.
     """
     report = space.root / "report"
     if not any(space.root.glob("records/[!.]*")) and not any(space.root.glob(f"executed/*/[!.]*{FAILED}")):
@@ -59,8 +60,11 @@ def write_report(space: Workspace, jobs: Iterable[Job], processes: int = 2) -> P
         contents = gather(space, jobs)
         notebooks = _notebook_pages(contents)
         site = own.make_site(contents) if space.profile == "own" else _paper_site(space)
-        write_notebooks(report, space, site, list(notebooks.values()), processes)
-        written = {report / page.page for page in notebooks.values()} | _write_pages(report, site, contents, notebooks)
+        shared = _shared(site, contents, notebooks)
+        studies = own.study_tasks(report, contents, shared) if space.profile == "own" else []
+        tasks = [*studies, *notebook_tasks(report, space, site, list(notebooks.values()))]
+        drawn = in_processes(_call, tasks, processes, "report")[: len(studies)]
+        written = {report / page.page for page in notebooks.values()} | _write_pages(report, contents, shared, drawn)
         for path in report.rglob("*"):
             part = path.relative_to(report).parts[0]
             owned = path.name.startswith(".") or part in FOLDERS or part.endswith(".html")
@@ -89,17 +93,28 @@ def _notebook_pages(contents: Contents) -> dict[str, NotebookPage]:
     return pages
 
 
-def _write_pages(report: Path, site: Site, contents: Contents, notebooks: dict[str, NotebookPage]) -> set[Path]:
-    """Writes all pages except the notebooks', index.html last, and the files that they link to; returns their paths."""
-    pages = {run.name: f"runs/{run.name}.html" for run in contents.runs}
-    shared = {
+def _call(task: Callable):
+    return task()
+
+
+def _shared(site: Site, contents: Contents, notebooks: dict[str, NotebookPage]) -> dict:
+    """Returns what all templates see."""
+    return {
         "space": contents.space,
         "site": site,
         "contents": contents,
         "listed": contents.runs,
-        "pages": pages,
+        "pages": {run.name: f"runs/{run.name}.html" for run in contents.runs},
         "notebooks": {name: page.page for name, page in notebooks.items()},
     }
+
+
+def _write_pages(report: Path, contents: Contents, shared: dict, studies: list[tuple]) -> set[Path]:
+    """Writes all other pages, index.html last, and the files that they link to; returns the paths of all.
+
+    Args:
+        studies: Of own data, what `study_page.write_study` returned for each dataset.
+    """
     written = {write_file(report / path.name, path.read_bytes()) for path in TEMPLATES.glob("*.[cj]s*")}
     tables = [table for group in contents.tables.values() for table in group]
     for folder, exhibits in (("figures", contents.figures), ("tables", tables)):
@@ -108,13 +123,16 @@ def _write_pages(report: Path, site: Site, contents: Contents, notebooks: dict[s
     for run in contents.runs:
         written |= {copy_file(path, report / "records" / run.name / path.name) for path in run.files}
         written |= {copy_file(run.log, report / "logs" / run.log.name)} if run.log else set()
-        written.add(write_page(report, pages[run.name], "run.html", **shared, **_run_facts(run, contents, shared)))
+        written.add(
+            write_page(report, shared["pages"][run.name], "run.html", **shared, **_run_facts(run, contents, shared))
+        )
     runs = {run.name: run for run in contents.done}
     for figure in contents.figures:
         name = f"figures/{figure.name}.html"
         written.add(write_page(report, name, "figure.html", **shared, figure=figure, runs=runs))
     if contents.space.profile == "own":
-        return written | own.write_pages(report, contents, shared)
+        written |= own.write_overview(report, [row for row, _ in studies], shared)
+        return written.union(*(paths for _, paths in studies))
     written.add(write_page(report, "index.html", "index.html", **shared, **_index_facts(contents, tables)))
     return written
 

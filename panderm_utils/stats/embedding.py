@@ -4,6 +4,7 @@ NumPy in, NumPy out. Symbols: N images, D features, K classes; a plane is [N, 2]
 possible and nothing else: distances between groups and sizes of groups mean little.
 """
 
+import contextlib
 import warnings
 
 import numpy as np
@@ -113,8 +114,12 @@ def place_labels(points: np.ndarray, apart: float) -> np.ndarray:
 
 
 def _umap(x: np.ndarray) -> np.ndarray:
-    from umap import UMAP  # compiles for seconds, so only where it is needed
+    from umap import UMAP, umap_  # takes seconds, so only where it is needed
 
+    for function in vars(umap_).values():
+        if hasattr(function, "enable_caching"):  # keeps what numba compiles in ten seconds for other processes
+            with contextlib.suppress(RuntimeError):  # no folder to keep it in
+                function.enable_caching()
     reducer = UMAP(n_neighbors=NEIGHBOURS, min_dist=0.2, random_state=SEED, n_jobs=1)
     return reducer.fit_transform(x).astype(np.float64)
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -14,7 +16,7 @@ from panderm_utils import data, workspace
 from panderm_utils.manifests import load_profile
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import load_protocol
-from panderm_utils.report import contents, gallery, manuscript, own, study
+from panderm_utils.report import contents, gallery, manuscript, own, study, study_page
 from panderm_utils.report import writing as report
 from panderm_utils.results import read_record, read_records, records
 from panderm_utils.stats import evaluate
@@ -150,20 +152,20 @@ def test_a_page_is_made_again_only_for_a_change_and_a_deleted_dataset_leaves_it(
 def test_images_that_are_gone_or_a_changed_table_are_a_note(house, space):
     card = make_data(house)
     record, found = read_record(leave_run(space, card)), contents.gather(space, [])
-    dataset, problem = own._open_data(card, found, record)
+    dataset, problem = study_page._open_data(card, found, record)
     assert (len(dataset.table), problem) == (60, "")
     assert [each.name for each in own._studied(found)] == ["mine"]
     found.datasets[0] = dataclasses.replace(card, classes=card.classes[:2])
     assert own._studied(found) == []  # a page would name the wrong classes
     shutil.move(house / "images", house / "elsewhere")
-    dataset, problem = own._open_data(card, found, record)
+    dataset, problem = study_page._open_data(card, found, record)
     assert dataset is None
     assert "cannot be read any more" in problem
     sections = study.make_sections(study.read_study(card, read_records(space.records), "own"), record, dataset)
     assert [each.name for each in next(sections).exhibits] == ["splits", "class_counts"]  # from the record
     shutil.move(house / "elsewhere", house / "images")
     pd.read_csv(card.csv).iloc[:-1].to_csv(card.csv, index=False)
-    assert "has changed since the run" in own._open_data(card, found, record)[1]
+    assert "has changed since the run" in study_page._open_data(card, found, record)[1]
 
 
 def test_of_several_runs_the_profile_s_is_shown(house, space):
@@ -222,3 +224,14 @@ def test_own_data_and_their_profile_belong_together(house, space):
         with pytest.raises(data.DataError, match=told):
             records.note_data(run, one)
     assert json.loads(json.dumps(run.notes)) == {}
+
+
+def test_a_report_loads_what_draws_only_where_it_draws_and_never_torch():
+    code = (
+        "import sys; from panderm_utils.report import write_report; print('matplotlib' in sys.modules); "
+        "from panderm_utils.report import study_page; "
+        "from panderm_utils.protocols import external_validation, label_efficiency; "
+        "external_validation.study_exhibits, label_efficiency.study_exhibits; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

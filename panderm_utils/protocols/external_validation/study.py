@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from panderm_utils import encoders  # imports torch only where features are extracted, not to read records
 from panderm_utils.data import Dataset, class_counts, load_dataset
-from panderm_utils.encoders import Encoder, Features, extract_features
 from panderm_utils.manifests import SPLITS, DatasetManifest, Pair, load_dataset_manifest
 from panderm_utils.protocols.external_validation.protocol import TARGET_IMAGES, TargetError
 from panderm_utils.results import (
@@ -123,18 +123,18 @@ def target_table(targets: dict[str, Target], left_out: dict[str, str]) -> pd.Dat
 
 
 def target_features(
-    encoder: Encoder, target: Target, cache: str | Path | None = None, batch_size: int = 64
-) -> Features:
+    encoder: "encoders.Encoder", target: Target, cache: str | Path | None = None, batch_size: int = 64
+) -> "encoders.Features":
     """Returns the features of the target's images, y 1 for melanoma.
 
     Extracted split by split, like in the other protocols, so that their cached features are reused.
     """
     parts = [
-        extract_features(encoder, target.dataset, split, cache, batch_size).take(rows["image"])
+        encoders.extract_features(encoder, target.dataset, split, cache, batch_size).take(rows["image"])
         for split in SPLITS
         if len(rows := target.table[target.table["split"] == split])
     ]
-    return Features(
+    return encoders.Features(
         x=np.concatenate([part.x for part in parts]),
         y=melanoma_labels(target.dataset.manifest, np.concatenate([part.y for part in parts])),
         image_ids=np.concatenate([part.image_ids for part in parts]),

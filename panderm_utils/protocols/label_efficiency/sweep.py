@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 
 from panderm_utils.manifests import Pair
 from panderm_utils.messages import UserError
+from panderm_utils.protocols import linear_probe  # imports torch only where a probe is fitted, not to read records
 from panderm_utils.protocols.label_efficiency.subsets import Subset
-from panderm_utils.protocols.linear_probe import fit_linear_probe
 from panderm_utils.results import (
     compare_metrics,
     parse_predictions,
@@ -77,7 +77,7 @@ def sweep_probes(
     """
     x, y, proba, fits = np.asarray(x), np.asarray(y), [], []
     for subset in tqdm(subsets, desc="probes", unit="fit", leave=False):
-        probe = fit_linear_probe(x[subset.rows], y[subset.rows], num_classes, seed, solver)
+        probe = linear_probe.fit_linear_probe(x[subset.rows], y[subset.rows], num_classes, seed, solver)
         proba.append(probe.predict_proba(x_test))
         identity = {"fraction": subset.fraction, "draw": subset.draw, "images": len(subset.rows)}
         fits.append({**identity, **probe.describe(), "seconds": probe.seconds})
