@@ -15,9 +15,9 @@ from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import list_protocols, load_protocol
 
 ROOT = Path(__file__).parents[2]
-DATASETS = manifests.list_datasets()
+DATASETS = load_protocol("linear_probe").supported(manifests.list_datasets())
 CANONICALS = [plan.canonical_notebook(load_protocol(name)) for name in list_protocols()]
-PAIRS = [(c, d) for c in CANONICALS for d in load_protocol(c.parent.name).supported(DATASETS)]
+PAIRS = [(c, d) for c in CANONICALS for d in load_protocol(c.parent.name).supported(manifests.list_datasets())]
 
 
 @pytest.fixture
