@@ -154,8 +154,8 @@ def test_only_protocols_know_protocols_by_name():
         for node in ast.walk(tree):  # docstrings out
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
                 node.body[0].value.value = ""
-        # The task of datasets with masks, and the suffix of their files, are the field's word too.
-        text = ast.unparse(tree).replace("_segmentation.png", "").replace("WITHOUT_CLASSES = 'segmentation'", "")
+        # The task of datasets with masks, and the ending of their files, are the field's word too.
+        text = ast.unparse(tree).replace("_segmentation", "").replace("WITHOUT_CLASSES = 'segmentation'", "")
         found += [f"{path.name}: {name}" for name in names if name in text]
     assert found == []
 

@@ -14,7 +14,8 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     folder = workspace.settle_folder("data_root", options.data_root) / "own"
     columns = {role: getattr(options, role) for role in OWN_COLUMNS if getattr(options, role)}
     try:
-        own = data.read_own_data(options.new_dataset, options.images, options.name, folder, columns, options.folds or 0)
+        given = options.new_dataset, options.images, options.name, folder, columns, options.folds or 0, options.masks
+        own = data.read_own_data(*given)
     except data.OpenQuestions as error:
         command = f"{program()} {shlex.join([*options.words, *error.example])}"
         raise ValueError(f"{error}\nFor example:\n  {command}") from error

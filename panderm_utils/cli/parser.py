@@ -30,8 +30,9 @@ folder that cannot be written, or another batch that is using it; 130 Ctrl-C.
 """
 
 OWN_COLUMNS = {  # of a user's CSV: flag -> meaning
-    "label": "has the label; several if they are one-hot",
+    "label": 'has the label; several if they are one-hot ("none": masks only)',
     "image": "names the images",
+    "mask": 'names the masks ("none": no column)',
     "split": 'has the split ("none": draw one)',
     "patient": 'identifies the patient ("none": no column)',
     "lesion": 'identifies the lesion ("none": no column)',
@@ -112,6 +113,9 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--images", metavar="DIR", help="the folder of the images: of the CSV, of --features or of --predict"
     )
+    own.add_argument(
+        "--masks", metavar="DIR", help="the folder of lesion masks, named after the images (1_mask.png) or by a column"
+    )
     own.add_argument("--name", help="a name for the dataset: lower-case letters, digits, _")
     for role, meaning in OWN_COLUMNS.items():
         count = "+" if role == "label" else 1
@@ -152,7 +156,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         parser.error("--tta N goes with --predict RUN")
     if options.images and not (options.new_dataset or options.features or options.predict):
         parser.error("--images DIR goes with --new-dataset CSV, --features ENCODER or --predict RUN")
-    for flag in ("name", "folds", *OWN_COLUMNS):
+    for flag in ("name", "masks", "folds", *OWN_COLUMNS):
         if getattr(options, flag) and not options.new_dataset:
             parser.error(f"--{flag} goes with --new-dataset CSV")
     if options.verbose and not options.plan:

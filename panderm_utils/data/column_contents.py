@@ -29,6 +29,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "ts", "holdout"), "test"),
 }
+MASK = re.compile("mask|seg")  # in the names of columns of masks
 SAMPLE = 500  # rows that are looked at where every row would take long
 ONE_HOT = {**dict.fromkeys(("0", "0.0", "false"), 0), **dict.fromkeys(("1", "1.0", "true"), 1)}
 DECIMAL = r"-?\d*[.,]\d*[1-9]\d*"
@@ -87,6 +88,12 @@ def image_columns(cells: pd.DataFrame, columns: list[str], images: ImageIndex) -
         elif most and 2 * found.nunique() > len(found):  # not an age or a class number that happens to match files
             likely.append(name)
     return sure or [name for name in likely if not role_of(name)] or likely
+
+
+def mask_columns(cells: pd.DataFrame, columns: list[str], masks: ImageIndex) -> list[str]:
+    """Returns the columns whose names are a mask's and most of whose cells name files."""
+    found = {name: cells[name].dropna().head(SAMPLE) for name in columns if MASK.search(plain(name))}
+    return [name for name, values in found.items() if values.map(masks.find).notna().mean() > 0.5]
 
 
 def could_be_classes(values: pd.Series) -> bool:

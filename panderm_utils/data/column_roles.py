@@ -22,6 +22,7 @@ from panderm_utils.data.column_contents import (
     has_only,
     image_columns,
     is_within,
+    mask_columns,
     one_hot_classes,
     one_hot_columns,
     repeats_like_patients,
@@ -36,7 +37,7 @@ from panderm_utils.data.own_sources import Source
 GROUPS = ("lesion", "patient")
 METADATA = ("age", "sex", "site", "skin_tone", "institution")
 RESERVED = {"image": "image", "split": "split", "label": "label", "binary_label": "label"}  # by the CSV contract
-NONE = "none"  # after --split, --patient or --lesion: no column is
+NONE = "none"  # after --split, --patient, --lesion or --mask: no column is; after --label: masks are enough
 
 
 @dataclass
@@ -45,13 +46,15 @@ class Roles:
 
     Attributes:
         image: The column of images.
-        label: The column of labels, or several one-hot columns.
+        mask: The column of masks; "" if there is none, though masks may be named after the images.
+        label: The column of labels, or several one-hot columns; () if there are only masks.
         split: The column of splits; "" if there is none to use.
         groups, metadata: Kind -> column.
         messages: An explanation of each decision.
     """
 
     image: str = ""
+    mask: str = ""
     label: tuple[str, ...] = ()
     split: str = ""
     groups: dict[str, str] = field(default_factory=dict)
@@ -87,7 +90,7 @@ def find_roles(source: Source, flags: dict[str, list[str]], drawn: bool) -> Role
 
     Args:
         source: The table and images.
-        flags: Role (label, image, split, patient or lesion) -> the columns that the user named for it, or `none`.
+        flags: Role (label, image, mask, split, patient or lesion) -> the columns that the user named for it, or `none`.
         drawn: Whether the splits will be drawn even if there is a column of splits.
 
     Raises:
@@ -115,7 +118,7 @@ class _Decisions:
 
     def decide(self, drawn: bool) -> Roles:
         """Returns the roles, or raises OpenQuestions with all questions."""
-        for find in (self._find_image, self._find_label, self._find_split, self._find_metadata):
+        for find in (self._find_mask, self._find_image, self._find_label, self._find_split, self._find_metadata):
             used = find()
             self.free = [name for name in self.free if name not in used]
         for kind in GROUPS:
@@ -139,7 +142,7 @@ class _Decisions:
         place, roles = self.source.place, {}
         for role, names in self.flags.items():
             for name in names:
-                if name == NONE and role in ("split", *GROUPS):
+                if name == NONE and role in ("label", "mask", "split", *GROUPS):
                     continue
                 if name not in self.cells:
                     near = get_close_matches(name, list(self.cells), 3, 0.5) or list(self.cells)
@@ -151,6 +154,22 @@ class _Decisions:
                 if name in roles:
                     raise DataError(f"{place}: {name} is both --{roles[name]} and --{role}; a column has one role")
                 roles[name] = role
+
+    def _find_mask(self) -> list[str]:
+        """Decides which column names the masks, if one does; returns it."""
+        masks = self.source.masks or self.source.images
+        columns = self.flags.get("mask") or mask_columns(self.cells, self.free, masks)
+        values = {name: self.cells[name].map(masks.find, na_action="ignore") for name in columns if name != NONE}
+        different = [
+            name for i, name in enumerate(values) if not any(values[name].equals(values[o]) for o in columns[:i])
+        ]
+        if len(different) > 1:
+            meanings = {
+                name: f"{values[name].count():,} masks, such as {values[name].dropna().iloc[0]}" for name in different
+            }
+            self._ask("Which column names the masks?", "mask", {**meanings, NONE: "no column does"})
+        self.roles.mask = next(iter(values), "")
+        return list(values)
 
     def _find_image(self) -> list[str]:
         """Decides which column names the images; returns all that do, as none of them has another role."""
@@ -187,8 +206,11 @@ class _Decisions:
 
     def _find_label(self) -> list[str]:
         """Decides which column, or which one-hot columns, are the label; returns all that could be."""
+        masks = self.source.masks is not None or self.roles.mask
+        if self.flags.get("label") == [NONE] and not masks:
+            raise DataError(f"{self.source.place}: --label none is for images with masks; give them with --masks DIR")
         if "label" in self.flags:
-            self.roles.label = tuple(self.flags["label"])
+            self.roles.label = () if self.flags["label"] == [NONE] else tuple(self.flags["label"])
             return []
         cells = self.cells
         contract = [name for name in ("label", "binary_label") if name in self.free]
@@ -209,6 +231,10 @@ class _Decisions:
         else:
             likely = [name for name in self.free if not role_of(name) and could_be_classes(cells[name])]
             likely = by_likeness(likely, "label")[:10]
+            if masks:
+                named = " or ".join(f"--label {name}" for name in likely[:5])
+                self._say(f"no label: the dataset has masks alone{f'; if there are classes: {named}' if named else ''}")
+                return []
             if not likely:
                 names = [f"{name} (empty)" if name in self.empty else name for name in cells]
                 found = f"no label column among {', '.join(names)}"

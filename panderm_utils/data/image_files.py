@@ -6,7 +6,7 @@ import re
 import struct
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
@@ -261,16 +261,16 @@ def walk_files(root: Path, onerror: Callable[[OSError], None] | None = None) -> 
 
 
 class ImageIndex:
-    """All images below a folder, found by whatever a user's CSV calls them; `ImageFolder` is stricter.
+    """All images below a folder, or those named, found by whatever a user's CSV calls them; `ImageFolder` is stricter.
 
     Attributes:
         root: The folder.
         files: The images' paths relative to the root, sorted.
     """
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.files = sorted(name for name in walk_files(root) if PurePosixPath(name).suffix.lower() in SUFFIXES)
+    def __init__(self, root: Path, files: Iterable[str] | None = None):
+        self.root, files = root, walk_files(root) if files is None else files
+        self.files = sorted(name for name in files if PurePosixPath(name).suffix.lower() in SUFFIXES)
         self._exact = set(self.files)
         self._loose: dict[str, str | None] = {}  # looser spelling -> path, None if several files share it
         for file in self.files:

@@ -6,7 +6,7 @@ Your files are never changed. If they do not follow the CSV contract of `dataset
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,6 +17,7 @@ from panderm_utils.data.column_contents import split_values
 from panderm_utils.data.column_roles import Roles, find_roles
 from panderm_utils.data.csv_tables import DataError, is_missing
 from panderm_utils.data.own_labels import read_labels, rows_text, shortened
+from panderm_utils.data.own_masks import find_own_masks
 from panderm_utils.data.own_sources import Source, read_source
 from panderm_utils.data.splits import connected_groups, propose_folds, propose_splits
 from panderm_utils.manifests import NAME_RULE, SPLITS, valid_name
@@ -48,30 +49,36 @@ def read_own_data(
     csv_out_dir: str | Path | None = None,
     columns: dict[str, list[str]] | None = None,
     folds: int = 0,
+    mask_dir: str | Path | None = None,
 ) -> OwnData:
-    """Returns manifests for your images; writes new CSVs if yours needs changes.
+    """Returns manifests for your images with classes, masks or both; writes new CSVs if yours needs changes.
 
     Args:
-        paths, image_dir: See `own_sources.read_source`; only read.
+        paths, image_dir, mask_dir: See `own_sources.read_source`; only read.
         name: The dataset's name: lower-case letters, digits, underscores.
         csv_out_dir: Where a new `<name>.csv` goes; by default data/own in the repository, which git ignores.
-        columns: Role (label, image, split, patient, lesion) -> the columns that have it; the others are guessed.
+        columns: Role (label, image, mask, split, patient, lesion) -> the columns that have it; the others are guessed.
         folds: Draws this many folds instead of one split: datasets `<name>_fold1`, ..., of which each tests one fold.
 
     Raises:
         OpenQuestions: The columns can be read in several ways; the message lists the flags to choose by.
-        DataError: The name is taken or invalid, the data are empty or damaged, or no image or label was found.
+        DataError: The name is taken or invalid, the data are empty or damaged, or no image, label or mask was found.
     """
     names = [f"{name}_fold{k + 1}" for k in range(folds)] or [name]
     for each in (name, *names):
         check_name(each)
     if folds and not 3 <= folds <= 20:
         raise DataError(f"--folds {folds}: write 3 to 20; each fold is tested once, with the next one as val")
-    source = read_source(paths, image_dir)
+    source = read_source(paths, image_dir, mask_dir)
     roles = find_roles(source, columns or {}, drawn=folds > 0)
     messages = list(source.messages)
     table = read_images(source, roles.image, messages)
-    table, classes, label = read_labels(table, roles.label, str(source.place), messages)
+    classes, label = [], ""
+    if roles.label:
+        table, classes, label = read_labels(table, roles.label, str(source.place), messages)
+    masks = source.masks or (source.images if roles.mask else None)
+    if masks:
+        table = find_own_masks(table, roles.mask, source.images, masks, messages)
     messages += roles.messages
     if roles.split and not folds:
         table, split = read_split(table, roles.split, source.place, messages)
@@ -82,7 +89,7 @@ def read_own_data(
         splits = draw_splits(table, label, classes, roles.groups, folds, messages)
         kept = f", images of one {' or '.join(roles.groups)} kept together" if roles.groups else ""
         how = f"into {folds} folds" if folds else "into 70% train, 10% val and 20% test"
-        origin = f"The split {how} was drawn at random, stratified by class (seed 0){kept}."
+        origin = f"The split {how} was drawn at random{', stratified by class' * bool(label)} (seed 0){kept}."
     if "split" in table and (folds or roles.split != "split"):
         table = table.rename(columns={"split": "csv_split"})
     table = table.drop(columns="row")
@@ -93,7 +100,8 @@ def read_own_data(
         if path is None or source.messages or not same_cells(made, source.table.drop(columns="row")):
             path = write_new_csv(made, each, csv_out_dir, (source.csv,))
             written.append(path)
-        cards.append(make_manifest(each, made, classes, label, path, source, roles, folds > 0, origin))
+        card = make_manifest(each, made, classes, label, path, source, roles, folds > 0, origin)
+        cards.append(replace(card, masks=manifests.Masks(root=str(masks.root)) if masks else None))
     messages += [
         f"class `{name}` counts as melanoma, against the rest in external validation" for name in cards[0].melanoma
     ]
@@ -156,15 +164,17 @@ def draw_splits(
         DataError: There are too few images, patients or lesions to have two classes in both train and test.
     """
     ids = table.assign(**{column: table[column].mask(is_missing(table[column])) for column in groups.values()})
+    if not label:  # masks alone: one stratum
+        label, classes, ids = "stratum", ["all images"], ids.assign(stratum="0")
     columns = [*groups.values(), "image"]  # a file named twice must not be in two splits either
     group = pd.Series(connected_groups(ids, columns), index=table.index)
-    per_class = group.groupby(table[label].astype(int)).nunique()
+    per_class = group.groupby(ids[label].astype(int)).nunique()
     unit = next((f"{kind}s" for kind in ("patient", "lesion") if kind in groups), "images")
     needed = folds or len(SPLITS)
     if group.nunique() < needed:
         what = f"the {len(table):,} images are of {group.nunique()} {unit}"
         raise DataError(f"{what}, too few for {needed} {'folds' if folds else 'splits'}; add images")
-    if (per_class >= 2).sum() < 2:
+    if len(classes) > 1 and (per_class >= 2).sum() < 2:
         single = shortened([classes[k] for k, n in per_class.items() if n < 2])
         raise DataError(
             f"of {group.nunique():,} {unit}, only 1 has the class {single}, which cannot be in both train and test; it "
@@ -172,18 +182,19 @@ def draw_splits(
         )
     by = f", images of one {' or '.join(groups)} kept together" if groups else ", each image on its own: no id column"
     rare = [f"{classes[k]} ({n})" for k, n in per_class.items() if n < needed]
+    stratified = "stratified " * (len(classes) > 1)
     if folds:
         fold = propose_folds(ids, label, columns, folds)
-        messages.append(f"{folds} stratified folds were drawn (seed 0){by}")
+        messages.append(f"{folds} {stratified}folds were drawn (seed 0){by}")
         messages.append("each fold is the test split of one dataset, the next fold its val: report the mean over all")
         if rare:
             messages.append(f"WARNING: fewer {unit} than folds, so some splits have none: {shortened(rare)}")
         return [np.select([fold == k, fold == (k + 1) % folds], ["test", "val"], "train") for k in range(folds)]
     split = propose_splits(ids, label, columns)
-    messages.append(f"no split column: a stratified 70/10/20 split was drawn (seed 0){by}")
+    messages.append(f"no split column: a {stratified}70/10/20 split was drawn (seed 0){by}")
     if rare:
         messages.append(f"WARNING: too few {unit} to be in train, test and val, which need 1 each: {shortened(rare)}")
-    tested = table.loc[split == "test", label].astype(int).value_counts().reindex(range(len(classes)), fill_value=0)
+    tested = ids.loc[split == "test", label].astype(int).value_counts().reindex(range(len(classes)), fill_value=0)
     if few := [f"{classes[k]} ({n})" for k, n in tested.items() if n < FEW_TEST_IMAGES]:
         advice = f"add --folds {max(3, min(5, *per_class))}, which tests every image once"
         messages.append(f"WARNING: few test images of {shortened(few)}; {advice}")
@@ -202,8 +213,10 @@ def make_manifest(
     origin: str,
 ) -> manifests.DatasetManifest:
     """Returns the manifest of a table that follows the CSV contract; `origin` says where its split is from."""
-    counts = pd.crosstab(table["split"], table[label].astype(int)).reindex(SPLITS, fill_value=0)
-    counts = counts.reindex(columns=range(len(classes)), fill_value=0)
+    sizes = table["split"].value_counts()
+    labels = table[label].astype(int) if label else pd.Series(0, index=table.index)
+    counts = pd.crosstab(table["split"], labels).reindex(index=SPLITS, columns=range(len(classes)), fill_value=0)
+    task, headline_metric = manifests.task_of(len(classes))
     suffixes = Counter(PurePosixPath(file).suffix for file in source.images.files)
     # Folds are neither sources nor targets of external validation: they share their images.
     melanoma = () if fold else tuple(text for text in classes if MELANOMA.match(text))
@@ -212,17 +225,17 @@ def make_manifest(
         title=f"{name} (own data)",
         modality="unknown",
         institution="own data",
-        task="binary" if len(classes) == 2 else "multiclass",
+        task=task,
         classes=tuple(manifests.ClassName(name=text, long_name=text) for text in classes),
-        classes_verified=True,
+        classes_verified=bool(classes),
         melanoma=melanoma if len(melanoma) < len(classes) else (),
         label_column=label,
         csv=str(csv),
         image_root=str(source.images.root),
         image_suffix=suffixes.most_common(1)[0][0],
-        split_sizes={split: int(counts.loc[split].sum()) for split in SPLITS},
-        class_counts={split: tuple(int(n) for n in counts.loc[split]) for split in SPLITS},
-        headline_metric="auroc" if len(classes) == 2 else "weighted_f1",
+        split_sizes={split: int(sizes.get(split, 0)) for split in SPLITS},
+        class_counts={split: tuple(int(n) for n in counts.loc[split]) for split in SPLITS} if classes else None,
+        headline_metric=headline_metric,
         groups=roles.groups,
         metadata=roles.metadata,
         licence="not stated",
@@ -240,7 +253,7 @@ def same_cells(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 def write_new_csv(table: pd.DataFrame, name: str, folder: str | Path | None, sources: tuple[Path | None, ...]) -> Path:
     """Writes `<name>.csv` atomically and returns its path; refuses to replace a file with other content."""
     path = settle_path(folder or REPOSITORY / "data" / "own") / f"{name}.csv"
-    first = ["image", "split", *[column for column in ("label", "binary_label") if column in table]]
+    first = ["image", "split", *[column for column in ("label", "binary_label", "mask") if column in table]]
     text = table[[*first, *[c for c in table.columns if c not in first]]].to_csv(index=False, lineterminator="\n")
     if path.exists():
         if path not in sources and path.read_text(encoding="utf-8") == text:

@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -12,6 +12,7 @@ import pandas as pd
 from panderm_utils.data.column_contents import SPLIT_NAMES, role_of
 from panderm_utils.data.csv_tables import DataError, Problems, read_text
 from panderm_utils.data.image_files import SUFFIXES, ImageIndex
+from panderm_utils.data.own_masks import split_off_masks
 from panderm_utils.workspace import settle_path
 
 INDEX_NAMES = ("index", "indexes", "indices", "idx")  # headers of row numbers, counted from 0
@@ -23,7 +24,7 @@ class Source:
 
     Attributes:
         table: The cells as text, after a first column `row` for messages: a line, or `file:line` if there are several.
-        images: The images that the cells may name.
+        images: The images that the cells may name; masks: the masks, if the user named their folder.
         place: The file or folder, for messages.
         csv: The CSV if it is the only one; it may then be used as it is.
         split: The column of splits that the user stated by files or folders, "" if none.
@@ -33,18 +34,20 @@ class Source:
     table: pd.DataFrame
     images: ImageIndex
     place: Path
+    masks: ImageIndex | None = None
     csv: Path | None = None
     split: str = ""
     messages: list[str] = field(default_factory=list)
 
 
-def read_source(paths: list[str | Path], image_dir: str | Path | None) -> Source:
+def read_source(paths: list[str | Path], image_dir: str | Path | None, mask_dir: str | Path | None = None) -> Source:
     """Returns the table and images that the user named.
 
     Args:
         paths: One CSV; several CSVs, each named after its split or written `split=file`, of which one may be the whole
             table that the others list rows of; or a folder with a folder of images per class.
         image_dir: The folder that contains the images, at any depth; None for a folder per class, which has them.
+        mask_dir: The folder that contains the images' masks, if any; a folder of images then needs no classes.
 
     Raises:
         DataError: Something is missing, empty or damaged, or the files' splits are unclear.
@@ -58,9 +61,9 @@ def read_source(paths: list[str | Path], image_dir: str | Path | None) -> Source
         raise DataError(f"{folder} is a folder, whose images are its own; leave --images out, or give a CSV")
     if not folder and not image_dir:
         raise DataError(f"{places[0][1]} needs --images DIR, the folder that contains its images")
-    images = _index_images(folder or settle_path(image_dir))
+    images, masks = split_off_masks(_index_images(folder or settle_path(image_dir)), mask_dir)
     if folder:
-        return _read_folder(images)
+        return _read_folder(images, masks)
     if len(places) == 1:
         path = places[0][1]
         table, messages = _read_csv(path)
@@ -68,8 +71,8 @@ def read_source(paths: list[str | Path], image_dir: str | Path | None) -> Source
         if any(map(images.find, header)) and not any(map(role_of, header)):
             found = f"the first line is data ({', '.join(header)})"
             raise DataError(f"{path}:1: {found}; add a line of column names, such as image,label")
-        return Source(table, images, path, csv=path, messages=messages)
-    return _read_files(places, images)
+        return Source(table, images, path, masks, csv=path, messages=messages)
+    return replace(_read_files(places, images), masks=masks)
 
 
 def _index_images(root: Path) -> ImageIndex:
@@ -117,7 +120,8 @@ def _read_files(places: list[tuple[str, Path]], images: ImageIndex) -> Source:
         tables.append(table.assign(row=[f"{path.name}:{line}" for line in table["row"]], split=split))
         messages += [f"{path.name}: {note}" for note in notes] + [f"{path.name} is {split}: {len(table):,} rows"]
     if not whole:
-        return Source(pd.concat(tables).fillna("").reset_index(drop=True), images, parts[0][1], None, "split", messages)
+        table = pd.concat(tables).fillna("").reset_index(drop=True)
+        return Source(table, images, parts[0][1], split="split", messages=messages)
     table, notes = _read_csv(whole[0])
     table = table.rename(columns={"split": "csv_split"}).assign(split="")
     for (split, path), listed in zip(parts, tables, strict=True):
@@ -125,7 +129,8 @@ def _read_files(places: list[tuple[str, Path]], images: ImageIndex) -> Source:
         if twice := int((table.loc[rows, "split"] != "").sum()):
             raise DataError(f"{path}: {twice:,} of its rows are in another split's file too; a row has one split")
         table.loc[rows, "split"] = split
-    return Source(table, images, whole[0], None, "split", [f"{whole[0].name}: {note}" for note in notes] + messages)
+    messages = [f"{whole[0].name}: {note}" for note in notes] + messages
+    return Source(table, images, whole[0], split="split", messages=messages)
 
 
 def _listed_rows(table: pd.DataFrame, listed: pd.DataFrame, path: Path, whole: Path) -> pd.Index:
@@ -144,33 +149,35 @@ def _listed_rows(table: pd.DataFrame, listed: pd.DataFrame, path: Path, whole: P
     )
 
 
-def _read_folder(images: ImageIndex) -> Source:
+def _read_folder(images: ImageIndex, masks: ImageIndex | None) -> Source:
     """Returns a row per image, with a column per level of folders: `split`, and `label` if it is the only other one.
 
-    Several others are `folder_1`, `folder_2`, ...; the user says what they are.
+    Several others are `folder_1`, `folder_2`, ...; the user says what they are. Images with masks need no folders.
     """
     root = images.root
     csvs = sorted(root.glob("*.csv"))
     levels = [PurePosixPath(file).parts[:-1] for file in images.files]
     below = {parts for parts in levels if parts}
     alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*below, strict=False))
-    shared = len(list(alike)) if len(below) > 1 else 0  # folders that all images are in
+    shared = len(list(alike)) if len(below) > 1 or masks is not None else 0  # folders that all images are in
     depth = max(map(len, levels)) - shared
-    if depth < 1:
+    if depth < 1 and masks is None:
         remedy = (
-            f"give its CSV: --new-dataset {csvs[0]} --images {root}" if csvs else "sort them into one, or give a CSV"
+            f"give its CSV: --new-dataset {csvs[0]} --images {root}"
+            if csvs
+            else "sort them into one, or give a CSV, or masks: --masks DIR"
         )
         raise DataError(f"{root} has {len(images.files):,} images but no folder per class; {remedy}")
     padded = [(parts[shared:] + ("",) * depth)[:depth] for parts in levels]
     names = pd.DataFrame(padded, columns=[f"folder_{k + 1}" for k in range(depth)], dtype=object)
-    splits = names["folder_1"].str.lower().map(SPLIT_NAMES)
-    has_splits = depth > 1 and splits.nunique() > 1
+    splits = names.get("folder_1", pd.Series(dtype=object)).str.lower().map(SPLIT_NAMES)
+    has_splits = splits.nunique() > 1 and (depth > 1 or (masks is not None and splits.notna().all()))
     if has_splits:
         names = names.rename(columns={"folder_1": "split"})
     if len(names.columns) - has_splits == 1:
         names = names.rename(columns={names.columns[-1]: "label"})
     table = pd.DataFrame({"row": images.files, "image": images.files}, dtype=object).join(names.iloc[:, ::-1])
-    level = "split and class" if has_splits else "class"
-    messages = [f"{root} is read as a folder per {level}, such as {images.files[0]}"] if "label" in names else []
+    levels = [text for column, text in (("split", "split"), ("label", "class")) if column in names]
+    messages = [f"{root} is read as a folder per {' and '.join(levels)}, such as {images.files[0]}"] if levels else []
     messages += [f"{csv.name} is not read; to read it: --new-dataset {csv} --images {root}" for csv in csvs[:3]]
-    return Source(table, images, root, None, "split" if has_splits else "", messages)
+    return Source(table, images, root, masks, split="split" if has_splits else "", messages=messages)

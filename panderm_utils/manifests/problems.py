@@ -55,6 +55,12 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
     return problems
 
 
+def task_of(num_classes: int) -> tuple[str, str]:
+    """Returns the task and the headline metric of a dataset with so many classes; without any, it has masks alone."""
+    task = WITHOUT_CLASSES if not num_classes else "binary" if num_classes == 2 else "multiclass"
+    return task, HEADLINE[task]
+
+
 def encoder_problems(e: EncoderManifest) -> list[str]:
     """Returns `key: problem; remedy` for each problem of an encoder."""
     problems = []

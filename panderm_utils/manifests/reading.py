@@ -167,10 +167,7 @@ def write_dataset_manifest(manifest: DatasetManifest, root: Path | None = None) 
     path = (root or MANIFEST_ROOT) / "datasets" / f"{manifest.name}.yaml"
     if path.exists():
         raise ManifestError(f"{path}: already exists; choose another name, or delete it first")
-    plain = {
-        key: _plain(value) for key, value in dataclasses.asdict(manifest).items() if value not in (None, "", (), {})
-    }
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110)
+    text = yaml.safe_dump(_plain(manifest), sort_keys=False, allow_unicode=True, width=110)
     with replacing(path) as new:
         new.write_text(f"# Made by run_all.py --new-dataset; correct any wrong guess.\n{text}", encoding="utf-8")
         _read_dataset(new, path)
@@ -263,7 +260,11 @@ def _twins(named: list[tuple[Path, str, str]]) -> list[str]:
 
 
 def _plain(value):
-    """Returns a value with lists in place of tuples, as YAML needs."""
+    """Returns a value as YAML needs it: a list for a tuple, and of a dataclass what differs from its defaults."""
+    if dataclasses.is_dataclass(value):
+        made = {f.name: f.default_factory() for f in dataclasses.fields(value) if callable(f.default_factory)}
+        defaults = {f.name: f.default for f in dataclasses.fields(value)} | made
+        value = {name: getattr(value, name) for name in defaults if getattr(value, name) != defaults[name]}
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
