@@ -15,7 +15,7 @@ import run_all
 from panderm_utils import cli
 from panderm_utils.batch import plan
 from panderm_utils.manifests import reading as manifests
-from panderm_utils.protocols import load_protocol
+from panderm_utils.protocols import list_protocols, load_protocol
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "torchvision", "timm", "pandas", "numpy", "matplotlib", "papermill", "sklearn", "scipy", "nbformat")
@@ -213,6 +213,41 @@ def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, ca
         Path(path).unlink()
     assert [path for path in house.rglob("*") if path.is_file() and path not in there] == []
     assert csv.read_bytes() == before
+
+
+def test_own_masks_become_a_dataset_with_the_notebooks_that_fit(house, capsys):
+    for i in range(20):
+        for folder, suffix, mode in (("images", ".jpg", "RGB"), ("masks", "_mask.png", "L")):
+            (house / folder).mkdir(exist_ok=True)
+            picture = Image.new(mode, (40, 30), 120 if mode == "RGB" else 0)
+            picture.paste("white", (10, 10, 20, 20))
+            picture.save(house / folder / f"{i:02}{suffix}")
+    arguments = [
+        "--new-dataset",
+        str(house / "images"),
+        "--masks",
+        str(house / "masks"),
+        "--data-root",
+        str(house / "d"),
+    ]
+    assert run_all.main([*arguments, "--name", "outlines"], house / "notebooks") == 0
+    text = capsys.readouterr().out
+    assert "no label: the dataset has masks alone" in text
+    fitting = [name for name in list_protocols() if "masks" in load_protocol(name).dataset_keys]
+    assert [path.parent.name for path in sorted(house.glob("notebooks/*/outlines.ipynb"))] == fitting
+    assert "--datasets outlines --protocols " + fitting[0] in text
+    assert run_all.main(["--profile", "own", "--datasets", "outlines", "--plan"], house / "notebooks") == 0
+    assert "1 runs (profile own)" in capsys.readouterr().out
+    chosen = ["--profile", "own", "--datasets", "outlines", "--protocols", "linear_probe"]
+    assert run_all.main(chosen, house / "notebooks") == 2
+    assert "outlines: linear_probe needs `classes` in its manifest" in capsys.readouterr().err
+    assert run_all.main(["--check-data", "outlines", "--pixels"], house / "notebooks") == 0
+    pd.DataFrame({"image": [f"{i:02}.jpg" for i in range(20)], "dx": ["nv", "mel"] * 10}).to_csv(house / "c.csv")
+    arguments[1:2] = [str(house / "c.csv"), "--images", str(house / "images")]
+    assert run_all.main([*arguments, "--name", "both"], house / "notebooks") == 0
+    shown = capsys.readouterr().out
+    assert {*fitting, "linear_probe"} <= {path.parent.name for path in house.glob("notebooks/*/both.ipynb")}
+    assert "20 of 20 images have one" in shown
 
 
 def test_the_profile_of_own_data_without_any_says_how_to_add_some(house, capsys):
