@@ -189,7 +189,9 @@ def _leave_out_misfits(parts, cards, models, named, encoders_named, profile, pro
             if lacking.get(name) and (part.requested or name not in fitting):
                 suitable = ", ".join(part.protocol.supported(profile.datasets))
                 needed = f"{part.protocol.name} needs {lacking[name]}"
-                problems.append(f"dataset {name}: {needed}; choose from: {suitable}")
+                problems.append(
+                    f"dataset {name}: {needed}; {f'choose from: {suitable}' if suitable else 'none here has'}"
+                )
         part.datasets = tuple(name for name in part.datasets if not lacking[name])
         unfit = [name for name in part.encoders if models[name] and not part.protocol.supports(models[name])]
         if unfit and part.requested and encoders_named:

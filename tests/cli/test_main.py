@@ -216,6 +216,8 @@ def test_own_data_become_a_manifest_notebooks_and_a_command_that_plans(house, ca
 
 
 def test_own_masks_become_a_dataset_with_the_notebooks_that_fit(house, capsys):
+    (house / "data_manifests/weights").mkdir()
+    (house / "data_manifests/weights/panderm_tiny.pth").touch()  # the toy, with which fine-tuning is on request
     for i in range(20):
         for folder, suffix, mode in (("images", ".jpg", "RGB"), ("masks", "_mask.png", "L")):
             (house / folder).mkdir(exist_ok=True)
@@ -236,6 +238,7 @@ def test_own_masks_become_a_dataset_with_the_notebooks_that_fit(house, capsys):
     fitting = [name for name in list_protocols() if "masks" in load_protocol(name).dataset_keys]
     assert [path.parent.name for path in sorted(house.glob("notebooks/*/outlines.ipynb"))] == fitting
     assert "--datasets outlines --protocols " + fitting[0] in text
+    assert "only if named" not in text
     assert run_all.main(["--profile", "own", "--datasets", "outlines", "--plan"], house / "notebooks") == 0
     assert "1 runs (profile own)" in capsys.readouterr().out
     chosen = ["--profile", "own", "--datasets", "outlines", "--protocols", "linear_probe"]
