@@ -33,8 +33,8 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     flags = "".join(f" --{name} {shlex.quote(folder)}" for name, folder in folders if folder)
     command = f"{program()} --profile own --datasets {' '.join(names)}{flags}"
     planned = batch.make_plan(space, names, notebooks=notebooks)
-    rarely = manifests.load_profile("own", space.weights_root).on_request
-    on_request = [name for name in rarely if protocols.load_protocol(name).supported(names)]
+    rarely, usual = manifests.load_profile("own", space.weights_root).on_request, {run.protocol for run in planned.runs}
+    on_request = [name for name in rarely if name not in usual and protocols.load_protocol(name).supported(names)]
     more = batch.make_plan(space, names, protocols=on_request, notebooks=notebooks).runs if on_request else ()
     print(describe_next(planned, more, command))
     return 0

@@ -70,6 +70,13 @@ def find_own_masks(
     if column != "mask" and "mask" in table:
         table = table.rename(columns={"mask": "csv_mask"})
     table = table.assign(mask=found)[~missing]
+    shared = table.groupby("mask")["image"].unique()
+    if len(shared := shared[shared.map(len) > 1]):
+        images_of = " and ".join(shared.iloc[0][:3])
+        raise DataError(
+            f"{masks.root}: {shared.index[0]} would be the mask of {images_of}; put the masks into folders named as "
+            "those of the images, or name them in a column: --mask COLUMN"
+        )
     _check_sample(table, images.root, masks.root, messages)
     return table
 

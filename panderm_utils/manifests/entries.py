@@ -299,7 +299,7 @@ class Profile:
         own: Its datasets are the user's, and it uses one encoder: the first whose weights are there; see
             `load_profile`.
         protocols: Name -> its choices; `run_all.py` runs them by default, except those `on_request`.
-        on_request: Protocols that run only if they are named.
+        on_request: Protocols that run only if they are named, or on datasets that no other one fits.
         quick: The datasets that `run_all.py` runs by default; empty: all of them.
     """
 

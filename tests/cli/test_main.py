@@ -251,6 +251,12 @@ def test_own_masks_become_a_dataset_with_the_notebooks_that_fit(house, capsys):
     shown = capsys.readouterr().out
     assert {*fitting, "linear_probe"} <= {path.parent.name for path in house.glob("notebooks/*/both.ipynb")}
     assert "20 of 20 images have one" in shown
+    assert f"--protocols {fitting[0]} " in shown
+    assert "all but fine-tuning, segmentation at once" in shown
+    assert run_all.main(["--profile", "own", "--plan", "--verbose"], house / "notebooks") == 0
+    planned = capsys.readouterr().out
+    assert f"outlines-{fitting[0]}-" in planned  # nothing else can be studied on it
+    assert f"both-{fitting[0]}-" not in planned
 
 
 def test_the_profile_of_own_data_without_any_says_how_to_add_some(house, capsys):

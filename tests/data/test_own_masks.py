@@ -218,6 +218,13 @@ def refuse_two(root):
     )
 
 
+def refuse_shared(root):
+    save(root / "images/b/3.jpg", PHOTO)
+    save(root / "images/a/3.jpg", PHOTO)
+    (root / "images/3.jpg").unlink()
+    return "masks", {}, r"3_mask\.png would be the mask of a/3\.jpg and b/3\.jpg; put the masks into folders named as"
+
+
 def refuse_swapped(root):
     save(root / "masks/3_mask.png", PHOTO)
     return "masks", {}, r"3_mask\.png has .* grey values, .*; a mask is black and white; is it swapped"
@@ -244,7 +251,9 @@ def refuse_two_roles(root):
 def test_unusable_masks_are_refused(tmp_path, plant):
     lay_out(tmp_path)
     masks, flags, message = plant(tmp_path)
-    rows(**LABELS).to_csv(tmp_path / "mine.csv", index=False)
+    files = sorted(path.relative_to(tmp_path / "images").as_posix() for path in tmp_path.glob("images/**/*.jpg"))
+    table = pd.DataFrame({"image": sorted(files, key=lambda name: int(Path(name).stem))})
+    table.assign(dx=(LABELS["dx"] * 2)[: len(table)]).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(ValueError, match=message):
         read_own_data(
             [tmp_path / "mine.csv"], tmp_path / "images", NAME, tmp_path / "own", flags, 0, masks and tmp_path / masks

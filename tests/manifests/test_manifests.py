@@ -381,7 +381,7 @@ def test_own_data_have_their_datasets_and_the_first_encoder_that_has_weights(fol
         found.append(profile.encoders)
         on_request.append(profile.on_request)
         assert profile.choice("fine_tune").encoders == profile.encoders
-    assert on_request == [("fine_tune",), (), ()]  # by the toy it is not worth its time
+    assert on_request == [("fine_tune", "segmentation"), (), ()]  # by the toy they are not worth their time
     assert found == [("panderm_large",), ("panderm_tiny",), ("panderm_base",), ("panderm_large",)]
     assert manifests.load_profile("own", weights).datasets == ("mine",)
     assert "mine" not in manifests.load_profile("paper").datasets
