@@ -1,10 +1,12 @@
-"""The classifiers that runs keep: loaded from their records, and used on new images."""
+"""What runs keep, loaded from their records and used on new images: classifiers, and models that outline lesions."""
 
 import lazy_loader
 
 OFFERS = {
-    "classifier": "Classifier ClassifierError Predicted find_record load_classifier",
-    "folders": "notice predict_folder",
+    "classifier": "Classifier Predicted find_record load_classifier",
+    "folders": "load_model notice predict_folder",
+    "outliner": "Outlined Outliner load_outliner",
+    "views": "ClassifierError",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

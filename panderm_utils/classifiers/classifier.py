@@ -11,36 +11,24 @@ Symbols: N images, K classes, V views, D features.
 import difflib
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
 from panderm_utils import protocols, results, stats
-from panderm_utils.data import ImageError, batch_loader, open_image
+from panderm_utils.classifiers.views import ClassifierError, Viewer, stream_views
 from panderm_utils.encoders import choose_device
-from panderm_utils.messages import UserError
 from panderm_utils.workspace import Workspace, settle_path
 
 
-class ClassifierError(UserError):
-    """A classifier or predictions that cannot be had as requested; the message says why and what to do."""
-
-
-class Predictor(typing.Protocol):
+class Predictor(Viewer, typing.Protocol):
     """What a protocol knows of its classifier: from a picture to probabilities and features."""
-
-    device: torch.device
-    batch_size: int
-    # Takes an RGB image and its number in its list, returns what goes into a batch. Worker processes get this alone.
-    view: Callable[[Image.Image, int], Tensor]
 
     def __call__(self, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Returns probabilities [n, K] float64 and features [n, D] float32 of a batch of views."""
@@ -82,6 +70,10 @@ class Predicted:
         table["unlike_training"], table["distance"] = self.distance > 1, self.distance.round(6)
         return table.assign(**{f"probability_{name}": self.proba[:, k] for k, name in enumerate(self.class_names)})
 
+    def save(self, names: Sequence[str], folder: Path) -> tuple[pd.DataFrame, int]:
+        """Returns `table` with other names, and how many images are unlike the training images; writes no file."""
+        return self.table().assign(image=list(names)), int((self.distance > 1).sum())
+
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
@@ -93,6 +85,7 @@ class Classifier:
         digest: SHA-256 of its file in the record, which holds those of its weights.
         facts: What it was made from and with.
         tta: Random views per image; 0: none.
+        flag: What the flagged images of a folder are.
     """
 
     run_id: str
@@ -105,6 +98,11 @@ class Classifier:
     tta: int
     familiarity: stats.Familiarity = field(repr=False)
     predictor: Predictor = field(repr=False)
+    flag: typing.ClassVar[str] = "unlike the training images"
+
+    @property
+    def synthetic(self) -> bool:
+        return self.facts["synthetic"]
 
     def predict(
         self, images: Sequence[str | Path | Image.Image], num_workers: int | None = None, bar: tqdm | None = None
@@ -132,17 +130,12 @@ class Classifier:
         bar: tqdm | None = None,
     ) -> Iterator[Predicted]:
         """Yields the predictions of the images at `rows`, a batch at a time, so that memory does not grow with them."""
-        files, size = _Views(images, self.predictor.view), self.predictor.batch_size
-        batches = [rows[at : at + size] for at in range(0, len(rows), size)]
-        with batch_loader(files, batches, self.predictor.device, num_workers, _collate) as loader:
-            for readable, views, unreadable in loader:
-                nothing = np.zeros((0, len(self.class_names))), np.zeros((0, len(self.familiarity.mean)), np.float32)
-                proba, x = self.predictor(views) if readable else nothing
-                sets = stats.prediction_sets(proba, self.facts["sets"]["threshold"]) if self.facts["sets"] else None
-                names = [str(images[i]) for i in readable]
-                yield Predicted(names, proba, self.familiarity.distance(x), sets, x, unreadable, self.class_names)
-                if bar is not None:
-                    bar.update(len(readable) + len(unreadable))
+        for readable, views, unreadable in stream_views(images, rows, self.predictor, num_workers, bar):
+            nothing = np.zeros((0, len(self.class_names))), np.zeros((0, len(self.familiarity.mean)), np.float32)
+            proba, x = self.predictor(views) if readable else nothing
+            sets = stats.prediction_sets(proba, self.facts["sets"]["threshold"]) if self.facts["sets"] else None
+            names = [str(images[i]) for i in readable]
+            yield Predicted(names, proba, self.familiarity.distance(x), sets, x, unreadable, self.class_names)
 
 
 def load_classifier(
@@ -201,28 +194,3 @@ def find_record(run: str | Path, space: Workspace) -> Path:
         f"{run}: neither a record's folder nor a run of {space.records} ({there}). python run_all.py --profile "
         f"{space.profile} makes those of this profile; to use one of another, name the profile, or its folder"
     )
-
-
-class _Views(Dataset):
-    """Item i is `(i, views, "")`, or `(i, None, reason)` if image i cannot be read."""
-
-    def __init__(self, images: Sequence[str | Path | Image.Image], view: Callable[[Image.Image, int], Tensor]):
-        self.images, self.view = images, view
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
-        image = self.images[index]
-        try:
-            picture = image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
-            return index, self.view(picture, index), ""
-        except ImageError as error:
-            return index, None, str(error)
-
-
-def _collate(items: list) -> tuple[list[int], Tensor | None, list[str]]:
-    """Returns the numbers of the readable images, their views, and what is wrong with the others."""
-    readable = [(index, views) for index, views, reason in items if not reason]
-    views = default_collate([views for _, views in readable]) if readable else None
-    return [index for index, _ in readable], views, [reason for *_, reason in items if reason]

@@ -1,8 +1,11 @@
-"""Predicts all images of a folder into a CSV file, which a killed call continues.
+"""Predicts all images of a folder into a CSV file, which a killed call continues; masks go into a folder, with the CSV.
 
-The file begins with two comment lines: what it is not, and what it is of. A batch of images is a few lines at its end,
+    classes   FILE.csv
+    masks     DIR/predictions.csv, and DIR/<image>_segmentation.png for each image, in the images' subfolders
+
+The CSV begins with two comment lines: what it is not, and what it is of. A batch of images is a few lines at its end,
 and it has a temporary name until it is complete. What is there is continued only if it is of the same classifier and
-folder, and each of its images has the size that it had.
+folder, and each of its images has the size that it had. A mask is written before its line.
 """
 
 import csv
@@ -10,19 +13,23 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from panderm_utils import data
-from panderm_utils.classifiers.classifier import Classifier, ClassifierError, Predicted
+from panderm_utils import data, protocols, results
+from panderm_utils.classifiers.classifier import Classifier, Predicted, load_classifier
+from panderm_utils.classifiers.outliner import Outlined, Outliner, load_outliner
+from panderm_utils.classifiers.views import ClassifierError
 from panderm_utils.disk import room_for
 
 NOT_A_DEVICE = "Research only: this is not a medical device; do not use its output for diagnosis or treatment."
 SYNTHETIC = " It was trained on drawn images: its output on real ones means nothing."
 READING = ' Read this file with pandas.read_csv(file, comment="#").'
 PARTIAL = ".partial"  # ending of the file until it is complete
+TABLE = "predictions.csv"  # in a folder of masks
 
 
 @dataclass(frozen=True)
@@ -31,59 +38,104 @@ class Outcome:
 
     Attributes:
         predicted, kept: Images predicted by this call, and by an earlier one.
-        unlike: How many of those predicted by this call are unlike the training images.
+        file: The CSV.
+        flagged: How many of those predicted by this call are what the model's `flag` says.
         unreadable: One message per image that cannot be read.
     """
 
     predicted: int
     kept: int
-    unlike: int
+    file: Path
+    flagged: int
     unreadable: list[str]
 
 
-def notice(classifier: Classifier) -> str:
+def load_model(
+    record: str | Path, weights_root: str | Path | None = None, device: str = "auto", tta: int = 0
+) -> Classifier | Outliner:
+    """Returns what a run's protocol predicts with: a classifier, or a model that outlines lesions.
+
+    Args:
+        record, weights_root, device, tta: As in `load_classifier`; it and `load_outliner` list the errors.
+    """
+    if protocols.load_protocol(results.read_record(record)["protocol"]).load_outliner is None:
+        return load_classifier(record, weights_root, device, tta)
+    if tta:
+        raise ClassifierError(f"--tta {tta}: averages the classes of random views; a mask is of one view: leave it out")
+    return load_outliner(record, device)
+
+
+def notice(model: Classifier | Outliner) -> str:
     """Returns what everyone who sees a prediction must know."""
-    return NOT_A_DEVICE + SYNTHETIC * classifier.facts["synthetic"]
+    return NOT_A_DEVICE + SYNTHETIC * model.synthetic
 
 
-def predict_folder(classifier: Classifier, folder: str | Path, file: str | Path) -> Outcome:
-    """Predicts all images below a folder, those that `file` does not have yet, and writes them to it.
+def predict_folder(model: Classifier | Outliner, folder: str | Path, to: str | Path) -> Outcome:
+    """Predicts all images below a folder, those that the CSV does not have yet, and writes them to it.
+
+    Args:
+        to: The CSV; of an Outliner, the folder of the masks and the CSV.
 
     Raises:
-        ClassifierError: `file` is of something else; it is left as it is. DataError: the folder has no image.
+        ClassifierError: What is in `to` is of something else; it is left as it is. DataError: the folder has no image.
         DiskFullError: What is written is kept.
     """
-    listed, file = data.list_images(folder), Path(file).absolute()
+    listed, to = data.list_images(folder), Path(to).absolute()
+    file = to / TABLE if isinstance(model, Outliner) else to
     root, names = listed.root, listed.names
     if broken := [name for name in names if "\n" in name or "\r" in name]:
         raise ClassifierError(f"{root}: {broken[0]!r} has a line break in its name; rename it")
     partial = file.with_name(file.name + PARTIAL)
-    about = {"run": classifier.run_id, "images": str(root), "tta": classifier.tta, "classifier": classifier.digest}
+    if isinstance(model, Outliner):
+        _check_masks(to, root, names, ours=partial.exists() or file.exists())
+    elif to.is_dir():
+        raise ClassifierError(f"{to}: is a folder; classes go into a file: write --to FILE.csv")
+    about = {"run": model.run_id, "images": str(root), "tta": model.tta, "classifier": model.digest}
     done = _continue(partial, file, about, root, set(names))
     rows = [i for i, name in enumerate(names) if name not in done]
     paths = listed.paths
-    predicted = unlike = 0
+    predicted = flagged = 0
     unreadable = [f"{name}: {reason}" for name, reason in listed.unreadable.items()]
-    bar = tqdm(desc=classifier.run_id, total=len(names), initial=len(done), unit="image", delay=1)
+    bar = tqdm(desc=model.run_id, total=len(names), initial=len(done), unit="image", delay=1)
     with room_for("the predictions", 200 * len(names), file.parent), bar, partial.open("ab") as output:
-        for part in classifier.stream(paths, rows, bar=bar):
-            text = _lines(part, root, header=not output.tell())
+        for part in model.stream(paths, rows, bar=bar):
+            text, number = _lines(part, root, file.parent, header=not output.tell())
             if not output.tell():
-                text = f"# {notice(classifier)}{READING}\n# {json.dumps(about)}\n{text}"
+                text = f"# {notice(model)}{READING}\n# {json.dumps(about)}\n{text}"
             output.write(text.encode(errors="surrogateescape"))
             output.flush()
-            predicted, unlike = predicted + len(part.images), unlike + int((part.distance > 1).sum())
+            predicted, flagged = predicted + len(part.images), flagged + number
             unreadable += part.unreadable
     partial.replace(file)
-    return Outcome(predicted, len(done), unlike, unreadable)
+    return Outcome(predicted, len(done), file, flagged, unreadable)
 
 
-def _lines(part: Predicted, root: Path, header: bool) -> str:
-    """Returns the rows of a batch; text is quoted, so that a # in a name begins no comment."""
-    names = [os.path.relpath(image, root) for image in part.images]
-    table = part.table().assign(image=[Path(name).as_posix() for name in names])
+def _check_masks(to: Path, root: Path, names: Sequence[str], ours: bool) -> None:
+    """Raises a ClassifierError if a mask would replace a file, or another mask, or become an image of the folder.
+
+    Args:
+        ours: Whether an earlier call has begun to write to the folder.
+    """
+    if to.suffix.lower() == ".csv" or to.is_file():
+        raise ClassifierError(f"{to}: masks need a folder; write --to DIR, which will have them and {TABLE}")
+    if to.resolve().is_relative_to(root.resolve()):
+        raise ClassifierError(
+            f"{to}: is in the folder of the images, where masks would be taken for images; write another --to DIR"
+        )
+    masks: dict[str, str] = {}
+    for name in names:
+        mask = data.mask_name(name)
+        if (other := masks.setdefault(mask.casefold(), name)) != name:
+            raise ClassifierError(f"{root}: {other} and {name} would have one mask, {mask}; rename one image")
+        if not ours and (to / mask).exists():
+            raise ClassifierError(f"{to / mask}: exists and is of no earlier call; choose another --to")
+
+
+def _lines(part: Predicted | Outlined, root: Path, folder: Path, header: bool) -> tuple[str, int]:
+    """Returns the rows of a batch, and the flagged images in it; text is quoted: a # in a name begins no comment."""
+    table, number = part.save([Path(os.path.relpath(image, root)).as_posix() for image in part.images], folder)
     table["bytes"] = [os.stat(image).st_size for image in part.images]  # noqa: PTH116  (speed)
-    return table.to_csv(index=False, header=header, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    return table.to_csv(index=False, header=header, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"), number
 
 
 def _continue(partial: Path, file: Path, about: dict, root: Path, names: set[str]) -> set[str]:
@@ -111,6 +163,8 @@ def _continue(partial: Path, file: Path, about: dict, root: Path, names: set[str
         name = row["image"]
         if name not in names or (root / name).stat().st_size != int(row["bytes"]):
             raise ClassifierError(f"{there}: has a prediction of {name}, which was changed or removed since; {remedy}")
+        if "mask" in row and not (file.parent / row["mask"]).is_file():
+            raise ClassifierError(f"{there}: the mask of {name} is gone, {row['mask']}; restore it, or {remedy}")
         done.add(name)
     if there == file:
         shutil.copyfile(file, partial)

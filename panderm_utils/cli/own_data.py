@@ -43,7 +43,7 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
 def describe_next(planned: batch.Plan, on_request: Sequence[batch.Job], command: str) -> str:
     """Returns the next commands: one for each study that the data allow, and `command` for all but those on request."""
     studies = {f"{command} --protocols {run.protocol}": run.protocol for run in (*planned.runs, *on_request)}
-    width, named = max(map(len, studies)), {run.protocol for run in on_request}
+    width, named = max(map(len, studies)), dict.fromkeys(run.protocol for run in on_request)
     lines = [
         f"  {line:{width}}  # {protocols.load_protocol(name).title}{', only if named' * (name in named)}"
         for line, name in studies.items()

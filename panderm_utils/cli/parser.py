@@ -21,7 +21,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
   python run_all.py --new-dataset my.csv --images DIR --name mine
   python run_all.py --profile own                      your data: every study that they allow, and a report
   python run_all.py --features panderm_large --images DIR --to features.npz
-  python run_all.py --predict RUN --images DIR --to FILE.csv
+  python run_all.py --predict RUN --images DIR --to FILE.csv   masks: --to DIR
   python run_all.py --verify                           recompute every number from the stored predictions
 
 Runs that have a record are skipped, a failure does not stop the rest, and Ctrl-C leaves only complete records.
@@ -127,9 +127,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     complete(named, manifests.list_encoders)
     away.add_argument(
-        "--predict", metavar="RUN", help="predict --images DIR with the classifier of a run, by its id or its record"
+        "--predict", metavar="RUN", help="predict --images DIR with the model of a run, by its id or its record"
     )
-    away.add_argument("--to", metavar="FILE", help="features: .npz, or .csv for small sets; predictions: .csv")
+    away.add_argument(
+        "--to", metavar="FILE", help="features: .npz, or .csv for small sets; classes: .csv; masks: a folder"
+    )
     away.add_argument(
         "--tta", type=positive(int), metavar="N", help="with --predict: average N random views; fine-tuned models only"
     )
@@ -149,7 +151,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     if options.features and (options.p or options.protocols or options.encoders or options.seeds):
         parser.error("--features ENCODER takes no -p, --protocols, --encoders or --seeds")
     if options.predict and not (options.images and options.to):
-        parser.error("--predict RUN needs --images DIR and --to FILE.csv")
+        parser.error("--predict RUN needs --images DIR and --to FILE.csv; for masks, --to DIR")
     if options.to and not (options.features or options.predict):
         parser.error("--to FILE goes with --features ENCODER or --predict RUN")
     if options.tta and not options.predict:

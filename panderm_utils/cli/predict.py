@@ -1,4 +1,4 @@
-"""`--predict`: a trained classifier on a folder of images."""
+"""`--predict`: a trained classifier, or a model that outlines lesions, on a folder of images."""
 
 import argparse
 import sys
@@ -9,16 +9,14 @@ from panderm_utils.messages import printable
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Writes a row for each image of a folder; returns 1 if some cannot be read."""
+    """Writes a row, and perhaps a mask, for each image of a folder; returns 1 if some cannot be read."""
     space = workspace.open_workspace(options.profile, options.data_root, options.weights_root, options.output_root)
     folder = classifiers.find_record(options.predict, space)
-    classifier = classifiers.load_classifier(folder, space.weights_root, tta=options.tta or 0)
-    done = classifiers.predict_folder(classifier, options.images, options.to)
+    model = classifiers.load_model(folder, space.weights_root, tta=options.tta or 0)
+    done = classifiers.predict_folder(model, options.images, options.to)
     before = f", {done.kept:,} before" if done.kept else ""
-    print(
-        f"wrote {options.to}: {done.predicted:,} images predicted{before}; {done.unlike:,} unlike the training images"
-    )
-    print(classifiers.notice(classifier))
+    print(f"wrote {options.to}: {done.predicted:,} images predicted{before}; {done.flagged:,} {model.flag}")
+    print(classifiers.notice(model))
     if done.unreadable:
         count = f"{len(done.unreadable):,} image{'s' * (len(done.unreadable) > 1)}"
         print(f"{program_name()}: {count} cannot be read:", file=sys.stderr)

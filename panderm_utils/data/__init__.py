@@ -12,6 +12,7 @@ OFFERS = {
     "loading": "batch_loader",
     "mask_files": "open_mask",
     "own_data": "OwnData read_own_data",
+    "own_masks": "mask_name",
     "split_folders": "list_split_folders",
     "splits": "FRACTION_SEED connected_groups first_fraction label_fraction propose_splits",
     "transforms": "CROP_SIZE EVALUATION_MEAN EVALUATION_STD ImageCopies ImageFiles evaluation_transform limit_aspect "

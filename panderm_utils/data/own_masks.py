@@ -15,6 +15,12 @@ ENDINGS = ("_segmentation", "_mask", "_seg", "")  # of a mask's stem, after that
 SAMPLE = 20  # pairs that are decoded at once, so that most mistakes show before any run
 
 
+def mask_name(image: str) -> str:
+    """Returns the name of an image's mask, by which `--new-dataset` finds it: `a/b_segmentation.png` for `a/b.jpg`."""
+    path = PurePosixPath(image)
+    return str(path.with_name(f"{path.stem}{ENDINGS[0]}.png"))
+
+
 def split_off_masks(images: ImageIndex, folder: str | Path | None) -> tuple[ImageIndex, ImageIndex | None]:
     """Returns the images without the masks among them, and the masks in `folder`; None without a folder.
 

@@ -102,7 +102,7 @@ def make_sections(study: Study, record: dict, dataset: Dataset | None) -> Iterat
     if comparisons := list(_comparisons(study)):
         yield Section("compared", "Compared on the same test images", exhibits=comparisons)
     for protocol, scores in study.others.items():
-        yield Section(protocol.name, protocol.title.capitalize(), exhibits=protocol.exhibits(scores))
+        yield Section(protocol.name, protocol.title.capitalize(), exhibits=protocol.exhibits(scores, dataset))
 
 
 def _data(study: Study, record: dict, dataset: Dataset | None) -> Iterator[Exhibit | Gallery]:

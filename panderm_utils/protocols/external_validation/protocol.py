@@ -90,6 +90,6 @@ PROTOCOL = Protocol(
     dataset_keys=("melanoma",),
     recompute=lambda record, folder: external_validation.recompute_targets(record, folder),
     methods=methods,
-    exhibits=lambda scores: external_validation.study_exhibits(scores),
+    exhibits=lambda scores, _: external_validation.study_exhibits(scores),
     extra_inputs=lambda card, encoder, profile, given: choose_targets(card, profile, given.get("targets")),
 )

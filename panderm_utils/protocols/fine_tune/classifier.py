@@ -17,7 +17,7 @@ from panderm_utils.encoders import check_precision, choose_device
 from panderm_utils.protocols.fine_tune.augmentation import tta_views
 from panderm_utils.protocols.fine_tune.model import FineTuneModel, load_finetuned
 from panderm_utils.protocols.fine_tune.prediction import LabelledImages, predict
-from panderm_utils.protocols.training import BATCH, BEST, TrainingError, forward, score
+from panderm_utils.protocols.training import BATCH, forward, load_kept, score
 
 SEED = 0  # of the random views
 
@@ -107,20 +107,7 @@ def load_classifier(
     Raises:
         TrainingError: The checkpoint is missing, or is not the one that the record is of. EncoderError: it is damaged.
     """
-    recorded = Path(record["training"]["weights"])
-    beside = folder.absolute().parents[1] / "checkpoints" / folder.name / BEST
-    path = beside if beside.is_file() else recorded
-    if not path.is_file():
-        raise TrainingError(
-            f"{folder.name}: its checkpoint is gone; it was {recorded}, and {beside} would also do. Copy it there, or "
-            "repeat the run with --force"
-        )
-    model = load_finetuned(path, facts["encoder"])
-    if model.digest != facts["weights_sha256"]:
-        raise TrainingError(
-            f"{path}: SHA-256 {model.digest[:12]}, but the record is of {facts['weights_sha256'][:12]}: it was trained "
-            "again or replaced. Restore the file, or repeat the run with --force"
-        )
+    model = load_kept(record, folder, facts["weights_sha256"], lambda path: load_finetuned(path, facts["encoder"]))
     torch_device = choose_device(device)
     check_precision(facts["precision"], torch_device)
     return FineTunedPredictor(model, torch_device, facts["precision"], tta)

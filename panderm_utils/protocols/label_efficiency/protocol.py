@@ -63,5 +63,5 @@ PROTOCOL = Protocol(
     extra_inputs=extra_inputs,
     companions=companions,
     methods=methods,
-    exhibits=lambda scores: label_efficiency.study_exhibits(scores),
+    exhibits=lambda scores, _: label_efficiency.study_exhibits(scores),
 )

@@ -7,6 +7,7 @@ OFFERS = {
     "images": "MaskedImages TrainingImages augment masked_images picture_of training_rows",
     "masks": "MASKS_FILE ImageMasks MaskArchive MaskError pack_masks shrink_mask",
     "model": "SegmentationModel describe load_segmentation_model load_segmented pyramid_table",
+    "outliner": "load_outliner",
     "plots": "dice_against_size dice_distribution mask_contours",
     "prediction": "Segmentations predict",
     "protocol": "PROTOCOL RECIPE",

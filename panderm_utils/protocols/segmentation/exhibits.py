@@ -1,12 +1,14 @@
-"""What the report of own data shows of masks: scores with their meaning, their distribution, and the lesion's size."""
+"""What the report of own data shows of masks: scores with their meaning, examples, distribution, the lesion's size."""
 
 from pathlib import Path
 
 import pandas as pd
 
+from panderm_utils.data import Dataset, ImageError, open_image
 from panderm_utils.figures import METRIC_TITLES, Exhibit
-from panderm_utils.protocols.segmentation.plots import dice_against_size, dice_distribution
-from panderm_utils.protocols.segmentation.scores import AREAS, SHOWN, correlate_with_size
+from panderm_utils.protocols.segmentation.masks import MASKS_FILE, MaskArchive
+from panderm_utils.protocols.segmentation.plots import dice_against_size, dice_distribution, mask_contours
+from panderm_utils.protocols.segmentation.scores import AREAS, SHOWN, correlate_with_size, pick_examples
 from panderm_utils.results import read_image_scores
 from panderm_utils.stats import MASK_METRICS, TOLERANCE
 
@@ -24,8 +26,12 @@ MEANINGS = {
 }
 
 
-def study_exhibits(scores: pd.DataFrame) -> list[Exhibit]:
-    """Returns the tables and figures of a dataset's runs (rows of `results.study_runs`)."""
+def study_exhibits(scores: pd.DataFrame, dataset: Dataset | None = None) -> list[Exhibit]:
+    """Returns the tables and figures of a dataset's runs (rows of `results.study_runs`).
+
+    Args:
+        dataset: Its images are shown with their outlines; None if they are gone.
+    """
     numbers = scores[["value", "low", "high"]].itertuples(index=False)
     cells = scores.assign(text=[f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, low, high in numbers])
     table = cells.pivot(index="metric", columns="encoder_label", values="text").reindex(MASK_METRICS).fillna("–")
@@ -35,8 +41,29 @@ def study_exhibits(scores: pd.DataFrame) -> list[Exhibit]:
     ids = tuple(dict.fromkeys(scores["run_id"]))
     exhibits = [Exhibit("mask_scores", "All metrics", words, table=table, records=ids)]
     for run in scores.drop_duplicates("run_id").to_dict(orient="records"):
-        exhibits += _run_exhibits(run)
+        exhibits += [*_outlines(run, dataset), *_run_exhibits(run)]
     return exhibits
+
+
+def _outlines(run: dict, dataset: Dataset | None) -> list[Exhibit]:
+    """Returns the best, median and worst masks over their images; nothing if the images cannot be read."""
+    if dataset is None:
+        return []
+    examples = pick_examples(pd.read_csv(Path(run["folder"]) / "predictions.csv"))
+    names, archive = examples["filename"].tolist(), MaskArchive(Path(run["folder"]) / MASKS_FILE)
+    try:
+        pictures = [open_image(dataset.path(name)) for name in names]
+    except ImageError:
+        return []
+    masks = [archive.read(name) for name in names]
+    captions = [f"{Path(name).name}\nDice {value:.3f}" for name, value in zip(names, examples[SHOWN], strict=True)]
+    both = [mask.true for mask in masks], [mask.predicted for mask in masks]
+    figure = mask_contours(pictures, *both, captions, examples["group"])
+    groups = {name: f"{part.min():.3f} to {part.max():.3f}" for name, part in examples.groupby("group")[SHOWN]}
+    alt = "Dice: " + "; ".join(f"{name} {groups[name]}" for name in examples["group"].unique())
+    words = "Four test images each. Where do the outlines part: at a vague border, at hair, at a second lesion?"
+    title = f"Best, median and worst outlines of {run['encoder_label']}"
+    return [Exhibit(f"outlines-{run['run_id']}", title, words, figure, alt=alt, records=(run["run_id"],))]
 
 
 def _run_exhibits(run: dict) -> list[Exhibit]:

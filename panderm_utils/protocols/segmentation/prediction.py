@@ -4,7 +4,7 @@ Symbols: N images.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +39,7 @@ class Segmentations:
 
     def mask(self, index: int, size: tuple[int, int] = (SIDE, SIDE)) -> np.ndarray:
         """Returns the predicted mask [H, W] bool of an image at a size; the image's own, or the published 224 x 224."""
-        return enlarge(torch.from_numpy(self.logits[index])[None], size)[0].argmax(dim=0).bool().numpy()
+        return mask_of(torch.from_numpy(self.logits[index]), size)
 
     def masks(self) -> Iterator[tuple[str, ImageMasks]]:
         """Yields the name and the masks of each image, with a progress bar; reads the true masks one at a time."""
@@ -48,6 +48,11 @@ class Segmentations:
         ):
             true = open_mask(self.images.mask_paths[i])
             yield name, ImageMasks(true, self.mask(i, true.shape), self.mask(i))
+
+
+def mask_of(logits: torch.Tensor, size: Sequence[int]) -> np.ndarray:
+    """Returns the predicted mask, bool [H, W] = `size`, of an image's logits [2, h, w]."""
+    return enlarge(logits[None], size)[0].argmax(dim=0).bool().numpy()
 
 
 def predict(

@@ -68,6 +68,7 @@ PROTOCOL = Protocol(
     single_dataset=("checkpoint",),
     published=lambda: dataclasses.asdict(segmentation.SegmentationRecipe()),
     recompute=lambda *run: segmentation.recompute_masks(*run),
-    exhibits=lambda scores: segmentation.study_exhibits(scores),
+    load_outliner=lambda *kept: segmentation.load_outliner(*kept),
+    exhibits=lambda *shown: segmentation.study_exhibits(*shown),
     methods=methods,
 )

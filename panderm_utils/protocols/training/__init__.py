@@ -6,6 +6,7 @@ OFFERS = {
     "errors": "TrainingError",
     "gradients": "BatchGradients make_optimizer",
     "inference": "BATCH forward free_memory score",
+    "kept": "load_kept",
     "launch": "Trained run_training",
     "loop": "Training",
     "plots": "LiveCurves learning_rate_curve training_curves",
