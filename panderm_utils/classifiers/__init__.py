@@ -1,11 +1,11 @@
-"""What runs keep, loaded from their records and used on new images: classifiers, and models that outline lesions."""
+"""The models that runs keep, loaded from their records and used on new images: classifiers and segmenters."""
 
 import lazy_loader
 
 OFFERS = {
     "classifier": "Classifier Predicted find_record load_classifier",
     "folders": "load_model notice predict_folder",
-    "outliner": "Outlined Outliner load_outliner",
+    "segmenter": "Segmented Segmenter load_segmenter",
     "views": "ClassifierError",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

@@ -10,7 +10,6 @@ Symbols: N images, K classes, V views, D features.
 
 import difflib
 import typing
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 from panderm_utils import protocols, results, stats
 from panderm_utils.classifiers.views import ClassifierError, Viewer, stream_views
-from panderm_utils.encoders import choose_device
+from panderm_utils.encoders import available_precision, choose_device
 from panderm_utils.workspace import Workspace, settle_path
 
 
@@ -160,9 +159,7 @@ def load_classifier(
         keeping = " or ".join(one.title for one in every if one.load_classifier)
         raise ClassifierError(f"{folder}: is of {protocol.title}, which keeps no classifier; use a record of {keeping}")
     content, facts, tensors = results.read_classifier_file(folder)
-    if facts["precision"] == "fp16" and choose_device(device).type == "cpu":
-        warnings.warn(f"{folder.name} was made in fp16, which CPUs lack; it predicts in fp32", stacklevel=2)
-        facts = {**facts, "precision": "fp32"}
+    facts = {**facts, "precision": available_precision(facts["precision"], choose_device(device), folder.name)}
     predictor = protocol.load_classifier(facts, tensors, content, folder, weights_root, device, tta)
     return Classifier(
         run_id=content["run_id"],

@@ -5,7 +5,8 @@
 
 The CSV begins with two comment lines: what it is not, and what it is of. A batch of images is a few lines at its end,
 and it has a temporary name until it is complete. What is there is continued only if it is of the same classifier and
-folder, and each of its images has the size that it had. A mask is written before its line.
+folder, and each of its images has the size that it had. A mask is written before its line: one that a kill cut short
+has no line, and is written again.
 """
 
 import csv
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from panderm_utils import data, protocols, results
 from panderm_utils.classifiers.classifier import Classifier, Predicted, load_classifier
-from panderm_utils.classifiers.outliner import Outlined, Outliner, load_outliner
+from panderm_utils.classifiers.segmenter import Segmented, Segmenter, load_segmenter
 from panderm_utils.classifiers.views import ClassifierError
 from panderm_utils.disk import room_for
 
@@ -38,55 +39,53 @@ class Outcome:
 
     Attributes:
         predicted, kept: Images predicted by this call, and by an earlier one.
-        file: The CSV.
         flagged: How many of those predicted by this call are what the model's `flag` says.
         unreadable: One message per image that cannot be read.
     """
 
     predicted: int
     kept: int
-    file: Path
     flagged: int
     unreadable: list[str]
 
 
 def load_model(
     record: str | Path, weights_root: str | Path | None = None, device: str = "auto", tta: int = 0
-) -> Classifier | Outliner:
-    """Returns what a run's protocol predicts with: a classifier, or a model that outlines lesions.
+) -> Classifier | Segmenter:
+    """Returns the model of a run, with which its protocol predicts: a classifier or a segmenter.
 
     Args:
-        record, weights_root, device, tta: As in `load_classifier`; it and `load_outliner` list the errors.
+        record, weights_root, device, tta: As in `load_classifier`; it and `load_segmenter` list the errors.
     """
-    if protocols.load_protocol(results.read_record(record)["protocol"]).load_outliner is None:
+    if protocols.load_protocol(results.read_record(record)["protocol"]).load_segmenter is None:
         return load_classifier(record, weights_root, device, tta)
     if tta:
-        raise ClassifierError(f"--tta {tta}: averages the classes of random views; a mask is of one view: leave it out")
-    return load_outliner(record, device)
+        raise ClassifierError(f"--tta {tta}: random views are for fine-tuned classifiers; for masks, leave --tta out")
+    return load_segmenter(record, device)
 
 
-def notice(model: Classifier | Outliner) -> str:
+def notice(model: Classifier | Segmenter) -> str:
     """Returns what everyone who sees a prediction must know."""
     return NOT_A_DEVICE + SYNTHETIC * model.synthetic
 
 
-def predict_folder(model: Classifier | Outliner, folder: str | Path, to: str | Path) -> Outcome:
+def predict_folder(model: Classifier | Segmenter, folder: str | Path, to: str | Path) -> Outcome:
     """Predicts all images below a folder, those that the CSV does not have yet, and writes them to it.
 
     Args:
-        to: The CSV; of an Outliner, the folder of the masks and the CSV.
+        to: The CSV; with a segmenter, the folder of the masks and the CSV.
 
     Raises:
         ClassifierError: What is in `to` is of something else; it is left as it is. DataError: the folder has no image.
         DiskFullError: What is written is kept.
     """
     listed, to = data.list_images(folder), Path(to).absolute()
-    file = to / TABLE if isinstance(model, Outliner) else to
+    file = to / TABLE if isinstance(model, Segmenter) else to
     root, names = listed.root, listed.names
     if broken := [name for name in names if "\n" in name or "\r" in name]:
         raise ClassifierError(f"{root}: {broken[0]!r} has a line break in its name; rename it")
     partial = file.with_name(file.name + PARTIAL)
-    if isinstance(model, Outliner):
+    if isinstance(model, Segmenter):
         _check_masks(to, root, names, ours=partial.exists() or file.exists())
     elif to.is_dir():
         raise ClassifierError(f"{to}: is a folder; classes go into a file: write --to FILE.csv")
@@ -107,11 +106,11 @@ def predict_folder(model: Classifier | Outliner, folder: str | Path, to: str | P
             predicted, flagged = predicted + len(part.images), flagged + number
             unreadable += part.unreadable
     partial.replace(file)
-    return Outcome(predicted, len(done), file, flagged, unreadable)
+    return Outcome(predicted, len(done), flagged, unreadable)
 
 
 def _check_masks(to: Path, root: Path, names: Sequence[str], ours: bool) -> None:
-    """Raises a ClassifierError if a mask would replace a file, or another mask, or become an image of the folder.
+    """Raises a ClassifierError if a mask would replace a file or another mask, or lie among the images.
 
     Args:
         ours: Whether an earlier call has begun to write to the folder.
@@ -120,7 +119,7 @@ def _check_masks(to: Path, root: Path, names: Sequence[str], ours: bool) -> None
         raise ClassifierError(f"{to}: masks need a folder; write --to DIR, which will have them and {TABLE}")
     if to.resolve().is_relative_to(root.resolve()):
         raise ClassifierError(
-            f"{to}: is in the folder of the images, where masks would be taken for images; write another --to DIR"
+            f"{to}: is in the folder of the images, where masks would be taken for images; choose another --to DIR"
         )
     masks: dict[str, str] = {}
     for name in names:
@@ -131,7 +130,7 @@ def _check_masks(to: Path, root: Path, names: Sequence[str], ours: bool) -> None
             raise ClassifierError(f"{to / mask}: exists and is of no earlier call; choose another --to")
 
 
-def _lines(part: Predicted | Outlined, root: Path, folder: Path, header: bool) -> tuple[str, int]:
+def _lines(part: Predicted | Segmented, root: Path, folder: Path, header: bool) -> tuple[str, int]:
     """Returns the rows of a batch, and the flagged images in it; text is quoted: a # in a name begins no comment."""
     table, number = part.save([Path(os.path.relpath(image, root)).as_posix() for image in part.images], folder)
     table["bytes"] = [os.stat(image).st_size for image in part.images]  # noqa: PTH116  (speed)

@@ -1,4 +1,4 @@
-"""`--predict`: a trained classifier, or a model that outlines lesions, on a folder of images."""
+"""`--predict`: the trained model of a run on a folder of images."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from panderm_utils.messages import printable
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Writes a row, and perhaps a mask, for each image of a folder; returns 1 if some cannot be read."""
+    """Writes a row for each image of a folder, and a mask if the model segments; returns 1 if some cannot be read."""
     space = workspace.open_workspace(options.profile, options.data_root, options.weights_root, options.output_root)
     folder = classifiers.find_record(options.predict, space)
     model = classifiers.load_model(folder, space.weights_root, tta=options.tta or 0)

@@ -8,6 +8,7 @@ position bias. The baselines are timm models. Attention is fused, as timm has it
 import contextlib
 import hashlib
 import sys
+import warnings
 from functools import cached_property
 from pathlib import Path
 
@@ -240,6 +241,14 @@ def check_precision(precision: str, device: torch.device) -> None:
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         name = torch.cuda.get_device_name(device)
         raise EncoderError(f"{name} does not support bfloat16; use fp16 or fp32 on this device.")
+
+
+def available_precision(precision: str, device: torch.device, made: str) -> str:
+    """Returns the precision in which a device uses what was `made` in another: fp32, with a warning, for fp16 on a CPU."""
+    if precision == "fp16" and device.type == "cpu":
+        warnings.warn(f"{made} was made in fp16, which CPUs lack; it predicts in fp32", stacklevel=3)
+        return "fp32"
+    return precision
 
 
 def precision_context(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

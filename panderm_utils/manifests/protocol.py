@@ -49,8 +49,8 @@ class Protocol:
         load_classifier: Takes the facts and tensors of a kept classifier, its record and folder, the weights root, a
             device ("auto", ...) and the number of random views (0: none); returns a `classifiers.Predictor`.
             None: records of the protocol keep no classifier.
-        load_outliner: Takes a record, its folder and a device; returns a `classifiers.OutlinePredictor`, with which
-            new images get masks in place of classes. None: the protocol predicts no masks.
+        load_segmenter: Takes a record, its folder and a device; returns a `classifiers.MaskPredictor`, with which new
+            images get masks in place of classes. None: the protocol predicts no masks.
         companions: Takes a batch's parameter overrides; returns protocol -> parameters of each run of another protocol
             that this one also requests.
         methods: Takes a record; returns what a run did, in sentences for the methods section of a manuscript.
@@ -81,7 +81,7 @@ class Protocol:
     extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = lambda *_: ()
     companions: Callable[[dict], dict[str, list[dict]]] = lambda *_: {}
     load_classifier: Callable[..., Any] | None = None
-    load_outliner: Callable[..., Any] | None = None
+    load_segmenter: Callable[..., Any] | None = None
     methods: Callable[[dict], str] = lambda record: ""
     exhibits: Callable[..., list] | None = None
 

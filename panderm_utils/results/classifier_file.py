@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from panderm_utils import stats
 from panderm_utils.messages import UserError
-from panderm_utils.results.identity import read_record
+from panderm_utils.results.identity import read_record, run_again
 from panderm_utils.results.records import Run, csv_bytes, parse_predictions
 
 CLASSIFIER_FILE = "classifier.safetensors"
@@ -86,9 +86,7 @@ def read_classifier_file(folder: str | Path) -> tuple[dict, dict, dict[str, np.n
         ValueError: The record is damaged, or keeps no classifier that this version reads; the message says what to do.
     """
     record = read_record(folder)
-    names = "profile", "protocol", "dataset", "encoder", "seed"
-    flags = " ".join(f"--{name}{'' if name == 'profile' else 's'} {record[name]}" for name in names)
-    again = f"run it again: python run_all.py {flags} --force, and its -p settings, if it has any"
+    again = run_again(record)
     if CLASSIFIER_FILE not in record["files"]:
         raise UserError(f"{folder}: keeps no classifier, as an older version wrote it; {again}")
     with safe_open(Path(folder) / CLASSIFIER_FILE, "np") as file:

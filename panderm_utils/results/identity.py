@@ -88,6 +88,13 @@ def load_record(folder: str | Path) -> dict:
     return record
 
 
+def run_again(record: Mapping) -> str:
+    """Returns how to repeat the run of a record, as the end of an error message."""
+    names = "profile", "protocol", "dataset", "encoder", "seed"
+    flags = " ".join(f"--{name}{'' if name == 'profile' else 's'} {record[name]}" for name in names)
+    return f"run it again: python run_all.py {flags} --force, and its -p settings, if it has any"
+
+
 def changed_files(record: Mapping, folder: str | Path) -> list[str]:
     """Returns a phrase for each file of a record that is missing or is not as it was written."""
     problems = []

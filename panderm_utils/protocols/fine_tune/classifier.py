@@ -105,9 +105,9 @@ def load_classifier(
     """Returns the predictor; see `Protocol.load_classifier`.
 
     Raises:
-        TrainingError: The checkpoint is missing, or is not the one that the record is of. EncoderError: it is damaged.
+        TrainingError: As `load_kept`. EncoderError: the checkpoint is damaged, or the device lacks the precision.
     """
-    model = load_kept(record, folder, facts["weights_sha256"], lambda path: load_finetuned(path, facts["encoder"]))
+    model = load_kept(record, folder, lambda path: load_finetuned(path, facts["encoder"]))
     torch_device = choose_device(device)
     check_precision(facts["precision"], torch_device)
     return FineTunedPredictor(model, torch_device, facts["precision"], tta)

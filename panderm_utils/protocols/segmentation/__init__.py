@@ -7,12 +7,12 @@ OFFERS = {
     "images": "MaskedImages TrainingImages augment masked_images picture_of training_rows",
     "masks": "MASKS_FILE ImageMasks MaskArchive MaskError pack_masks shrink_mask",
     "model": "SegmentationModel describe load_segmentation_model load_segmented pyramid_table",
-    "outliner": "load_outliner",
     "plots": "dice_against_size dice_distribution mask_contours",
     "prediction": "Segmentations predict",
     "protocol": "PROTOCOL RECIPE",
     "recipe": "SegmentationRecipe VARIANTS learning_rates make_recipe recipe_table",
     "scores": "correlate_with_size evaluate_masks pick_examples recompute_masks score_images",
+    "segmenter": "load_segmenter",
     "training": "SegmentationTraining evaluate_only train",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

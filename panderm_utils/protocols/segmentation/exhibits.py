@@ -67,7 +67,7 @@ def _outlines(run: dict, dataset: Dataset | None) -> list[Exhibit]:
     figure = mask_contours(pictures, *both, captions, examples["group"])
     groups = {name: f"{part.min():.3f} to {part.max():.3f}" for name, part in examples.groupby("group")[SHOWN]}
     alt = "Dice: " + "; ".join(f"{name} {groups[name]}" for name in examples["group"].unique())
-    words = "Four test images each. Where do the outlines part: at a vague border, at hair, at a second lesion?"
+    words = "Where do the outlines part: at a vague border, at hair, at a second lesion?"
     title = f"Best, median and worst outlines of {run['encoder_label']}"
     return [Exhibit(f"outlines-{run['run_id']}", title, words, figure, alt=alt, records=(run["run_id"],))]
 

@@ -68,7 +68,7 @@ PROTOCOL = Protocol(
     single_dataset=("checkpoint",),
     published=lambda: dataclasses.asdict(segmentation.SegmentationRecipe()),
     recompute=lambda *run: segmentation.recompute_masks(*run),
-    load_outliner=lambda *kept: segmentation.load_outliner(*kept),
+    load_segmenter=lambda *kept: segmentation.load_segmenter(*kept),
     exhibits=lambda *shown: segmentation.study_exhibits(*shown),
     methods=methods,
 )

@@ -7,30 +7,32 @@ from torch import nn
 
 from panderm_utils.protocols.training.errors import TrainingError
 from panderm_utils.protocols.training.state import BEST
+from panderm_utils.results import run_again
 
 
-def load_kept(record: Mapping, folder: Path, sha256: str, load: Callable[[Path], nn.Module]) -> nn.Module:
+def load_kept(record: Mapping, folder: Path, load: Callable[[Path], nn.Module]) -> nn.Module:
     """Returns the model of a record's checkpoint, as `load(path)` reads it.
 
     Args:
         folder: The record's; a checkpoint that was moved with it is found.
-        sha256: Of the checkpoint that the record is of.
 
     Raises:
-        TrainingError: The checkpoint is missing, or is not the one that the record is of. What `load` raises.
+        TrainingError: The record names no checkpoint, or it is gone, or was replaced. What `load` raises.
     """
-    recorded = Path(record["training"]["weights"])
+    if "weights_sha256" not in record.get("training", {}):
+        raise TrainingError(f"{folder}: names no checkpoint, as an older version wrote it; {run_again(record)}")
+    recorded, sha256 = Path(record["training"]["weights"]), record["training"]["weights_sha256"]
     beside = folder.absolute().parents[1] / "checkpoints" / folder.name / BEST
     path = beside if beside.is_file() else recorded
     if not path.is_file():
         raise TrainingError(
             f"{folder.name}: its checkpoint is gone; it was {recorded}, and {beside} would also do. Copy it there, or "
-            "repeat the run with --force"
+            + run_again(record)
         )
     model = load(path)
     if model.digest != sha256:
         raise TrainingError(
             f"{path}: SHA-256 {model.digest[:12]}, but the record is of {sha256[:12]}: it was trained again or "
-            "replaced. Restore the file, or repeat the run with --force"
+            f"replaced. Restore the file, or {run_again(record)}"
         )
     return model

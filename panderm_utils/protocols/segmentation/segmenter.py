@@ -1,4 +1,4 @@
-"""Masks of new images, with the best checkpoint of a run; bit by bit those of the study on the same images."""
+"""Masks of new images, by the best checkpoint of a run: the study's own masks for the same images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from panderm_utils.encoders import check_precision, choose_device
+from panderm_utils.encoders import available_precision, check_precision, choose_device
 from panderm_utils.protocols.segmentation.images import evaluation_transform
 from panderm_utils.protocols.segmentation.model import SegmentationModel, load_segmented
 from panderm_utils.protocols.segmentation.prediction import mask_of
 from panderm_utils.protocols.training import BATCH, forward, load_kept
 
 
-class MaskPredictor:
-    """Predicts masks with a segmentation model; a `classifiers.OutlinePredictor`."""
+class SegmentationPredictor:
+    """Predicts masks with a segmentation model; a `classifiers.MaskPredictor`."""
 
     def __init__(self, model: SegmentationModel, device: torch.device, precision: str):
         self.model, self.digest = model.to(device).eval(), model.digest
@@ -36,16 +36,14 @@ def view(image: Image.Image, index: int) -> tuple[Tensor, Tensor]:
     return evaluation_transform(image), torch.tensor([image.height, image.width])
 
 
-def load_outliner(record: Mapping, folder: Path, device: str) -> MaskPredictor:
-    """Returns the predictor; see `Protocol.load_outliner`.
+def load_segmenter(record: Mapping, folder: Path, device: str) -> SegmentationPredictor:
+    """Returns the predictor; see `Protocol.load_segmenter`.
 
     Raises:
-        TrainingError: The checkpoint is missing, or is not the one that the record is of. EncoderError: it is damaged.
+        TrainingError: As `load_kept`. EncoderError: the checkpoint is damaged, or the device lacks the precision.
     """
-    model = load_kept(record, folder, record["training"]["weights_sha256"], load_segmented)
-    chosen, torch_device = record["settings"]["precision"], choose_device(device)
-    precision = record["training"].get("precision", "fp32") if chosen == "auto" else chosen
-    if precision == "fp16" and torch_device.type == "cpu":
-        precision = "fp32"  # which CPUs lack
+    model, torch_device = load_kept(record, folder, load_segmented), choose_device(device)
+    recorded = record.get("precision", record["training"].get("precision"))  # older records: that of the training
+    precision = available_precision(recorded, torch_device, folder.name)
     check_precision(precision, torch_device)
-    return MaskPredictor(model, torch_device, precision)
+    return SegmentationPredictor(model, torch_device, precision)

@@ -1,8 +1,8 @@
-"""Outlines the lesions of images with the model of a record.
+"""Segments images with the model of a record: one mask per image.
 
-    outliner = load_outliner("outputs/demo/records/isic2018_task1-segmentation-panderm_tiny-seed0")
-    for part in outliner.stream(paths, range(len(paths))):
-        for mask in part.masks: ...
+    segmenter = load_segmenter("outputs/demo/records/isic2018_task1-segmentation-panderm_tiny-seed0")
+    for part in segmenter.stream(paths, range(len(paths))):
+        for name, mask in zip(part.images, part.masks): ...
 
 Predictions for research: no model here is a medical device.
 """
@@ -15,19 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy import ndimage
 from tqdm.auto import tqdm
 
 from panderm_utils import protocols
 from panderm_utils.classifiers.views import ClassifierError, Viewer, stream_views
 from panderm_utils.data import mask_name
-from panderm_utils.disk import replacing
 from panderm_utils.results import read_record
 
-EIGHT = np.ones((3, 3), dtype=int)  # pixels that touch at a corner belong together
 
-
-class OutlinePredictor(Viewer, typing.Protocol):
+class MaskPredictor(Viewer, typing.Protocol):
     """What a protocol knows of its model: from a picture to the mask of its lesion."""
 
     digest: str  # SHA-256 of the weights
@@ -37,7 +33,7 @@ class OutlinePredictor(Viewer, typing.Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Outlined:
+class Segmented:
     """The masks of a batch of images; those of images that cannot be read are left out.
 
     Attributes:
@@ -51,34 +47,26 @@ class Outlined:
     unreadable: list[str]
 
     def save(self, names: Sequence[str], folder: Path) -> tuple[pd.DataFrame, int]:
-        """Writes the mask of each image as `folder/<its name>_segmentation.png`, black and white.
+        """Writes each mask as `folder / mask_name(name)`, black and white.
 
         Returns:
-            One row per image: image, mask (the file below `folder`), lesion_pixels, lesion_percent, components,
-            nothing_found; and the number of images in which nothing was found.
+            One row per image: image, mask (the file below `folder`), lesion_pixels, lesion_percent (of the image); and
+            the number of images without a lesion pixel.
         """
         rows = []
         for name, mask in zip(names, self.masks, strict=True):
             file = mask_name(name)
-            with replacing(folder / file) as new:
-                Image.fromarray(mask.astype(np.uint8) * 255).save(new, "png")
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(folder / file)
             pixels = int(np.count_nonzero(mask))
-            rows.append(
-                {
-                    "image": name,
-                    "mask": file,
-                    "lesion_pixels": pixels,
-                    "lesion_percent": round(100 * pixels / mask.size, 4),
-                    "components": ndimage.label(mask, EIGHT)[1],
-                    "nothing_found": not pixels,
-                }
-            )
-        return pd.DataFrame(rows), sum(row["nothing_found"] for row in rows)
+            rows.append((name, file, pixels, round(100 * pixels / mask.size, 4)))
+        table = pd.DataFrame(rows, columns=["image", "mask", "lesion_pixels", "lesion_percent"])
+        return table, int((table["lesion_pixels"] == 0).sum())
 
 
 @dataclass(frozen=True, eq=False)
-class Outliner:
-    """The model of a record that outlines lesions; made by `load_outliner`.
+class Segmenter:
+    """The segmentation model of a record; made by `load_segmenter`.
 
     Attributes:
         run_id, dataset, encoder, protocol: The run that trained it, the names of its data and encoder, how it was made.
@@ -93,9 +81,9 @@ class Outliner:
     protocol: str
     synthetic: bool
     digest: str
-    predictor: OutlinePredictor = field(repr=False)
+    predictor: MaskPredictor = field(repr=False)
     tta: typing.ClassVar[int] = 0
-    flag: typing.ClassVar[str] = "in which nothing was found"
+    flag: typing.ClassVar[str] = "without a lesion"
 
     def stream(
         self,
@@ -103,15 +91,19 @@ class Outliner:
         rows: Sequence[int],
         num_workers: int | None = None,
         bar: tqdm | None = None,
-    ) -> Iterator[Outlined]:
-        """Yields the masks of the images at `rows`, a batch at a time; use each before the next."""
+    ) -> Iterator[Segmented]:
+        """Yields the masks of the images at `rows`, a batch at a time; use each batch before the next."""
         for readable, views, unreadable in stream_views(images, rows, self.predictor, num_workers, bar):
             masks = self.predictor(views) if readable else iter(())
-            yield Outlined([str(images[i]) for i in readable], masks, unreadable)
+            yield Segmented([str(images[i]) for i in readable], masks, unreadable)
 
 
-def load_outliner(record: str | Path, device: str = "auto") -> Outliner:
-    """Returns the model that a run of a protocol with masks trained.
+def load_segmenter(record: str | Path, device: str = "auto") -> Segmenter:
+    """Returns the segmentation model that a run trained.
+
+    Args:
+        record: The record's folder.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "mps".
 
     Raises:
         ClassifierError: The protocol predicts no masks. ValueError: the record is damaged, or its checkpoint is gone or
@@ -120,8 +112,8 @@ def load_outliner(record: str | Path, device: str = "auto") -> Outliner:
     folder = Path(record)
     content = read_record(folder)
     protocol = protocols.load_protocol(content["protocol"])
-    if protocol.load_outliner is None:
-        raise ClassifierError(f"{folder}: is of {protocol.title}, which predicts no masks; see load_classifier")
-    predictor = protocol.load_outliner(content, folder, device)
+    if protocol.load_segmenter is None:
+        raise ClassifierError(f"{folder}: is of {protocol.title}, which predicts no masks; use load_classifier")
+    predictor = protocol.load_segmenter(content, folder, device)
     names = (content[key] for key in ("run_id", "dataset", "encoder"))
-    return Outliner(*names, protocol.title, content["synthetic"], predictor.digest, predictor)
+    return Segmenter(*names, protocol.title, content["synthetic"], predictor.digest, predictor)
