@@ -244,7 +244,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 
 def available_precision(precision: str, device: torch.device, made: str) -> str:
-    """Returns the precision in which a device uses what was `made` in another: fp32, with a warning, for fp16 on a CPU."""
+    """Returns the precision in which a device uses what was `made` in it: fp32, with a warning, for fp16 on a CPU."""
     if precision == "fp16" and device.type == "cpu":
         warnings.warn(f"{made} was made in fp16, which CPUs lack; it predicts in fp32", stacklevel=3)
         return "fp32"
