@@ -3,7 +3,7 @@
 import lazy_loader
 
 OFFERS = {
-    "column_roles": "OpenQuestions",
+    "column_questions": "OpenQuestions",
     "csv_tables": "DataError is_missing",
     "dataset": "Dataset class_counts describe leakage_table load_dataset metadata_table shortfall split_table",
     "draws": "draw_splits",

@@ -90,10 +90,12 @@ def image_columns(cells: pd.DataFrame, columns: list[str], images: ImageIndex) -
     return sure or [name for name in likely if not role_of(name)] or likely
 
 
-def mask_columns(cells: pd.DataFrame, columns: list[str], masks: ImageIndex) -> list[str]:
-    """Returns the columns whose names are a mask's and most of whose cells name files."""
-    found = {name: cells[name].dropna().head(SAMPLE) for name in columns if MASK.search(plain(name))}
-    return [name for name, values in found.items() if values.map(masks.find).notna().mean() > 0.5]
+def mask_columns(cells: pd.DataFrame, columns: list[str], masks: ImageIndex) -> tuple[list[str], list[str]]:
+    """Returns the columns called a mask's most of whose cells name masks, and those that name other image files."""
+    named = {name: cells[name].dropna().head(SAMPLE) for name in columns if MASK.search(plain(name))}
+    found = [name for name, values in named.items() if values.map(masks.find).notna().mean() > 0.5]
+    files = [name for name, values in named.items() if values.str.lower().str.endswith(SUFFIXES).mean() > 0.5]
+    return found, [name for name in files if name not in found]
 
 
 def could_be_classes(values: pd.Series) -> bool:

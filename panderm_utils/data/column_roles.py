@@ -4,10 +4,9 @@ A column has one role. Where several columns fit a role, or only columns of unkn
 `OpenQuestions` lists them, with what they contain and the flags to choose them by.
 """
 
-import shlex
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pandas as pd
 
@@ -31,6 +30,7 @@ from panderm_utils.data.column_contents import (
     split_values,
     without_missing,
 )
+from panderm_utils.data.column_questions import OpenQuestions, Question
 from panderm_utils.data.csv_tables import DataError
 from panderm_utils.data.own_sources import Source
 
@@ -60,29 +60,6 @@ class Roles:
     groups: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A role for the user to decide: why, and the choices, likeliest first, as (flags, what they would mean)."""
-
-    why: str
-    choices: list[tuple[list[str], str]]
-
-
-class OpenQuestions(DataError):
-    """The columns can be read in several ways; `example` holds flags that answer every question."""
-
-    def __init__(self, place: Path, questions: list[Question]):
-        lines = [f"{place}: choose what its columns are"]
-        for question in questions:
-            width = max(len(shlex.join(flags)) for flags, _ in question.choices)
-            lines += [question.why, *(f"  {shlex.join(flags):{width}}  {text}" for flags, text in question.choices)]
-        super().__init__("\n".join(lines))
-        self.example: list[str] = []
-        for question in questions:  # a column may be a choice of two questions, but has one role
-            choices = [flags for flags, _ in question.choices if not set(flags) & set(self.example)]
-            self.example += choices[0] if choices else []
 
 
 def find_roles(source: Source, flags: dict[str, list[str]], drawn: bool) -> Roles:
@@ -158,18 +135,18 @@ class _Decisions:
     def _find_mask(self) -> list[str]:
         """Decides which column names the masks, if one does; returns it."""
         masks = self.source.masks or self.source.images
-        columns = self.flags.get("mask") or mask_columns(self.cells, self.free, masks)
-        values = {name: self.cells[name].map(masks.find, na_action="ignore") for name in columns if name != NONE}
-        different = [
-            name for i, name in enumerate(values) if not any(values[name].equals(values[o]) for o in columns[:i])
-        ]
-        if len(different) > 1:
-            meanings = {
-                name: f"{values[name].count():,} masks, such as {values[name].dropna().iloc[0]}" for name in different
-            }
+        found, unfound = mask_columns(self.cells, self.free, masks)
+        if "mask" not in self.flags and not found:
+            for name in unfound:
+                remedy = "to use it, give the folder that its names are relative to: --masks DIR"
+                self._say(f"column `{name}` names no mask below {masks.root}; {remedy}")
+        columns = [name for name in self.flags.get("mask", found) if name != NONE]
+        if len(columns) > 1:
+            files = {name: self.cells[name].map(masks.find, na_action="ignore").dropna() for name in columns}
+            meanings = {name: f"{len(names):,} masks, such as {names.iloc[0]}" for name, names in files.items()}
             self._ask("Which column names the masks?", "mask", {**meanings, NONE: "no column does"})
-        self.roles.mask = next(iter(values), "")
-        return list(values)
+        self.roles.mask = columns[0] if columns else ""
+        return columns
 
     def _find_image(self) -> list[str]:
         """Decides which column names the images; returns all that do, as none of them has another role."""
@@ -238,7 +215,8 @@ class _Decisions:
             if not likely:
                 names = [f"{name} (empty)" if name in self.empty else name for name in cells]
                 found = f"no label column among {', '.join(names)}"
-                raise DataError(f"{self.source.place}:1: {found}; name yours: --label COLUMN")
+                remedy = "name yours: --label COLUMN; or give masks: --masks DIR"
+                raise DataError(f"{self.source.place}:1: {found}; {remedy}")
             why = f"Which column is the label? None has a known name ({', '.join(NAMES['label'].split()[:6])}, ...)."
             self._ask(why, "label", {name: classes_text(cells[name]) for name in likely})
             return []

@@ -180,6 +180,21 @@ def test_what_could_be_a_label_is_named_but_not_asked_for(tmp_path):
     assert "no label: the dataset has masks alone; if there are classes: --label device" in told
 
 
+def test_a_column_of_masks_elsewhere_says_what_to_give(tmp_path):
+    lay_out(tmp_path)
+    table = rows(mask=[f"../masks/{i}_mask.png" for i in range(N)], **LABELS)
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    own = read_own_data([tmp_path / "mine.csv"], tmp_path / "images", NAME, tmp_path / "one")
+    told = f"column `mask` names no mask below {tmp_path / 'images'}; to use it, give the folder"
+    assert any(line.startswith(told) for line in own.messages)
+    assert own.manifests[0].masks is None
+    card, _, _ = read(tmp_path, table, "masks")
+    assert card.masks.root == str(tmp_path / "masks")
+    table.drop(columns="dx").to_csv(tmp_path / "mine.csv", index=False)
+    with pytest.raises(ValueError, match=r"no label column among image, mask; .*or give masks: --masks DIR"):
+        read_own_data([tmp_path / "mine.csv"], tmp_path / "images", NAME, tmp_path / "two")
+
+
 def test_folds_of_masks_alone(tmp_path):
     lay_out(tmp_path)
     own = read_own_data([tmp_path / "images"], None, NAME, tmp_path / "own", {}, 4, tmp_path / "masks")

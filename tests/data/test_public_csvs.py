@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from panderm_utils.data.column_contents import NAMES, plain
-from panderm_utils.data.column_roles import OpenQuestions
+from panderm_utils.data.column_questions import OpenQuestions
 from panderm_utils.data.csv_tables import DataError
 from panderm_utils.data.dataset import leakage_table, load_dataset
 from panderm_utils.data.own_data import read_own_data
