@@ -152,14 +152,13 @@ def canonical_notebook(protocol: Protocol, notebooks: Path = NOTEBOOKS) -> Path:
 def _parts(profile: Profile, datasets, encoders, names, notebooks: Path, problems: list[str]) -> list[Part]:
     found = [_load(lambda name: _find(name, notebooks), name, problems) for name in names or profile.usual]
     parts = [_part(profile, p, datasets, encoders, requested=bool(names)) for p in dict.fromkeys(filter(None, found))]
-    if names or not profile.on_request:
-        return parts
-    # Of datasets that only protocols on request fit, naming one says nothing: there is no other study.
-    known = [name for name in dict.fromkeys(datasets or profile.datasets) if name in manifests.list_datasets()]
-    fitting = {name for part in parts for name in part.protocol.supported(known)}
-    more = [_find(name, notebooks) for name in profile.on_request if name in list_protocols(notebooks)]
-    only = {p: p.supported(name for name in known if name not in fitting) for p in more}
-    return parts + [_part(profile, p, alone, encoders) for p, alone in only.items() if alone]
+    if not names:  # a dataset that fits only protocols on request has no other study: they need not be named
+        known = [name for name in dict.fromkeys(datasets or profile.datasets) if name in manifests.list_datasets()]
+        fitting = {name for part in parts for name in part.protocol.supported(known)}
+        for protocol in [_find(name, notebooks) for name in profile.on_request if name in list_protocols(notebooks)]:
+            if alone := protocol.supported(name for name in known if name not in fitting):
+                parts.append(_part(profile, protocol, alone, encoders))
+    return parts
 
 
 def _part(profile: Profile, protocol: Protocol, datasets, encoders, **fields) -> Part:

@@ -14,8 +14,8 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     folder = workspace.settle_folder("data_root", options.data_root) / "own"
     columns = {role: getattr(options, role) for role in OWN_COLUMNS if getattr(options, role)}
     try:
-        given = options.new_dataset, options.images, options.name, folder, columns, options.folds or 0, options.masks
-        own = data.read_own_data(*given)
+        where = options.new_dataset, options.images, options.name, folder
+        own = data.read_own_data(*where, columns, options.folds or 0, options.masks)
     except data.OpenQuestions as error:
         command = f"{program()} {shlex.join([*options.words, *error.example])}"
         raise ValueError(f"{error}\nFor example:\n  {command}") from error
@@ -33,8 +33,9 @@ def add_dataset(options: argparse.Namespace, notebooks: Path) -> int:
     flags = "".join(f" --{name} {shlex.quote(folder)}" for name, folder in folders if folder)
     command = f"{program()} --profile own --datasets {' '.join(names)}{flags}"
     planned = batch.make_plan(space, names, notebooks=notebooks)
-    rarely, usual = manifests.load_profile("own", space.weights_root).on_request, {run.protocol for run in planned.runs}
-    on_request = [name for name in rarely if name not in usual and protocols.load_protocol(name).supported(names)]
+    planned_already = {run.protocol for run in planned.runs}
+    rest = [p for p in manifests.load_profile("own", space.weights_root).on_request if p not in planned_already]
+    on_request = [name for name in rest if protocols.load_protocol(name).supported(names)]
     more = batch.make_plan(space, names, protocols=on_request, notebooks=notebooks).runs if on_request else ()
     print(describe_next(planned, more, command))
     return 0
