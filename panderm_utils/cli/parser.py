@@ -21,7 +21,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
   python run_all.py --new-dataset my.csv --images DIR --name mine
   python run_all.py --profile own                      your data: every study that they allow, and a report
   python run_all.py --features panderm_large --images DIR --to features.npz
-  python run_all.py --predict RUN --images DIR --to FILE.csv   masks: --to DIR
+  python run_all.py --predict RUN --images DIR --to FILE.csv    or, for masks, --to DIR
   python run_all.py --verify                           recompute every number from the stored predictions
 
 Runs that have a record are skipped, a failure does not stop the rest, and Ctrl-C leaves only complete records.

@@ -25,10 +25,8 @@ def load_kept(record: Mapping, folder: Path, load: Callable[[Path], nn.Module]) 
     beside = folder.absolute().parents[1] / "checkpoints" / folder.name / BEST
     path = beside if beside.is_file() else recorded
     if not path.is_file():
-        raise TrainingError(
-            f"{folder.name}: its checkpoint is gone; it was {recorded}, and {beside} would also do. Copy it there, or "
-            + run_again(record)
-        )
+        places = " or ".join(dict.fromkeys(map(str, (recorded, beside))))
+        raise TrainingError(f"{folder.name}: its checkpoint is gone; copy it to {places}, or {run_again(record)}")
     model = load(path)
     if model.digest != sha256:
         raise TrainingError(
