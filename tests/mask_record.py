@@ -41,10 +41,18 @@ def draw_masks(names, shift=0.05, side=224):
 
 
 def save_mask_record(
-    space, names, dataset="ham10000", encoder="panderm_tiny", seed=0, shift=0.05, clusters=None, metadata=None
+    space,
+    names,
+    dataset="ham10000",
+    encoder="panderm_tiny",
+    seed=0,
+    shift=0.05,
+    clusters=None,
+    metadata=None,
+    protocol=PROTOCOL,
 ):
     """Returns the folder of a record as a notebook leaves it."""
-    run = begin_run(PROTOCOL, dataset, encoder, seed, space, replicates=60)
+    run = begin_run(protocol, dataset, encoder, seed, space, replicates=60)
     run.files[segmentation.MASKS_FILE] = segmentation.pack_masks(draw_masks(names, shift))
     predictions = segmentation.score_images(names, run.files[segmentation.MASKS_FILE], clusters)
     metrics = segmentation.evaluate_masks(predictions, 60, seed)

@@ -16,8 +16,8 @@ from panderm_utils.protocols import list_protocols, load_protocol
 
 ROOT = Path(__file__).parents[2]
 DATASETS = load_protocol("linear_probe").supported(manifests.list_datasets())
-CANONICALS = sorted((ROOT / "notebooks").glob("*/ham10000.ipynb"))
-PAIRS = [(c, d) for c in CANONICALS for d in load_protocol(c.parent.name).supported(DATASETS)]
+CANONICALS = [plan.canonical_notebook(load_protocol(name)) for name in list_protocols()]
+PAIRS = [(c, d) for c in CANONICALS for d in load_protocol(c.parent.name).supported(manifests.list_datasets())]
 
 
 @pytest.fixture

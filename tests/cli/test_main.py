@@ -62,7 +62,7 @@ def test_the_plan_of_the_paper_says_where_to_get_everything(capsys, tmp_path):
     assert text.startswith(f"{runs} runs (profile paper)")
     for name in profile.datasets:
         card = manifests.load_dataset_manifest(name)
-        assert str(tmp_path / card.csv) in text
+        assert str(tmp_path / card.table) in text
         assert card.licence in text
         assert all(access.url in text for access in card.access)
 

@@ -130,7 +130,8 @@ def test_a_stand_in_is_read_by_the_reader_of_real_data(name, small, tmp_path):
     assert csv == tmp_path / card.table
     study = data.load_dataset(card, tmp_path, check="pixels")
     kinds = set(study.problems["kind"])
-    assert kinds <= {"unknown split", "split size", "file name", "leakage"}
+    assert kinds <= {"unknown split", "split size", "file name", "leakage", "drawn split"}
+    assert ("drawn split" in kinds) == (card.draw is not None)
     assert ("unknown split" in kinds) == (name == "ham10000")
     assert ("leakage" in kinds) == (name == "pad_ufes")
     assert ("file name" in kinds) == name.startswith("derm7pt")  # .JPG on disk, .jpg in the table

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def notebook_of(protocol: str) -> Path:
-    return ROOT / f"notebooks/{protocol}/ham10000.ipynb"
+    return ROOT / f"notebooks/{protocol}/{load_protocol(protocol).canonical}.ipynb"
 
 
 @pytest.mark.parametrize("name", list_protocols())

@@ -80,6 +80,7 @@ def demo(tmp_path_factory):
         batch.make_plan(space, ["ddi"], tiny, ["linear_probe", "fine_tune"], [0, 1]),
         batch.make_plan(space, TUNED, tiny, ["fine_tune"], overrides=SHORT),
         batch.make_plan(space, ["dermnet", "hiba"], tiny, ["label_efficiency"], overrides=FEW),
+        batch.make_plan(space, ["isic2018_task1"], tiny, ["segmentation"], overrides=("epochs=1", "replicates=50")),
     ]
     runs = {run.name: run for plan in plans for run in plan.runs}
     outcomes = batch.run_batch(batch.Plan(space, tuple(runs.values()), plans[0].paper), batch.BatchOptions(jobs=2))

@@ -90,8 +90,20 @@ def leave_study(space, name, *more):
     classes = pd.DataFrame({"class": [SCRIPT, "nevus"], "f1": [0.25, 0.75]})
     hostile = manifest_types.ClassName(BREAKOUT, SCRIPT)
     card = manifest_types.DatasetManifest(
-        *("mine", SCRIPT, "photo", "here", "binary", (hostile, hostile), True, "label", "a.csv", "images", ".jpg"),
-        *("auroc", "own", "none"),
+        name="mine",
+        title=SCRIPT,
+        modality="photo",
+        institution="here",
+        task="binary",
+        classes=(hostile, hostile),
+        classes_verified=True,
+        label_column="label",
+        csv="a.csv",
+        image_root="images",
+        image_suffix=".jpg",
+        headline_metric="auroc",
+        licence="own",
+        citation="none",
     )
     link = nbformat.v4.new_markdown_cell("See [the profiles](../../data_manifests/profiles.yaml).", id="link")
     return leave_notebook(

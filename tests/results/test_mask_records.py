@@ -285,3 +285,12 @@ def test_the_page_of_a_dataset_of_masks_has_sections_and_texts(compared, monkeyp
     assert "Outlining of PanDerm (large): Jaccard 0." in text
     assert "40 images, each with the mask of its lesion" in text
     assert not {"class", "classes", "probability"} & set(text.lower().replace(".", "").split())
+
+
+def test_a_single_test_image_has_no_correlation_and_yet_a_record(tmp_path):
+    own = workspace.open_workspace("paper", output_root=tmp_path)
+    folder = save_mask_record(own, NAMES[:1])
+    record = results.read_record(folder)
+    assert record["size_correlation"]["value"] is None
+    again = {(metric, column): value for metric, column, _, value in segmentation.recompute_masks(record, folder)}
+    assert np.isnan(again["size_correlation", "value"])
