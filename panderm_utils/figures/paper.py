@@ -3,6 +3,8 @@
 Functions take rows of `results.paper_scores`; none computes a metric.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -93,13 +95,26 @@ def figure_2d(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
 
 def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
     """Draws Extended Data Fig. 1: a panel each for weighted F1, AUROC, AUPR, balanced accuracy (column `metric`)."""
+    return metric_panels(scores, FOUR_METRICS, colors, "Linear probing, with 95% bootstrap intervals", synthetic)
+
+
+def metric_panels(
+    scores: pd.DataFrame,
+    metrics: Sequence[str],
+    colors: dict[str, str],
+    heading: str,
+    synthetic: bool = False,
+    across: int = 1,
+) -> Figure:
+    """Draws a panel of `scores_by_dataset` for each metric (column `metric`), `across` of them in a row."""
+    down = -(-len(metrics) // across)
     with style():
-        size = (_width(scores["dataset_label"].nunique()), 2.5 * len(FOUR_METRICS))
-        figure, axes = plt.subplots(len(FOUR_METRICS), 1, figsize=size)
-        for axis, metric in zip(axes, FOUR_METRICS, strict=True):
+        size = (across * _width(scores["dataset_label"].nunique()), 2.5 * down)
+        figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
+        for axis, metric in zip(axes.flat, metrics, strict=True):
             scores_by_dataset(scores[scores["metric"] == metric], colors, axis=axis)
             axis.set_ylabel(METRIC_TITLES[metric])
-        _name_encoders(figure, "Linear probing, with 95% bootstrap intervals")
+        _name_encoders(figure, heading)
         return finish_figure(figure, synthetic)
 
 

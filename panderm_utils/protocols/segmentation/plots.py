@@ -43,6 +43,8 @@ def mask_contours(
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
+        if not rows:
+            axes[0][0].text(0.5, 0.5, "no image to show", ha="center", transform=axes[0][0].transAxes, color=GREY)
         for row, name in enumerate(rows):
             axes[row][0].set_ylabel(name, fontsize=9)
             members = [i for i, group in enumerate(groups) if group == name]
