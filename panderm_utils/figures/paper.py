@@ -53,7 +53,8 @@ def scores_by_dataset(
             axis.text(0.5, 0.5, "no record yet", ha="center", transform=axis.transAxes, color=GREY)
         images = [count_images(scores[scores["dataset_label"] == d]) for d in datasets]
         marked = set(scores.loc[few_images(scores), "dataset_label"])
-        names = [wrap(d, 13) + DAGGER * (d in marked) for d in datasets]
+        letters = 13 if len(datasets) > 3 else 20
+        names = [wrap(d, letters) + DAGGER * (d in marked) for d in datasets]
         labels = [f"{name}\n{n}".rstrip() for name, n in zip(names, images, strict=True)]
         axis.set_xticks(range(len(datasets)), labels)
         axis.set(ylim=(0, 1), xlim=(-0.6, max(1, len(datasets)) - 0.4))
@@ -105,6 +106,7 @@ def metric_panels(
     heading: str,
     synthetic: bool = False,
     across: int = 1,
+    means: bool = True,
 ) -> Figure:
     """Draws a panel of `scores_by_dataset` for each metric (column `metric`), `across` of them in a row."""
     down = -(-len(metrics) // across)
@@ -112,7 +114,7 @@ def metric_panels(
         size = (across * _width(scores["dataset_label"].nunique()), 2.5 * down)
         figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
         for axis, metric in zip(axes.flat, metrics, strict=True):
-            scores_by_dataset(scores[scores["metric"] == metric], colors, axis=axis)
+            scores_by_dataset(scores[scores["metric"] == metric], colors, axis=axis, means=means)
             axis.set_ylabel(METRIC_TITLES[metric])
         _name_encoders(figure, heading)
         return finish_figure(figure, synthetic)

@@ -39,7 +39,7 @@ def read_seeds(
         dataset, encoder and fraction is left out with a warning.
     """
     curves, draws = [], []
-    runs = scores[scores["headline"]] if len(scores) else scores
+    runs = scores[scores["headline"]] if len(scores) else scores.assign(train_fraction=1.0)
     for (dataset, encoder, fraction), seeds in runs.groupby(["dataset", "encoder", "train_fraction"], sort=False):
         identity = {"dataset": dataset, "encoder": encoder, "fraction": float(fraction)}
         identity["encoder_label"] = seeds["encoder_label"].iloc[0]
@@ -107,23 +107,22 @@ def missing_seeds(
 def shared_examples(scores: pd.DataFrame, count: int = 2) -> pd.DataFrame:
     """Returns the best, median and worst images of all encoders together: one row per encoder and image.
 
-    Columns: encoder_label, folder, filename, group, and Dice at original size, of whose mean over the encoders the
-    images are the best, median and worst.
+    Columns: run_id, encoder_label, folder, filename, group, and Dice at original size, by whose mean over the encoders
+    the images are chosen.
 
     Args:
         scores: Headline rows of `paper_scores` of one dataset and seed.
     """
-    columns = ["encoder_label", "folder", "filename", "group", SHOWN]
+    columns = ["run_id", "encoder_label", "folder", "filename", "group", SHOWN]
     dice = {run.folder: _image_scores(run.folder)[SHOWN] for run in scores.itertuples()}
     if not dice:
         return pd.DataFrame(columns=columns)
     shared = pd.DataFrame(dice).dropna()
     table = shared.mean(axis=1).rename(SHOWN).rename_axis("filename").reset_index()
     chosen = pick_examples(table, min(count, len(table)))[["filename", "group"]]
-    labels = scores.set_index("folder")["encoder_label"]
+    runs = scores.set_index("folder", drop=False)[["run_id", "encoder_label", "folder"]]
     parts = [
-        chosen.assign(encoder_label=labels[folder], folder=folder, **{SHOWN: of[chosen["filename"]].to_numpy()})
-        for folder, of in dice.items()
+        chosen.assign(**runs.loc[folder], **{SHOWN: of[chosen["filename"]].to_numpy()}) for folder, of in dice.items()
     ]
     return pd.concat(parts, ignore_index=True)[columns]
 
