@@ -35,9 +35,7 @@ def test_a_png_returns_the_mask_bit_by_bit(size):
     for mask in (np.random.default_rng(0).random(size) > 0.5, np.zeros(size, dtype=bool), np.ones(size, dtype=bool)):
         found = decode_mask(encode_mask(mask))
         np.testing.assert_array_equal(found, mask)
-        with Image.open(io.BytesIO(encode_mask(mask))) as image:
-            assert image.mode == "1"
-            np.testing.assert_array_equal(np.array(image), mask)
+        assert found.view(np.uint8).max() <= 1  # other bytes would be summed as they are
         flipped = mask.T[::-1]  # not contiguous
         np.testing.assert_array_equal(decode_mask(encode_mask(flipped)), flipped)
 
@@ -130,7 +128,7 @@ def test_masks_that_do_not_fit_are_refused_by_name():
         (lambda e: e.update({"true/c.jpg.png": e["true/b.jpg.png"]}), "true/c.jpg.png belong to no test image"),
         (lambda e: e.update({"true/b.jpg.png": b"no picture"}), "true/b.jpg.png is damaged"),
         (lambda e: e.update({"true/b.jpg.png": e["true/b.jpg.png"][:-40]}), "true/b.jpg.png is damaged"),
-        (lambda e: e.update({"true/b.jpg.png": grey_png()}), r"true/b.jpg.png is damaged \(not a 1-bit PNG"),
+        (lambda e: e.update({"true/b.jpg.png": grey_png()}), r"true/b.jpg.png is damaged \(a mask has 1 bit"),
     ],
 )
 def test_an_archive_that_was_changed_is_refused_by_entry(change, message):

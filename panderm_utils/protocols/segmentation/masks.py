@@ -9,9 +9,7 @@ Each is a 1-bit PNG, a few KB. <image> is the whole name in the dataset, with it
 images share an entry; what could lead out of a folder or is no plain character is percent-encoded.
 """
 
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,13 +17,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from PIL import Image
 
 from panderm_utils.messages import UserError
 
 MASKS_FILE = "masks.zip"
 SIDE = 224  # pixels of the model's input
 KINDS = ("true", "predicted", "predicted_224")
-PNG, ONE_BIT = b"\x89PNG\r\n\x1a\n", (1, 0, 0, 0, 0)  # signature; depth, grey, and the only methods that there are
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry: the same masks give the same bytes
 
 
@@ -124,7 +122,7 @@ class MaskArchive:
             return decode_mask(self._zip.read(entry))
         except KeyError as error:
             raise MaskError(f"{self.where} lacks {entry}; repeat the run") from error
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile) as error:
             raise MaskError(f"{self.where}: {entry} is damaged ({error}); repeat the run") from error
 
 
@@ -137,33 +135,20 @@ def entry_name(kind: str, image: str) -> str:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """Returns a mask as a 1-bit PNG of unfiltered rows; Pillow takes three times as long to write it."""
-    height, width = mask.shape
-    header = struct.pack(">II5B", width, height, *ONE_BIT)
-    rows = np.pad(np.packbits(mask, axis=1), ((0, 0), (1, 0)))  # each row after the number of its filter, 0: none
-    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows.tobytes()), b"IEND": b""}
-    return PNG + b"".join(_chunk(kind, content) for kind, content in chunks.items())
+    """Returns a mask as a 1-bit PNG."""
+    png = BytesIO()
+    Image.fromarray(mask).save(png, "png")
+    return png.getvalue()
 
 
 def decode_mask(png: bytes) -> np.ndarray:
-    """Returns the mask [H, W] in a PNG of `encode_mask`; Pillow takes five times as long.
-
-    Raises:
-        ValueError: It is another file, or damaged.
-    """
-    try:
-        width, height, *kind = struct.unpack(">II5B", png[16:29])
-        (length,) = struct.unpack(">I", png[33:37])
-        rows = np.frombuffer(zlib.decompress(png[41 : 41 + length]), dtype=np.uint8).reshape(height, -1)
-        if png[:8] != PNG or tuple(kind) != ONE_BIT or rows[:, 0].any() or rows.shape[1] != 1 + -(-width // 8):
-            raise ValueError("not a 1-bit PNG of this package")
-    except (struct.error, zlib.error) as error:
-        raise ValueError(str(error)) from error
-    return np.unpackbits(rows[:, 1:], axis=1, count=width).view(bool)
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    """Returns the mask [H, W] in a 1-bit PNG."""
+    with Image.open(BytesIO(png), formats=["png"]) as image:
+        if image.mode != "1":
+            raise ValueError(f"a mask has 1 bit a pixel, this one has mode {image.mode}")
+        width, height = image.size
+        pixels = np.frombuffer(image.tobytes("raw", "L"), dtype=np.uint8)  # half the time of np.asarray(image)
+    return pixels.reshape(height, width) > 0
 
 
 def _check(name: str, masks: ImageMasks) -> dict[str, np.ndarray]:
