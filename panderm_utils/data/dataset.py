@@ -154,7 +154,7 @@ def split_table(dataset: Dataset) -> pd.DataFrame:
             published = list(by_class.get(name, [pd.NA] * manifest.num_classes))
             total = sizes.get(name, sum(published) if name in by_class else pd.NA)
             counts[f"published {name}"] = pd.array([*published, total], dtype="Int64")
-    return counts.rename_axis("class")
+    return counts.rename_axis("class" if manifest.classes else "images")
 
 
 def class_counts(dataset: Dataset) -> pd.DataFrame:

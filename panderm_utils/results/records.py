@@ -230,7 +230,7 @@ def save_record(
         "warnings": run.warnings,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    text = json.dumps(_undefined_as_none(record), indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(record, indent=2, default=_plain, allow_nan=False, ensure_ascii=False) + "\n"
     files["record.json"] = text.encode()
     new, old = temporary(run.folder), temporary(run.folder, ".old")
     with room_for("the record", sum(map(len, files.values())), run.workspace.records):
@@ -298,15 +298,6 @@ def csv_bytes(table: pd.DataFrame, name: str = "") -> bytes:
     """Returns a table as the content of a file, compressed if its name ends in .gz."""
     content = table.to_csv(index=False, lineterminator="\n").encode()
     return gzip.compress(content, mtime=0) if name.endswith(".gz") else content
-
-
-def _undefined_as_none(value):
-    """Returns a value with None in place of NaN, which JSON lacks."""
-    if isinstance(value, Mapping):
-        return {key: _undefined_as_none(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_undefined_as_none(part) for part in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _plain(value):

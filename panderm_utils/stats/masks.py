@@ -19,7 +19,7 @@ If one mask is empty, overlap and surface Dice are 0 and hd95 is 100, the worst.
 
 A boundary pixel is a lesion pixel with one of its four neighbours outside the lesion or the image; distances are
 between pixel centres. hd95 is the larger of the two 95th percentiles, from either boundary to the other. Both metrics
-equal MONAI's, whose functions take a hundred times as long. Images differ in size and have no physical scale, hence
+equal MONAI's, whose functions take far longer. Images differ in size and have no physical scale, hence
 percent of the diagonal.
 """
 

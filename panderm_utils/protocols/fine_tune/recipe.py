@@ -15,21 +15,20 @@ The position embedding is not trained. All numbers are upstream's.
 """
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
-from panderm_utils.manifests import SEED
 from panderm_utils.protocols.fine_tune.protocol import RATE, RECIPE
-from panderm_utils.protocols.training import TrainingError
+from panderm_utils.protocols.training import Recipe, TrainingError, build_recipe
 
 NEVER_DECAYED = ("cls_token", "pos_embed")  # not weight matrices, though they have three dimensions
 
 
 @dataclass(frozen=True)
-class FineTuneRecipe:
+class FineTuneRecipe(Recipe):
     """All settings that affect the result, except data, encoder and precision; the defaults are published.
 
     Attributes:
@@ -72,24 +71,16 @@ class FineTuneRecipe:
 
     def __post_init__(self) -> None:
         """Raises TrainingError listing all invalid settings."""
-        rules = {**RECIPE, **dict.fromkeys(("mix_prob", "switch_prob"), RATE), "seed": SEED}
-        remedies = {name: rule.remedy(getattr(self, name)) for name, rule in rules.items()}
-        wrong = [f"{name} {getattr(self, name)!r}: {remedy}" for name, remedy in remedies.items() if remedy]
+        wrong = []
         if not 0 <= self.warmup_epochs <= self.epochs:
             wrong.append(f"warmup_epochs {self.warmup_epochs} is not in 0..{self.epochs}, the epochs: lower it too")
         if not 0 <= self.min_lr <= self.lr:
             wrong.append(f"lr {self.lr} is not above min_lr {self.min_lr} >= 0")
-        if wrong:
-            raise TrainingError(f"invalid recipe: {'; '.join(wrong)}")
+        self.check({**RECIPE, **dict.fromkeys(("mix_prob", "switch_prob"), RATE)}, wrong)
 
     @property
     def mixes(self) -> bool:
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-    def differences(self) -> dict:
-        """Returns the settings that differ from the published recipe: {name: value}."""
-        published = asdict(FineTuneRecipe())
-        return {name: value for name, value in asdict(self).items() if value != published[name]}
 
 
 def make_recipe(defaults: dict, **overrides) -> FineTuneRecipe:
@@ -101,10 +92,7 @@ def make_recipe(defaults: dict, **overrides) -> FineTuneRecipe:
     changes = {**defaults, **{name: value for name, value in overrides.items() if value is not None}}
     if "epochs" in changes and "warmup_epochs" not in changes:
         changes["warmup_epochs"] = min(FineTuneRecipe.warmup_epochs, changes["epochs"] // 5)
-    valid = [field.name for field in fields(FineTuneRecipe)]
-    if unknown := [name for name in changes if name not in valid]:
-        raise TrainingError(f"unknown recipe settings {', '.join(unknown)}; write any of {', '.join(valid)}")
-    return FineTuneRecipe(**changes)
+    return build_recipe(FineTuneRecipe, changes)
 
 
 def steps_of_epoch(images: int, recipe: FineTuneRecipe) -> tuple[int, int]:

@@ -143,15 +143,12 @@ def finetune(
         train: The training images, those of the label fraction if there is one.
         val: Images on which the monitor chooses the best epoch, of ties the first; None or empty: the last.
         recipe: The settings of the training.
-        folder, computing, cache, resume, trackers: As in `TrainingTask`; by default chosen for this machine.
+        folder, computing, cache, resume, trackers: As in `TrainingTask`.
         on_epoch: As in `run_training`, which also lists the errors.
     """
-    val = None if val is None or not len(val) else val
-    folder, cache = Path(folder), None if cache is None else Path(cache)
-    computing = computing or Computing()
-    task = FineTuning(model, train, val, recipe, folder, computing, cache, resume, tuple(trackers))
+    task = FineTuning(model, train, val, recipe, folder, computing, cache, resume, trackers)
     history, facts = run_training(task, on_epoch)
-    return Trained(load_finetuned(folder / BEST, model.encoder), history, facts)
+    return Trained(load_finetuned(task.folder / BEST, model.encoder), history, facts)
 
 
 def evaluate_only(checkpoint: str | Path, encoder: str | None = None, num_classes: int | None = None) -> Trained:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from panderm_utils.figures import METRIC_TITLES, Exhibit
 from panderm_utils.protocols.segmentation.plots import dice_against_size, dice_distribution
-from panderm_utils.protocols.segmentation.scores import AREAS, SHOWN, correlate_with_size
+from panderm_utils.protocols.segmentation.scores import AREAS, SHOWN, correlate_with_size, word_correlation
 from panderm_utils.results import read_image_scores
 from panderm_utils.stats import MASK_METRICS, TOLERANCE
 
@@ -49,7 +49,7 @@ def _run_exhibits(run: dict) -> list[Exhibit]:
     words = "A steep left end: most images are outlined well, a few not at all."
     figure = dice_distribution(curves)
     first = Exhibit(f"dice-{run['run_id']}", f"Dice{of}", words, figure, alt=f"Sorted Dice. {middle}", records=ids)
-    text = "Spearman's correlation {value:.2f} [{low:.2f}, {high:.2f}]".format(**correlation)
+    text = word_correlation(correlation)
     words = f"Small lesions are harder if the points rise to the right. {text}."
     figure = dice_against_size(sizes[AREAS[0]], dice[SHOWN], correlation)
     title = f"Dice{of} and the size of the lesion"

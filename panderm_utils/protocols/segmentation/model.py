@@ -19,7 +19,7 @@ from segmentation_models_pytorch.base.initialization import initialize_decoder
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
-from panderm_utils.encoders import LOADING_COLUMNS, build_model, digest_of, load_encoder, read_tensors, where_to_get
+from panderm_utils.encoders import LOADING_COLUMNS, build_model, digest_of, load_encoder, read_tensors
 from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
 from panderm_utils.protocols.segmentation.masks import SIDE
 from panderm_utils.protocols.segmentation.recipe import SegmentationRecipe
@@ -157,11 +157,12 @@ def load_segmented(path: str | Path) -> SegmentationModel:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise TrainingError(f"{path}: there is no such file. {where_to_get(None)}")
+        raise TrainingError(f"{path}: there is no such file; write the best.safetensors of a segmentation run here")
     with digest_of(path) as digest:
         tensors, facts = read_tensors(path, None), read_facts(path)
     if "channels" not in facts:
-        raise TrainingError(f"{path}: not a segmentation model of this package; {len(tensors)} tensors")
+        remedy = "write the best.safetensors of a segmentation run here"
+        raise TrainingError(f"{path}: not a segmentation model of this package ({len(tensors)} tensors); {remedy}")
     manifest = EncoderManifest(**facts["encoder_manifest"])
     model = SegmentationModel(manifest, facts["channels"], frozen=facts["frozen"])
     try:

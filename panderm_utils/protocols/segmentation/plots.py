@@ -10,6 +10,7 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import LogLocator, NullLocator
 
 from panderm_utils.figures import GREY, finish_figure, style, wrap
+from panderm_utils.protocols.segmentation.scores import word_correlation
 
 # Colour and width of the contours: distinct on any skin and with any colour vision; the true one shows below the other.
 TRUE, PREDICTED = ("#00C8FF", 1.8), ("#FFE000", 0.8)
@@ -88,7 +89,7 @@ def dice_distribution(scores: Mapping[str, Sequence[float]], synthetic: bool = F
 
 
 def dice_against_size(
-    sizes: Sequence[float], dice: Sequence[float], correlation: Mapping[str, float], synthetic: bool = False
+    sizes: Sequence[float], dice: Sequence[float], correlation: Mapping[str, float | None], synthetic: bool = False
 ) -> Figure:
     """Draws the Dice of each test image against the size of its lesion, on a logarithmic axis, with moving medians.
 
@@ -114,7 +115,7 @@ def dice_against_size(
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}%")
         axis.xaxis.set_minor_locator(NullLocator())
-        text = "Spearman {value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**correlation)
+        text = word_correlation(correlation)
         left_out = len(table) - len(shown)
         axis.set_title(f"Dice and size: {text}" + (f"; images without a lesion: {left_out:,}" if left_out else ""))
         return finish_figure(figure, synthetic)

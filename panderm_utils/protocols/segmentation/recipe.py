@@ -5,18 +5,17 @@ script and the paper's text differ in learning rate and weight decay: two named 
 trained parameters have the same learning rate and decay, norms and biases included. All numbers are upstream's.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 
-from panderm_utils.manifests import SEED
 from panderm_utils.protocols.segmentation.protocol import RECIPE
-from panderm_utils.protocols.training import TrainingError
+from panderm_utils.protocols.training import Recipe, TrainingError, build_recipe
 
 
 @dataclass(frozen=True)
-class SegmentationRecipe:
+class SegmentationRecipe(Recipe):
     """All settings that affect the result, except data, encoder and precision; the defaults are the script's.
 
     Attributes:
@@ -45,16 +44,7 @@ class SegmentationRecipe:
 
     def __post_init__(self) -> None:
         """Raises TrainingError listing all invalid settings."""
-        rules = {**RECIPE, "seed": SEED}
-        remedies = {name: rule.remedy(getattr(self, name)) for name, rule in rules.items()}
-        wrong = [f"{name} {getattr(self, name)!r}: {remedy}" for name, remedy in remedies.items() if remedy]
-        if wrong:
-            raise TrainingError(f"invalid recipe: {'; '.join(wrong)}")
-
-    def differences(self) -> dict:
-        """Returns the settings that differ from the script's: {name: value}."""
-        published = asdict(SegmentationRecipe())
-        return {name: value for name, value in asdict(self).items() if value != published[name]}
+        self.check(RECIPE)
 
 
 VARIANTS = {"script": {}, "paper": {"lr": 5e-4, "weight_decay": 0.01}}  # what each source changes
@@ -72,11 +62,7 @@ def make_recipe(defaults: dict, variant: str = "script", **overrides) -> Segment
     if variant not in VARIANTS:
         raise TrainingError(f"variant {variant!r} is unknown; write {' or '.join(map(repr, VARIANTS))}")
     given = {name: value for name, value in overrides.items() if value is not None}
-    changes = {**VARIANTS[variant], **defaults, **given}
-    valid = [field.name for field in fields(SegmentationRecipe)]
-    if unknown := [name for name in changes if name not in valid]:
-        raise TrainingError(f"unknown recipe settings {', '.join(unknown)}; write any of {', '.join(valid)}")
-    return SegmentationRecipe(**changes)
+    return build_recipe(SegmentationRecipe, {**VARIANTS[variant], **defaults, **given})
 
 
 def recipe_table(recipe: SegmentationRecipe) -> pd.DataFrame:

@@ -5,7 +5,7 @@ The notebook and the verification call the same functions on the same bytes, tho
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,13 +51,22 @@ def evaluate_masks(predictions: pd.DataFrame, replicates: int = 1000, seed: int 
     return evaluate_image_scores(scores, clusters, replicates, seed)
 
 
-def correlate_with_size(predictions: pd.DataFrame, replicates: int = 1000, seed: int = 0) -> dict[str, float]:
+def correlate_with_size(predictions: pd.DataFrame, replicates: int = 1000, seed: int = 0) -> dict[str, float | None]:
     """Returns Spearman's correlation of Dice at original size with the size of the lesion: value, low, high, ...
 
-    A record keeps it under `size_correlation`, where `recompute_masks` finds it.
+    All are None where it is undefined, as with two images. A record keeps it under `size_correlation`, where
+    `recompute_masks` finds it.
     """
     sizes, dice = (predictions[name].astype(float) for name in (AREAS[0], SHOWN))
-    return rank_correlation(sizes, dice, predictions.get("cluster"), replicates, seed).to_dict()
+    found = rank_correlation(sizes, dice, predictions.get("cluster"), replicates, seed)
+    return found.astype(object).where(found.notna(), None).to_dict()
+
+
+def word_correlation(correlation: Mapping[str, float | None]) -> str:
+    """Returns `correlate_with_size(...)` as a phrase for titles and texts."""
+    if None in (correlation["value"], correlation["low"], correlation["high"]):
+        return "correlation undefined, too few images"
+    return "Spearman {value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**correlation)
 
 
 def pick_examples(predictions: pd.DataFrame, count: int = 4, metric: str = SHOWN) -> pd.DataFrame:

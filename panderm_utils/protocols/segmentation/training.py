@@ -155,16 +155,12 @@ def train(
         train: The training images, those of the label fraction if there is one.
         val: Images on which Jaccard chooses the best epoch, of ties the first; None or empty: the last epoch.
         recipe: The settings of the training, with which the model was made.
-        folder, computing, cache, resume, trackers: As in `TrainingTask`; by default chosen for this machine.
+        folder, computing, cache, resume, trackers: As in `TrainingTask`.
         on_epoch: As in `run_training`, which also lists the errors.
     """
-    val = None if val is None or not len(val) else val
-    folder, cache = Path(folder), None if cache is None else Path(cache)
-    task = SegmentationTraining(
-        model, train, val, recipe, folder, computing or Computing(), cache, resume, tuple(trackers)
-    )
+    task = SegmentationTraining(model, train, val, recipe, folder, computing, cache, resume, trackers)
     history, facts = run_training(task, on_epoch)
-    return Trained(load_segmented(folder / BEST), history, facts)
+    return Trained(load_segmented(task.folder / BEST), history, facts)
 
 
 def evaluate_only(checkpoint: str | Path) -> Trained:

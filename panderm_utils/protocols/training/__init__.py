@@ -10,6 +10,7 @@ OFFERS = {
     "loop": "Training",
     "plots": "LiveCurves learning_rate_curve training_curves",
     "processes": "Computing make_accelerator",
+    "recipe": "Recipe build_recipe",
     "seeds": "DROP IMAGE MIX ORDER VIEWS generator_for seed_of",
     "state": "BEST LAST read_facts",
     "task": "TrainingTask digest_of_lines",

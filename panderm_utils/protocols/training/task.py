@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from panderm_utils.data import ImageFiles
 from panderm_utils.encoders import tensors_digest
 from panderm_utils.protocols.training.processes import Computing
+from panderm_utils.protocols.training.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +26,10 @@ class TrainingTask(ABC):
 
     Attributes:
         model: The initial model; not changed. It has the attributes `encoder` (manifest) and `digest` (of its weights).
-        train, val: Images, in a form of the subclass with `len`; val may be None.
-        recipe: A frozen dataclass of all settings that affect the result, with `epochs`, `seed`, AdamW's `beta1`,
-            `beta2` and `eps`, and the method `differences`.
+        train, val: Images, in a form of the subclass with `len`; val may be None or empty, which is the same.
+        recipe: A `Recipe` of all settings that affect the result, AdamW's `beta1`, `beta2` and `eps` among them.
         folder: The folder for checkpoints, of this training only.
-        computing: How to compute.
+        computing: How to compute; by default chosen for this machine.
         cache: The folder for 8-bit copies of training images; None decodes every file in every epoch.
         resume: False starts over and overwrites the folder's checkpoints.
         trackers: Trackers of accelerate, such as "tensorboard".
@@ -40,12 +40,20 @@ class TrainingTask(ABC):
     model: nn.Module
     train: Any
     val: Any
-    recipe: Any
-    folder: Path
-    computing: Computing = field(default_factory=Computing)
-    cache: Path | None = None
+    recipe: Recipe
+    folder: str | Path
+    computing: Computing | None = None
+    cache: str | Path | None = None
     resume: bool = True
     trackers: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "val", self.val if self.val is not None and len(self.val) else None)
+        set_field(self, "folder", Path(self.folder))
+        set_field(self, "computing", self.computing or Computing())
+        set_field(self, "cache", None if self.cache is None else Path(self.cache))
+        set_field(self, "trackers", tuple(self.trackers))
 
     @property
     @abstractmethod
