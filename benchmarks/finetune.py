@@ -11,8 +11,6 @@ must agree bit for bit. The host may stall for seconds, so single pairs vary: re
 """
 
 import argparse
-import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measuring import Pairs, describe_machine, draw_images, timed, unfuse_attention
+from benchmarks.steps import KINDS, compare_steps, measure_gpu, print_peak
 
 # isort: split
 import torch
@@ -55,7 +54,7 @@ IMAGE_CASES = {  # width, height, suffix: (images, goal)
     (1500, 1500, "png"): (20, 15),
 }
 CLASSES, BATCH = 7, 16
-STEPS = {"naive": "fp32", "fp32": "fp32", "bf16": "bf16", "bf16 checkpointed": "bf16"}  # kind of step: precision
+STEP_GOALS = {"fp32": 1.1, "bf16": 2, "bf16 checkpointed": 1.4}
 VIEW_CASES = {(600, 450, "jpg"): (40, 1.1), (1500, 1500, "jpg"): (20, 1.8)}
 
 
@@ -149,7 +148,7 @@ def compare_views(folder: Path, width: int, height: int, suffix: str, count: int
 
 
 class Step:
-    """A training step of a model with relative position bias on random images; `kind` is one of STEPS."""
+    """A training step of a model with relative position bias on random images; `kind` is one of KINDS."""
 
     def __init__(self, kind: str, encoder: str = "panderm_base", batch: int = BATCH, device: str = "cpu"):
         self.naive, recipe = kind == "naive", FineTuneRecipe()
@@ -165,7 +164,7 @@ class Step:
             self.criterion = SoftTargetCrossEntropy()
             return
         self.model.set_grad_checkpointing("checkpointed" in kind)
-        accelerator = make_accelerator(torch.device(device), STEPS[kind], [], Path())
+        accelerator = make_accelerator(torch.device(device), KINDS[kind], [], Path())
         model, self.optimizer = accelerator.prepare(
             self.model, make_optimizer(parameter_groups(self.model, recipe), recipe)
         )
@@ -183,68 +182,16 @@ class Step:
             torch.cuda.synchronize()
 
 
-def peak_memory(kind: str) -> float:
-    """Returns the peak memory in GB of a new process that takes two steps, torch included."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.finetune", "--peak", kind]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def compare_steps(pairs: int) -> None:
-    """Compares training steps of ViT-B, all kinds in turn."""
-    memory = {kind: peak_memory(kind) for kind in STEPS}
-    steps = {kind: Step(kind) for kind in STEPS}
-    spent = {kind: [] for kind in STEPS}
-    for turn in range(pairs + 1):
-        for kind, step in steps.items():
-            _, seconds = timed(step)
-            if turn:  # the first creates the optimizer's state
-                spent[kind].append(seconds)
-        if turn:
-            times = ", ".join(f"{kind} {seconds[-1]:.1f} s" for kind, seconds in spent.items())
-            print(f"  pair {turn}: {times}", flush=True)
-    for kind, goal in (("fp32", 1.1), ("bf16", 2), ("bf16 checkpointed", 1.4)):
-        measured, ratio = Pairs(spent["naive"], spent[kind]), memory[kind] / memory["naive"]
-        print(
-            f"training step, ViT-B, batch {BATCH}, {kind}: {measured.verdict(goal)}; {median(spent['naive']):.2f} -> "
-            f"{median(spent[kind]):.2f} s; peak memory {memory['naive']:.1f} -> {memory[kind]:.1f} GB, {ratio:.2f}"
-            + (f" (goal 0.6: {'reached' if ratio <= 0.6 else 'missed'})" if "checkpointed" in kind else ""),
-            flush=True,
-        )
-
-
-def measure_gpu(encoder: str = "panderm_large", batch: int = 128, device: str = "cuda", count: int = 10) -> None:
-    """Prints speed and memory of the large model on a GPU (upstream: 0.85 s/step, 39,406 MiB, RTX 6000 Ada)."""
-    for kind, compiled in (("bf16", False), ("bf16 checkpointed", False), ("bf16", True)):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        step = Step(kind, encoder, batch, device)
-        if compiled:
-            step.model.compile()
-        for _ in range(3):
-            step()
-        seconds = median(timed(step)[1] for _ in range(count))
-        print(
-            f"{torch.cuda.get_device_name()}: {encoder}, batch {batch}, {kind}{', compiled' if compiled else ''}: "
-            f"{seconds:.3f} s per step, {batch / seconds:.0f} images per second, peak "
-            f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB",
-            flush=True,
-        )
-        del step
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a fifth of the images, three pairs, no steps")
     parser.add_argument("--pairs", type=int, help="interleaved pairs per goal (default: 7, quick: 3)")
     parser.add_argument("--parts", nargs="+", choices=("images", "views", "steps"), help="which parts (default: all)")
-    parser.add_argument("--peak", choices=STEPS, help="print the peak memory in GB of two steps and exit")
+    parser.add_argument("--peak", choices=KINDS, help="print the peak memory in GB of two steps and exit")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.peak:
-        step = Step(options.peak)
-        step()
-        step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+        print_peak(Step(options.peak))
         sys.exit()
     pairs = options.pairs or (3 if options.quick else 7)
     parts = options.parts or (("images", "views") if options.quick else ("images", "views", "steps"))
@@ -260,6 +207,6 @@ if __name__ == "__main__":
                 compare(Path(folder), width, height, suffix, count // divisor, goal, pairs)
     torch.set_num_threads(threads)
     if "steps" in parts:
-        compare_steps(pairs)
-        if torch.cuda.is_available():
-            measure_gpu()
+        compare_steps("finetune", f"ViT-B, batch {BATCH}", Step, STEP_GOALS, 0.6, pairs)
+        if torch.cuda.is_available():  # upstream: 0.85 s per step, 39,406 MiB on an RTX 6000 Ada
+            measure_gpu("panderm_large, batch 128", lambda kind: Step(kind, "panderm_large", 128, "cuda"), 128)

@@ -50,13 +50,16 @@ def save_mask_record(
     clusters=None,
     metadata=None,
     protocol=PROTOCOL,
+    train=0,
+    replicates=60,
+    **settings,
 ):
-    """Returns the folder of a record as a notebook leaves it."""
-    run = begin_run(protocol, dataset, encoder, seed, space, replicates=60)
+    """Returns the folder of a record as a notebook leaves it; `train` is the number of training images."""
+    run = begin_run(protocol, dataset, encoder, seed, space, replicates=replicates, **settings)
     run.files[segmentation.MASKS_FILE] = segmentation.pack_masks(draw_masks(names, shift))
     predictions = segmentation.score_images(names, run.files[segmentation.MASKS_FILE], clusters)
     metrics = segmentation.evaluate_masks(predictions, 60, seed)
     run.note(size_correlation=segmentation.correlate_with_size(predictions, 60, seed))
     digests = {"rows_sha256": "0" * 64, "csv_sha256": "0" * 64}
-    run.note(data={"split_sizes": {"train": 0, "val": 0, "test": len(names)}, **digests})
+    run.note(training_images=train, data={"split_sizes": {"train": train, "val": 0, "test": len(names)}, **digests})
     return save_record(run, metrics, predictions, "jaccard", {"metadata.csv": metadata} if metadata is not None else {})

@@ -3,8 +3,9 @@
 import ast
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from panderm_utils.manifests import Protocol, Rule
@@ -68,6 +69,15 @@ def split_overrides(texts: Iterable[str], encoders: Sequence[str], problems: lis
         if not path.is_dir() and len(encoders) > 1:
             problems.append(f"-p {name}={path}: one file for {len(encoders)} encoders; name one with --encoders")
     return values
+
+
+def each_run(protocol: Protocol, overrides: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Yields the overrides of each run: of several numbers, separated by commas, each is a run of its own."""
+    rules = {name: protocol.rule(name) for name in overrides}
+    several = {name for name, rule in rules.items() if rule and rule.kind in (int, float)}
+    values = [text.split(",") if name in several else [text] for name, text in overrides.items()]
+    for combination in product(*values):
+        yield {name: text.strip() for name, text in zip(overrides, combination, strict=True)}
 
 
 @dataclass(frozen=True)

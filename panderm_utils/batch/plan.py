@@ -12,7 +12,14 @@ from pathlib import Path
 from panderm_utils import manifests, protocols, results
 from panderm_utils.batch.data_root import DataRoot
 from panderm_utils.batch.needs import Need, data_need, find_encoder, other_need, weights_need
-from panderm_utils.batch.parameters import PlanError, Settled, read_parameters, settle_parameters, split_overrides
+from panderm_utils.batch.parameters import (
+    PlanError,
+    Settled,
+    each_run,
+    read_parameters,
+    settle_parameters,
+    split_overrides,
+)
 from panderm_utils.manifests import DoesNotApply, EncoderManifest, Profile, Protocol, unknown_name
 from panderm_utils.workspace import REPOSITORY, Workspace
 
@@ -232,12 +239,13 @@ def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems
         elsewhere = set().union(*accepted.values()) - accepted[protocol.name]
         applicable = {key: value for key, value in overrides.items() if key not in elsewhere}
         file = next((applicable[name] for name in protocol.weights_parameters if name in applicable), None)
+        variants = [given for variant in part.variants for given in each_run(protocol, applicable | variant)]
         # Datasets vary fastest, so that concurrent runs rarely draw or read the same images.
-        for encoder, dataset, variant in product(part.encoders, part.datasets, part.variants):
+        for encoder, dataset, variant in product(part.encoders, part.datasets, variants):
             card, model = cards[dataset], models[encoder]
             canonical = canonical_notebook(protocol, notebooks)
             notebook = canonical.with_stem(dataset) if card else canonical
-            settled = settle_parameters(notebook, protocol, applicable | variant, problems)
+            settled = settle_parameters(notebook, protocol, variant, problems)
             if not (card and model):
                 continue
             try:

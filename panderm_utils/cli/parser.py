@@ -56,7 +56,11 @@ def build_parser() -> argparse.ArgumentParser:
     complete(named, manifests.list_encoders)
     what.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N")
     what.add_argument(
-        "-p", action="append", default=[], metavar="name=value", help="set a notebook parameter; repeatable"
+        "-p",
+        action="append",
+        default=[],
+        metavar="name=value",
+        help="set a notebook parameter; repeatable; numbers separated by commas are one run each",
     )
     what.add_argument(
         "--only",

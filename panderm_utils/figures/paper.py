@@ -3,6 +3,8 @@
 Functions take rows of `results.paper_scores`; none computes a metric.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -51,7 +53,8 @@ def scores_by_dataset(
             axis.text(0.5, 0.5, "no record yet", ha="center", transform=axis.transAxes, color=GREY)
         images = [count_images(scores[scores["dataset_label"] == d]) for d in datasets]
         marked = set(scores.loc[few_images(scores), "dataset_label"])
-        names = [wrap(d, 13) + DAGGER * (d in marked) for d in datasets]
+        letters = 13 if len(datasets) > 3 else 20
+        names = [wrap(d, letters) + DAGGER * (d in marked) for d in datasets]
         labels = [f"{name}\n{n}".rstrip() for name, n in zip(names, images, strict=True)]
         axis.set_xticks(range(len(datasets)), labels)
         axis.set(ylim=(0, 1), xlim=(-0.6, max(1, len(datasets)) - 0.4))
@@ -93,13 +96,27 @@ def figure_2d(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = Fa
 
 def extended_data_figure_1(scores: pd.DataFrame, colors: dict[str, str], synthetic: bool = False) -> Figure:
     """Draws Extended Data Fig. 1: a panel each for weighted F1, AUROC, AUPR, balanced accuracy (column `metric`)."""
+    return metric_panels(scores, FOUR_METRICS, colors, "Linear probing, with 95% bootstrap intervals", synthetic)
+
+
+def metric_panels(
+    scores: pd.DataFrame,
+    metrics: Sequence[str],
+    colors: dict[str, str],
+    heading: str,
+    synthetic: bool = False,
+    across: int = 1,
+    means: bool = True,
+) -> Figure:
+    """Draws a panel of `scores_by_dataset` for each metric (column `metric`), `across` of them in a row."""
+    down = -(-len(metrics) // across)
     with style():
-        size = (_width(scores["dataset_label"].nunique()), 2.5 * len(FOUR_METRICS))
-        figure, axes = plt.subplots(len(FOUR_METRICS), 1, figsize=size)
-        for axis, metric in zip(axes, FOUR_METRICS, strict=True):
-            scores_by_dataset(scores[scores["metric"] == metric], colors, axis=axis)
+        size = (across * _width(scores["dataset_label"].nunique()), 2.5 * down)
+        figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
+        for axis, metric in zip(axes.flat, metrics, strict=True):
+            scores_by_dataset(scores[scores["metric"] == metric], colors, axis=axis, means=means)
             axis.set_ylabel(METRIC_TITLES[metric])
-        _name_encoders(figure, "Linear probing, with 95% bootstrap intervals")
+        _name_encoders(figure, heading)
         return finish_figure(figure, synthetic)
 
 

@@ -95,7 +95,11 @@ def read_figures(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:
     for path in folder.glob("[!.]*.png"):
         metadata, size = read_picture(path)
         origin = _origin_of(path.stem, origins)
-        origin = origin if origin.notebook else replace(origin, title=origin.heading)
+        if not origin.notebook:
+            origin = replace(origin, title=origin.heading)
+        elif path.stem.startswith(f"{origin.notebook}_"):  # not the notebook's first figure, which has its title
+            title = f"{origin.title.partition(':')[0]}: {origin.heading[:1].lower()}{origin.heading[1:]}"
+            origin = replace(origin, title=title, caption=origin.note)
         figures.append(
             Exhibit(
                 name=path.stem,

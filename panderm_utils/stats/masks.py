@@ -72,10 +72,12 @@ def published_mask_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, 
 def mask_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Returns the scores at the size of the image, under the names of the table above."""
     true, predicted = _check(true, predicted)
+    size, diagonal = true.size, np.hypot(*true.shape)
+    true, predicted = _crop(true, predicted)
     both, lesion, called = _counts(true, predicted)
     jaccard, dice = _overlap(both, lesion, called)
-    hd95, surface_dice = _compare_boundaries(true, predicted)
-    skin = true.size - lesion
+    hd95, surface_dice = _compare_boundaries(true, predicted, diagonal)
+    skin = size - lesion
     return {
         "jaccard_original": jaccard,
         "dice_original": dice,
@@ -107,13 +109,23 @@ def _overlap(both: int, a: int, b: int) -> tuple[float, float]:
     return (both / (a + b - both), 2 * both / (a + b)) if a + b else (1.0, 1.0)
 
 
-def _compare_boundaries(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+def _crop(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the part of both masks that holds all lesion pixels, whose counts and boundaries are the same."""
+    either = a | b
+    rows, columns = (np.flatnonzero(either.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return a, b
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return a[part], b[part]
+
+
+def _compare_boundaries(a: np.ndarray, b: np.ndarray, diagonal: float) -> tuple[float, float]:
     """Returns the 95% Hausdorff distance (percent of the diagonal) and surface Dice."""
     edges = boundary(a), boundary(b)
     if not all(map(len, edges)):
         return (100.0, 0.0) if any(map(len, edges)) else (0.0, 1.0)
     trees = [cKDTree(edge) for edge in edges]
-    percent = 100 / np.hypot(*a.shape)
+    percent = 100 / diagonal
     distances = [percent * trees[1].query(edges[0])[0], percent * trees[0].query(edges[1])[0]]
     near = sum(np.count_nonzero(distance <= TOLERANCE) for distance in distances)
     return float(max(np.percentile(distance, 95) for distance in distances)), near / sum(map(len, edges))

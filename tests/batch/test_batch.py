@@ -440,6 +440,21 @@ def test_label_efficiency_asks_for_fine_tuning_at_fractions_as_runs_of_their_own
         names("finetune_fractions=0.1", protocols=["linear_probe"])
 
 
+def test_several_numbers_are_a_run_each(space):
+    def names(*given):
+        selection = {"protocols": ["fine_tune"], "datasets": ["demo"], "encoders": ["panderm_tiny"]}
+        return [run.name for run in plan.make_plan(space, overrides=given, **selection).runs]
+
+    def run(**settings):
+        return run_id(load_protocol("fine_tune"), "demo", "demo", "panderm_tiny", 0, **settings)
+
+    several = names("train_fraction=0.1, 0.5,1", "epochs=2,3")
+    assert several == [run(train_fraction=f, epochs=e) for f in (0.1, 0.5, 1.0) for e in (2, 3)]
+    assert names("train_fraction=0.5", "epochs=3") == [several[3]]
+    with pytest.raises(plan.PlanError, match="train_fraction=2: write"):
+        names("train_fraction=0.1,2")
+
+
 def test_a_rival_is_another_encoder_whose_weights_a_run_can_do_without(tmp_path):
     choice = manifests.load_profile("paper").choice("label_efficiency")
     assert choose_rival(choice, "panderm_large") == choose_rival(choice, "timm:vit_tiny_patch16_224") == "dinov2_large"

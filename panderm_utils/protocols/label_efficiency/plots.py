@@ -50,7 +50,7 @@ def efficiency_curves(
         shown = [name for name in colors if name in set(curve["encoder_label"])]
         for name in shown:
             rows = curve[curve["encoder_label"] == name].sort_values("fraction")
-            drawn = rows["images"] / rows["images"].max()  # with whole groups it only approximates the fraction
+            drawn = rows["images"] / _total(curve)  # with whole groups it only approximates the fraction
             axis.fill_between(
                 drawn, rows["draw_low"], rows["draw_high"], color=colors[name], alpha=0.22, lw=0, zorder=1
             )
@@ -86,6 +86,8 @@ def figure_2b(
     log: bool = True,
     synthetic: bool = False,
     tuned: pd.DataFrame | None = None,
+    study: str = "linear probing",
+    draw: str = "draws of labels",
 ) -> Figure:
     """Draws Fig. 2b: one panel per dataset, two in a row.
 
@@ -93,6 +95,7 @@ def figure_2b(
         curves: As in `efficiency_curves`, plus dataset_label; one metric per dataset.
         matches: Dataset label -> its dashed line, or None.
         tuned: As in `efficiency_curves`, plus dataset_label.
+        study, draw: What was done with the labels, and what the band spans, in words.
     """
     datasets = list(dict.fromkeys(curves["dataset_label"]))
     across = min(2, max(1, len(datasets)))
@@ -108,28 +111,28 @@ def figure_2b(
             axis.set_title(wrap(dataset, 44))
             axis.set_ylabel(METRIC_TITLES[rows["metric"].iloc[0]])
         if datasets:
-            heading = wrap(_heading([match for match in matches.values() if match]), 70 * across)
+            heading = wrap(_heading([match for match in matches.values() if match], study), 70 * across)
             options = {"title": heading, "alignment": "left", "title_fontsize": 10}
-            handles = _chance_handles(curves, _of_encoders(tuned, colors))
+            handles = _chance_handles(curves, _of_encoders(tuned, colors), draw)
             figure.legend(handles=handles, loc="outside upper left", ncols=2, fontsize=8, **options)
         else:
             axes[0, 0].text(0.5, 0.5, "no record yet", ha="center", color=GREY)
         return finish_figure(figure, synthetic)
 
 
-def _heading(matches: list[Match]) -> str:
+def _heading(matches: list[Match], study: str) -> str:
     """Explains the dashed lines, with the names of the encoders if they are the same in all panels."""
     if not matches:
-        return "Label efficiency of linear probing"
+        return f"Label efficiency of {study}"
     encoders, rivals = {encoder for _, encoder, _ in matches}, {rival for _, _, rival in matches}
     encoder = encoders.pop() if len(encoders) == 1 else "an encoder"
     rival = rivals.pop() if len(rivals) == 1 else "another"
-    return f"Label efficiency of linear probing; dashed: the labels with which {encoder} matches {rival} with all"
+    return f"Label efficiency of {study}; dashed: the labels with which {encoder} matches {rival} with all"
 
 
 def _fraction_axis(axis, curve: pd.DataFrame, log: bool) -> None:
     """Sets the ticks, one per fraction, in percent; labels that would touch their neighbour are left out."""
-    fractions, total = sorted(curve["fraction"].unique()), curve["images"].max()
+    fractions, total = sorted(curve["fraction"].unique()), _total(curve)
     low = min(*fractions, (curve["images"] / total).min())
     if log:
         axis.set_xscale("log")
@@ -151,7 +154,8 @@ def _fraction_axis(axis, curve: pd.DataFrame, log: bool) -> None:
 
 def _label_ends(axis, curve: pd.DataFrame, colors: dict[str, str]) -> None:
     """Labels each curve at its end, as close as possible without overlap."""
-    ends = curve[curve["fraction"] == curve["fraction"].max()].set_index("encoder_label")["value"]
+    last = curve.sort_values("fraction", kind="stable").drop_duplicates("encoder_label", keep="last")
+    ends = last.set_index("encoder_label")["value"]
     order = ends[list(colors)].sort_values()
     low, high = axis.get_ylim()
     gap = np.arange(len(order)) * 0.075 * (high - low)
@@ -192,12 +196,18 @@ def _of_encoders(tuned: pd.DataFrame | None, colors: dict[str, str]) -> pd.DataF
     return tuned[tuned["encoder_label"].isin(list(colors))]
 
 
-def _chance_handles(curve: pd.DataFrame, tuned: pd.DataFrame) -> list:
+def _total(curve: pd.DataFrame) -> float:
+    """Returns the number of all training images, also of curves that end before them."""
+    largest = curve.loc[curve["fraction"].idxmax()]
+    return largest["images"] / largest["fraction"]
+
+
+def _chance_handles(curve: pd.DataFrame, tuned: pd.DataFrame, draw: str = "draws of labels") -> list:
     """Legend entries for the two sources of variation, and for fine-tuning."""
     bars = Line2D([], [], color=GREY, marker="|", ms=9, mew=1.2, lw=0, label="95% bootstrap of the test images")
     draws, label = int(curve["draws"].max()), "fine-tuned, on the published draw of labels"
     points = [] if tuned.empty else [Line2D([], [], color=GREY, marker="D", mfc="white", lw=0, label=label)]
     if draws == 1:
         return [bars, *points]
-    band = Patch(color=GREY, alpha=0.3, lw=0, label=f"lowest to highest of {draws} draws of labels")
+    band = Patch(color=GREY, alpha=0.3, lw=0, label=f"lowest to highest of {draws} {draw}")
     return [band, bars, *points]

@@ -3,6 +3,7 @@
 import lazy_loader
 
 OFFERS = {
+    "comparison": "complete_draws missing_seeds open_outlines read_seeds shared_examples",
     "exhibits": "study_exhibits",
     "images": "MaskedImages TrainingImages augment masked_images picture_of training_rows",
     "masks": "MASKS_FILE ImageMasks MaskArchive MaskError pack_masks shrink_mask",

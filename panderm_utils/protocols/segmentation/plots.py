@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import LogLocator, NullLocator
 
-from panderm_utils.figures import GREY, finish_figure, style
+from panderm_utils.figures import GREY, finish_figure, style, wrap
 from panderm_utils.protocols.segmentation.scores import word_correlation
 
 # Colour and width of the contours: distinct on any skin and with any colour vision; the true one shows below the other.
@@ -44,8 +44,10 @@ def mask_contours(
         for axis in axes.flat:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
+        if not rows:
+            axes[0][0].text(0.5, 0.5, "no image to show", ha="center", transform=axes[0][0].transAxes, color=GREY)
         for row, name in enumerate(rows):
-            axes[row][0].set_ylabel(name, fontsize=9)
+            axes[row][0].set_ylabel(wrap(name, 16), fontsize=9)
             members = [i for i, group in enumerate(groups) if group == name]
             for axis, i in zip(axes[row], members, strict=False):
                 image = images[i].copy()

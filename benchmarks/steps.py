@@ -1,0 +1,82 @@
+"""Compares training steps of several kinds against the naive one: time in interleaved turns, memory in new processes.
+
+A benchmark makes a step of a kind: "naive", or our own in a precision of KINDS, "checkpointed" if its activations are
+recomputed. The naive step is what one writes at first: float32, unfused attention, AdamW's for-loop.
+"""
+
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from statistics import median
+
+from benchmarks.measuring import Pairs, timed
+
+# isort: split
+import torch
+
+KINDS = {"naive": "fp32", "fp32": "fp32", "bf16": "bf16", "bf16 checkpointed": "bf16"}  # kind of step: precision
+
+
+def print_peak(step: Callable) -> None:
+    """Prints the peak memory in GB of this process after two steps; what `peak_memory` reads."""
+    step()
+    step()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)
+
+
+def peak_memory(benchmark: str, kind: str) -> float:
+    """Returns the peak memory in GB of a new process that takes two steps, torch included."""
+    command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{benchmark}", "--peak", kind]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def compare_steps(
+    benchmark: str, title: str, make: Callable[[str], Callable], goals: dict[str, float], memory_goal: float, pairs: int
+) -> None:
+    """Prints the ratios of all kinds of step, in turn.
+
+    Args:
+        benchmark: The module whose `--peak KIND` prints the memory of a kind.
+        goals: Kind of step: how many times as fast as the naive one it should be.
+        memory_goal: The largest share of the naive step's memory that a checkpointed one should take.
+    """
+    memory = {kind: peak_memory(benchmark, kind) for kind in KINDS}
+    steps, spent = {kind: make(kind) for kind in KINDS}, {kind: [] for kind in KINDS}
+    for turn in range(pairs + 1):
+        for kind, step in steps.items():
+            _, seconds = timed(step)
+            if turn:  # the first creates the optimizer's state
+                spent[kind].append(seconds)
+        if turn:
+            times = ", ".join(f"{kind} {seconds[-1]:.1f} s" for kind, seconds in spent.items())
+            print(f"  pair {turn}: {times}", flush=True)
+    for kind, goal in goals.items():
+        measured, ratio = Pairs(spent["naive"], spent[kind]), memory[kind] / memory["naive"]
+        reached = "reached" if ratio <= memory_goal else "missed"
+        print(
+            f"training step, {title}, {kind}: {measured.verdict(goal)}; {median(spent['naive']):.2f} -> "
+            f"{median(spent[kind]):.2f} s; peak memory {memory['naive']:.1f} -> {memory[kind]:.1f} GB, {ratio:.2f}"
+            + (f" (goal {memory_goal}: {reached})" if "checkpointed" in kind else ""),
+            flush=True,
+        )
+
+
+def measure_gpu(title: str, make: Callable[[str], Callable], batch: int, count: int = 10) -> None:
+    """Prints speed and memory of steps on a GPU; the naive step's come first, for ratios of one run."""
+    for kind, compiled in (("naive", False), ("bf16", False), ("bf16 checkpointed", False), ("bf16", True)):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        step = make(kind)
+        if compiled:
+            step.model.compile()
+        for _ in range(3):
+            step()
+        seconds = median(timed(step)[1] for _ in range(count))
+        print(
+            f"{torch.cuda.get_device_name()}: {title}, {kind}{', compiled' if compiled else ''}: "
+            f"{seconds:.3f} s per step, {batch / seconds:.0f} images per second, peak "
+            f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB",
+            flush=True,
+        )
+        del step
