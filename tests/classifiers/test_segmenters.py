@@ -141,12 +141,20 @@ def test_a_folder_gets_masks_what_cannot_be_read_is_listed_and_a_repetition_does
     assert repaired.loc["broken.png", "lesion_pixels"] == repaired.loc["a.jpg", "lesion_pixels"]
 
 
-def test_masks_and_images_are_a_dataset_again(folder, segmenter, tmp_path):
-    (folder / "broken.png").unlink()
-    classifiers.predict_folder(segmenter, folder, tmp_path / "out")
-    given = [folder], None, "predicted_masks_of_the_tests", tmp_path / "own", {"label": ["none"]}, 0, tmp_path / "out"
+def test_masks_and_images_are_a_dataset_again_whose_report_shows_the_outlines(space, photos, segmenter, tmp_path):
+    images = shutil.copytree(photos, tmp_path / "photos")
+    classifiers.predict_folder(segmenter, images, tmp_path / "out")
+    given = [images], None, "predicted_masks_of_the_tests", tmp_path / "own", {}, 0, tmp_path / "out"
     made = data.read_own_data(*given)
-    assert any("12 of 12 images have one" in line for line in made.messages)
+    assert any("22 of 22 images have one" in line for line in made.messages)
+    study = data.load_dataset(made.manifests[0], tmp_path)
+    runs = results.study_runs(results.read_records(space.records), "demo", segmentation.PROTOCOL)
+    without = [exhibit.name for exhibit in segmentation.study_exhibits(runs)]
+    (added,) = [exhibit for exhibit in segmentation.study_exhibits(runs, study) if exhibit.name not in without]
+    assert added.title == "Best, median and worst outlines of random_tiny (untrained)"
+    assert len(added.figure.axes) == 12
+    shutil.rmtree(images)
+    assert [exhibit.name for exhibit in segmentation.study_exhibits(runs, study)] == without
 
 
 def test_a_killed_call_is_continued_and_no_mask_differs(folder, segmenter, tmp_path):
