@@ -19,7 +19,7 @@ from threading import Event
 import nbformat
 
 from panderm_utils.batch.execution import child_environment, execute_once
-from panderm_utils.batch.plan import Job
+from panderm_utils.batch.jobs import Job
 from panderm_utils.batch.warm_kernels import START, Server
 from panderm_utils.workspace import REPOSITORY
 

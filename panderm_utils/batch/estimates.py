@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import mean
 
 from panderm_utils import manifests, protocols
+from panderm_utils.batch.jobs import Job, Plan
 from panderm_utils.batch.needs import Need, find_encoder, weights_need
-from panderm_utils.batch.plan import Job, Plan
 from panderm_utils.disk import free
 from panderm_utils.results import is_done
 

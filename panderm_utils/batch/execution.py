@@ -18,8 +18,8 @@ from pathlib import Path
 import yaml
 
 from panderm_utils.batch import leftovers
+from panderm_utils.batch.jobs import Job
 from panderm_utils.batch.lock import try_lock
-from panderm_utils.batch.plan import Job
 from panderm_utils.batch.warm_kernels import LOST, Run, Server
 from panderm_utils.disk import free, no_room, room_for, temporary
 from panderm_utils.results import is_done

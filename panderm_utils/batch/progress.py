@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from panderm_utils.batch.estimates import Costs, format_duration
 from panderm_utils.batch.execution import Outcome, headings_of
-from panderm_utils.batch.plan import Job
+from panderm_utils.batch.jobs import Job
 
 TAIL = 1 << 14  # bytes at the end of a log, enough to include papermill's last line about a cell
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from panderm_utils.batch.estimates import Costs
 from panderm_utils.batch.execution import Outcome, child_environment, execute
+from panderm_utils.batch.jobs import Job, Plan
 from panderm_utils.batch.leftovers import GRACE
-from panderm_utils.batch.plan import Job, Plan
 from panderm_utils.batch.progress import Progress
 from panderm_utils.batch.warm_kernels import Server
 from panderm_utils.manifests import MANIFEST_ROOT

@@ -24,8 +24,8 @@ from filelock import FileLock
 
 from panderm_utils.batch.estimates import Costs
 from panderm_utils.batch.execution import Outcome, child_environment, execute
+from panderm_utils.batch.jobs import Job, Plan
 from panderm_utils.batch.parameters import PlanError
-from panderm_utils.batch.plan import Job, Plan
 from panderm_utils.batch.progress import Progress
 from panderm_utils.batch.running import BatchOptions, run_paper_notebooks, skipped_or_missing
 from panderm_utils.batch.slurm_queue import Watch, read_queue

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from panderm_utils.batch.jobs import Job
 from panderm_utils.batch.parameters import PlanError
-from panderm_utils.batch.plan import Job
 
 QUERY_INTERVAL = 15.0  # seconds between queries: all users of a cluster share its controller
 # Final states of jobs; in any other, such as REQUEUED, a job is running or will run.

@@ -5,8 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from panderm_utils.batch.jobs import Plan
 from panderm_utils.batch.parameters import PlanError
-from panderm_utils.batch.plan import Plan
 from panderm_utils.batch.running import skipped_or_missing
 from panderm_utils.batch.slurm import WARNING, group_into_arrays, job_name, settle_options
 from panderm_utils.workspace import REPOSITORY

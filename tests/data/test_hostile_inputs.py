@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 
 import run_all
 from panderm_utils import workspace
-from panderm_utils.batch import PlanError, plan
+from panderm_utils.batch import PlanError, jobs, plan
 from panderm_utils.batch import running as batch
 from panderm_utils.data import dataset as data
 from panderm_utils.encoders import loading as encoders
@@ -412,7 +412,7 @@ def asked(*given: str, protocol: str = "linear_probe", datasets: str = "demo", *
 
 
 def planned(*given: str, protocol: str = "linear_probe") -> Callable:
-    def read(world: World) -> plan.Job:
+    def read(world: World) -> jobs.Job:
         space = workspace.open_workspace("demo", output_root=world.outputs)
         model = "panderm_tiny" if protocol == "fine_tune" else "random_tiny"
         (run,) = plan.make_plan(space, ["demo"], [model], [protocol], overrides=given, notebooks=world.notebooks).runs
@@ -462,7 +462,7 @@ def close(tolerance: float) -> Callable:
 def given(**wanted) -> Callable:
     """A planned run whose parameters are these, in value and in type, and whose names fit every disk."""
 
-    def look(run: plan.Job, toy_features: bytes) -> None:
+    def look(run: jobs.Job, toy_features: bytes) -> None:
         for name, value in wanted.items():
             assert (run.parameters[name], type(run.parameters[name])) == (value, type(value))
         for path in (run.record, run.log, run.output):
@@ -1042,14 +1042,14 @@ def test_a_batch_ends_the_good_run_beside_bad_data_and_code_in_a_parameter_never
     before = snapshot(tmp_path / "data")
     space = workspace.open_workspace("paper", data_root=tmp_path / "data", output_root=tmp_path / "outputs")
 
-    def runs(datasets: list[str], *given: str, seed: int = 0) -> tuple[plan.Job, ...]:
+    def runs(datasets: list[str], *given: str, seed: int = 0) -> tuple[jobs.Job, ...]:
         selection = (datasets, ["random_tiny"], ["linear_probe"], [seed])
         return plan.make_plan(space, *selection, overrides=["replicates=20", "allow_incomplete=True", *given]).runs
 
     code = CODE.replace("MARK", str(tmp_path / "MARK"))
     with pytest.raises(PlanError, match="write one of auto, cpu, cuda"):
         runs(["ddi"], f"device={code}", seed=1)
-    planned = plan.Plan(space, runs(["ddi", "hiba"]), ())
+    planned = jobs.Plan(space, runs(["ddi", "hiba"]), ())
     good, bad = batch.run_batch(planned, batch.BatchOptions(jobs=2), say=lambda line: None)
     assert (good.status, bad.status) == ("done", "failed"), good.error
     assert bad.cell == "features"
