@@ -106,7 +106,7 @@ class House:
                 setup = SETUP.replace("PROTOCOL", f"{protocol}.PROTOCOL")
                 write_notebook(self.root / f"notebooks/{protocol}/{name}.ipynb", parameters, setup, work, RECORD)
         write_notebook(self.root / "notebooks/paper/table.ipynb", 'profile = "paper"\noutput_root = None\n', DRAW)
-        with mock.patch.object(demo, "STAND_IN", demo.Size(train=32, val=6, test=12)):
+        with mock.patch.object(demo, "STAND_IN", demo.Size(train=32, val=12, test=12)):
             demo.make_stand_in(manifests.load_dataset_manifest(DATASET), self.data)
 
     @property
