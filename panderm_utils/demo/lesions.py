@@ -59,14 +59,15 @@ def draw_lesion(
         y, x = _grid(size)
         slope = rng.normal(0, 0.18, 2).tolist()
         image *= (1 + slope[0] * (y / size[0] - 0.5) + slope[1] * (x / size[1] - 0.5))[..., None]
-        image = gaussian_filter(image, (0.8, 0.8, 0))
+        gaussian_filter(image, (0.8, 0.8, 0), output=image)
     hair = float(np.clip(rng.gamma(1.0, 0.25), 0, 1))
-    image = _hairs(image, hair, tone, rng)
+    _hairs(image, hair, tone, rng)
     if modality == "dermoscopic":
         _lens(image, rng)
     image += 2 * rng.standard_normal(image.shape, np.float32)
+    np.clip(image, 0, 255, out=image)
     attributes = {**signs, "hair": hair, "tone": tone + 1, "area": float(mask.mean())}
-    return Lesion(np.clip(image, 0, 255).astype(np.uint8), mask, attributes)
+    return Lesion(image.astype(np.uint8, "C"), mask, attributes)
 
 
 def _grid(size) -> np.ndarray:
@@ -86,9 +87,10 @@ def _skin(tone: np.ndarray, rng, size) -> np.ndarray:
     furrows = np.abs(_noise(rng, size, 7 * unit)) + 0.5 * np.abs(_noise(rng, size, 4 * unit))
     light = 5 * _noise(rng, size, 90 * unit) + 3 * _noise(rng, size, 25 * unit) - 3.5 * (1 - furrows)
     blush = 4 * _noise(rng, size, 45 * unit)
-    image = tone + light[..., None]
-    image += blush[..., None] * np.array([0.6, -0.6, -0.4])
-    return (image + rng.normal(0, 3, 3)).astype(np.float32)
+    image = tone[:, None, None] + light
+    image += blush * np.array([0.6, -0.6, -0.4])[:, None, None]
+    image += rng.normal(0, 3, 3)[:, None, None]
+    return np.moveaxis(image.astype(np.float32), 0, 2)  # a plane for each channel: NumPy is slow along an axis of three
 
 
 def _outline(signs, rng, size, zoom):
@@ -110,7 +112,7 @@ def _outline(signs, rng, size, zoom):
 
 def _blend(image, colour, weight) -> None:
     weight = weight.astype(np.float32, copy=False)
-    for channel in range(3):  # channel by channel: NumPy is slow along an axis of three
+    for channel in range(3):
         image[..., channel] += weight * (colour[..., channel].astype(np.float32) - image[..., channel])
 
 
@@ -121,7 +123,8 @@ def _pigment(image, signs, tone, depth, rng, size) -> None:
     base = (1 - red) * ((1 - dark) * TAN + dark * BROWN) + red * ((1 - dark) * (RED + 60) + dark * RED)
     base *= 1 - 0.09 * tone
     texture = 0.10 * _noise(rng, size, size[0] / 12) + 0.05 * _noise(rng, size, size[0] / 40)
-    _blend(image, base * (1 + texture[..., None]), soft * (0.55 + 0.4 * dark))
+    textured = np.moveaxis(base[:, None, None] * (1 + texture), 0, 2)
+    _blend(image, textured, soft * (0.55 + 0.4 * dark))
     for colour, share in ((BLACK, 0.9), (BROWN, 0.8), (RED, 0.5), (TAN, 0.6)):
         patch = _noise(rng, size, size[0] / rng.uniform(5, 9)) - 1.4 + 1.3 * signs["colours"]
         weight = soft * expit(6 * patch)
@@ -205,11 +208,11 @@ def _vessels(image, strength, depth, radius, rng) -> np.ndarray:
     return gaussian_filter(np.asarray(canvas, np.float32), (0.6, 0.6, 0))
 
 
-def _hairs(image, amount, tone, rng) -> np.ndarray:
-    """Returns the image with curved hairs of varied width and shade."""
+def _hairs(image, amount, tone, rng) -> None:
+    """Draws curved hairs of varied width and shade."""
     count = int(rng.poisson(14 * amount))
     if count == 0:
-        return image
+        return
     canvas = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
     pen, (height, width) = ImageDraw.Draw(canvas), image.shape[:2]
     main = rng.uniform(0, np.pi)
@@ -226,7 +229,8 @@ def _hairs(image, amount, tone, rng) -> np.ndarray:
             width=max(1, round(rng.uniform(0.4, 1.5) * height / 225)),
         )
     hairs = gaussian_filter(np.asarray(canvas, np.float32), (0.45, 0.45, 0))
-    return 0.15 * image + 0.85 * hairs
+    image *= 0.15
+    image += 0.85 * hairs
 
 
 def _lens(image, rng) -> None:

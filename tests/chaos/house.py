@@ -67,7 +67,7 @@ run.note(training=tuned.describe())
 RECORD = """\
 scores = stats.evaluate(tested.y, proba, replicates=20, seed=seed)
 predictions = results.prediction_table(tested.image_ids, tested.y, proba)
-ballast = {f"ballast-{i}.csv": predictions for i in range(400)}
+ballast = {f"ballast-{i}.csv": predictions for i in range(200)}
 results.save_record(run, scores, predictions, card.headline_metric, ballast)
 """
 DRAW = """\
@@ -106,7 +106,7 @@ class House:
                 setup = SETUP.replace("PROTOCOL", f"{protocol}.PROTOCOL")
                 write_notebook(self.root / f"notebooks/{protocol}/{name}.ipynb", parameters, setup, work, RECORD)
         write_notebook(self.root / "notebooks/paper/table.ipynb", 'profile = "paper"\noutput_root = None\n', DRAW)
-        with mock.patch.object(demo, "STAND_IN", demo.Size(train=64, val=12, test=24)):
+        with mock.patch.object(demo, "STAND_IN", demo.Size(train=32, val=12, test=12)):
             demo.make_stand_in(manifests.load_dataset_manifest(DATASET), self.data)
 
     @property
