@@ -1,0 +1,153 @@
+"""Finds files by name below folders and inside archives, however deep they lie and however their folders are called."""
+
+import contextlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from panderm_utils import data
+from panderm_utils.fetching.archives import list_members, read_members
+from panderm_utils.fetching.errors import FetchError
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".tbz2", ".bz2", ".txz", ".xz", ".7z", ".rar")
+
+
+class Found(NamedTuple):
+    """A file, or a member of an archive.
+
+    Attributes:
+        path: Below the folder that was searched; an archive counts as a folder that has its name without suffix.
+        holder: The file, or the archive that holds it as `member`.
+        size: In bytes.
+    """
+
+    path: PurePosixPath
+    holder: Path
+    size: int
+    member: str = ""
+
+
+class Catalogue:
+    """All files below some folders, and in the archives there.
+
+    Attributes:
+        problems: What is wrong with archives that cannot be read.
+    """
+
+    def __init__(self, places: Iterable[Path]):
+        self.problems: list[str] = []
+        self._named: dict[str, list[Found]] = defaultdict(list)
+        for found in sorted(set().union(*map(self._walk, places))):
+            self._named[data.fold(found.path.name)].append(found)
+
+    def __iter__(self) -> Iterator[Found]:
+        return (found for group in self._named.values() for found in group)
+
+    def find(self, place: PurePosixPath, near: Iterable[str] = ()) -> Found | None:
+        """Returns the file of a name whose folders agree best with those of `place`, from the last one up.
+
+        Args:
+            near: Names of folders. A file whose name has no letters, such as 000001.png, must be below one of them: it
+                could be anybody's.
+
+        Raises:
+            FetchError: Files of other content agree as well.
+        """
+        candidates = self._named.get(data.fold(place.name), [])
+        if not any(map(str.isalpha, place.stem)):
+            folders = {loose(name) for name in near}
+            candidates = [c for c in candidates if folders & {loose(part) for part in c.path.parts[:-1]}]
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
+        agreeing = [_agreement(found.path, place) for found in candidates]
+        best = [found for found, n in zip(candidates, agreeing, strict=True) if n == max(agreeing)]
+        if len(best) > 1 and (len({found.size for found in best}) > 1 or len({*map(_content, best)}) > 1):
+            where = " and ".join(str(describe(found)) for found in best[:2])
+            raise FetchError(
+                f"{place}: {len(best)} files of this name differ: {where}; name with --from only the folder that has "
+                "the right one"
+            )
+        return best[0]
+
+    def below(self, names: Iterable[str]) -> list[Found]:
+        """Returns the files below a folder, or in an archive, of one of the names."""
+        folders = {loose(name) for name in names}
+        return [found for found in self if folders & {loose(part) for part in found.path.parts[:-1]}]
+
+    def _walk(self, top: Path) -> set[Found]:
+        found = set()
+        for path in [top] if top.is_file() else _files(top):
+            below = PurePosixPath(path.relative_to(top.parent).as_posix())
+            if path.suffix.lower() not in ARCHIVES:
+                found.add(Found(below, path, path.stat().st_size))
+                continue
+            inside = below.with_name(_stem(below.name))
+            try:
+                found |= {Found(inside / m.path, path, m.size, m.name) for m in list_members(path)}
+            except (FetchError, OSError) as error:
+                self.problems.append(str(error))
+        return found
+
+
+def read_all(holder: Path, found: Iterable[Found], use: Callable[[Found, BinaryIO], None]) -> None:
+    """Calls `use(found, stream)` for each of the files that one archive holds, in its order."""
+    members = {each.member: each for each in found}
+    read_members(holder, set(members), lambda name, stream: use(members[name], stream))
+
+
+def read_text(found: Found) -> str:
+    """Returns the text of a table."""
+    content = []
+    if found.member:
+        read_all(found.holder, [found], lambda _, stream: content.append(stream.read()))
+    else:
+        content.append(found.holder.read_bytes())
+    return content[0].decode("utf-8-sig", "replace")
+
+
+def describe(found: Found) -> str:
+    return f"{found.member} in {found.holder}" if found.member else str(found.holder)
+
+
+def loose(name: str) -> str:
+    """Returns the letters and digits of a folder's name, in lower case."""
+    return "".join(filter(str.isalnum, data.fold(name)))
+
+
+def _files(top: Path) -> Iterator[Path]:
+    """Yields regular files that can be read; what is hidden, partial or behind a link to a folder is left out."""
+    for folder, folders, names in os.walk(top):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(".") and not name.endswith((".part", ".part.json")) and path.is_file():
+                yield path
+
+
+def _stem(name: str) -> str:
+    stem = name
+    while PurePosixPath(stem).suffix.lower() in ARCHIVES:
+        stem = PurePosixPath(stem).stem
+    return stem
+
+
+def _agreement(path: PurePosixPath, place: PurePosixPath) -> int:
+    """Returns how many folders of two paths agree, from the last one up."""
+    agreeing = 0
+    for one, other in zip(reversed(path.parts[:-1]), reversed(place.parts[:-1]), strict=False):
+        if loose(one) != loose(other):
+            break
+        agreeing += 1
+    return agreeing
+
+
+def _content(found: Found) -> bytes:
+    content = []
+    with contextlib.suppress(OSError):
+        if found.member:
+            read_all(found.holder, [found], lambda _, stream: content.append(stream.read()))
+        else:
+            content.append(found.holder.read_bytes())
+    return content[0] if content else repr(found).encode()
