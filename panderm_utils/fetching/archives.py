@@ -30,12 +30,22 @@ OPENERS = {".tar": open, ".tar.gz": gzip.open, ".tar.bz2": bz2.open, ".tar.xz": 
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
+class DamagedError(FetchError):
+    """An archive is not whole."""
+
+
 class Member(NamedTuple):
-    """A regular file in an archive; `name` is how the archive spells it, `size` the bytes it unpacks to."""
+    """A regular file in an archive.
+
+    Attributes:
+        name: As the archive spells it; `path`: as a path, for comparisons only.
+        size: The bytes it unpacks to; `checksum`: its CRC, if the archive has it.
+    """
 
     name: str
     path: PurePosixPath
     size: int
+    checksum: int | None
 
 
 def archive_suffix(path: Path) -> str:
@@ -55,13 +65,13 @@ def list_members(archive: Path) -> list[Member]:
     """
     limit, members, total = _limit(archive), [], 0
     with _explaining(archive):
-        for name, size, regular in _entries(archive):
+        for name, size, checksum, regular in _entries(archive):
             path = _checked(name, archive)
             total += size
             if total > limit or len(members) >= MAX_MEMBERS:
-                raise _bomb(archive, f"{total:,} bytes or more")
+                raise _bomb(archive, f"{total:,} bytes or more, in {len(members) + 1:,} files")
             if regular and "__MACOSX" not in path.parts and not path.name.startswith("._"):
-                members.append(Member(name, path, size))
+                members.append(Member(name, path, size, checksum))
     return members
 
 
@@ -87,8 +97,8 @@ def read_members(archive: Path, names: set[str], use: Callable[[str, BinaryIO], 
                     use(entry.name, file.extractfile(entry))
 
 
-def _entries(archive: Path) -> Iterator[tuple[str, int, bool]]:
-    """Yields name, declared size and whether it is a regular file."""
+def _entries(archive: Path) -> Iterator[tuple[str, int, int | None, bool]]:
+    """Yields name, declared size, CRC and whether it is a regular file."""
     if archive_suffix(archive) == ".zip":
         with zipfile.ZipFile(archive) as file:
             for entry in file.infolist():
@@ -97,11 +107,11 @@ def _entries(archive: Path) -> Iterator[tuple[str, int, bool]]:
                 if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise _by_hand(archive, "is compressed in another way than zip's own")
                 kind = stat.S_IFMT(entry.external_attr >> 16)
-                yield entry.filename, entry.file_size, not entry.is_dir() and kind in (0, stat.S_IFREG)
+                yield entry.filename, entry.file_size, entry.CRC, not entry.is_dir() and kind in (0, stat.S_IFREG)
     else:
         with _open_tar(archive) as file:
             for entry in file:
-                yield entry.name, entry.size if entry.isreg() else 0, entry.isreg() and not entry.issparse()
+                yield entry.name, entry.size if entry.isreg() else 0, None, entry.isreg() and not entry.issparse()
 
 
 @contextlib.contextmanager
@@ -128,7 +138,7 @@ class _Counted(io.RawIOBase):
         content = self.file.read(len(buffer))
         self.left -= len(content)
         if self.left < 0:
-            raise _bomb(self.archive, "more than that")
+            raise _bomb(self.archive, f"over {_limit(self.archive):,} bytes")
         buffer[: len(content)] = content
         return len(content)
 
@@ -138,7 +148,7 @@ def _explaining(archive: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        raise FetchError(
+        raise DamagedError(
             f"{archive}: is cut off or damaged ({printable(str(error), 200)}); remove it and repeat the command, or "
             "download it again"
         ) from error
@@ -161,10 +171,10 @@ def _limit(archive: Path) -> int:
     return RATIO * archive.stat().st_size + ALLOWANCE
 
 
-def _bomb(archive: Path, declared: str) -> FetchError:
+def _bomb(archive: Path, what: str) -> FetchError:
     return FetchError(
-        f"{archive}: refused: its {archive.stat().st_size:,} bytes unpack to {declared}, over {RATIO} times as many; "
-        "no archive of images does: get it from its publisher"
+        f"{archive}: refused: its {archive.stat().st_size:,} bytes unpack to {what}, which no archive of images does; "
+        "get it from its publisher"
     )
 
 

@@ -1,7 +1,7 @@
 """Finds files by name below folders and inside archives, however deep they lie and however their folders are called."""
 
-import contextlib
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -38,6 +38,7 @@ class Catalogue:
 
     def __init__(self, places: Iterable[Path]):
         self.problems: list[str] = []
+        self._checksums: dict[Path, dict[str, int]] = {}
         self._named: dict[str, list[Found]] = defaultdict(list)
         for found in sorted(set().union(*map(self._walk, places))):
             self._named[data.fold(found.path.name)].append(found)
@@ -45,25 +46,25 @@ class Catalogue:
     def __iter__(self) -> Iterator[Found]:
         return (found for group in self._named.values() for found in group)
 
-    def find(self, place: PurePosixPath, near: Iterable[str] = ()) -> Found | None:
+    def find(self, place: PurePosixPath, near: Iterable[str] | None = None) -> Found | None:
         """Returns the file of a name whose folders agree best with those of `place`, from the last one up.
 
         Args:
-            near: Names of folders. A file whose name has no letters, such as 000001.png, must be below one of them: it
-                could be anybody's.
+            near: Names of folders, if any file of that name will not do: one without letters, such as 000001.png, must
+                be below one of them, as it could be anybody's.
 
         Raises:
             FetchError: Files of other content agree as well.
         """
         candidates = self._named.get(data.fold(place.name), [])
-        if not any(map(str.isalpha, place.stem)):
+        if near is not None and not any(map(str.isalpha, place.stem)):
             folders = {loose(name) for name in near}
             candidates = [c for c in candidates if folders & {loose(part) for part in c.path.parts[:-1]}]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         agreeing = [_agreement(found.path, place) for found in candidates]
         best = [found for found, n in zip(candidates, agreeing, strict=True) if n == max(agreeing)]
-        if len(best) > 1 and (len({found.size for found in best}) > 1 or len({*map(_content, best)}) > 1):
+        if len(best) > 1 and (len({found.size for found in best}) > 1 or len({*map(self._checksum, best)}) > 1):
             where = " and ".join(str(describe(found)) for found in best[:2])
             raise FetchError(
                 f"{place}: {len(best)} files of this name differ: {where}; name with --from only the folder that has "
@@ -75,6 +76,20 @@ class Catalogue:
         """Returns the files below a folder, or in an archive, of one of the names."""
         folders = {loose(name) for name in names}
         return [found for found in self if folders & {loose(part) for part in found.path.parts[:-1]}]
+
+    def _checksum(self, found: Found) -> int:
+        """Returns the CRC of a file's content; one archive's are read at once, from its directory if it has them."""
+        if not found.member:
+            with found.holder.open("rb") as file:
+                return _checksum(file)
+        if found.holder not in self._checksums:
+            members = list_members(found.holder)
+            known = {member.name: member.checksum for member in members if member.checksum is not None}
+            lacking = {member.name for member in members} - {*known}
+            if lacking:
+                read_members(found.holder, lacking, lambda name, file: known.update({name: _checksum(file)}))
+            self._checksums[found.holder] = known
+        return self._checksums[found.holder][found.member]
 
     def _walk(self, top: Path) -> set[Found]:
         found = set()
@@ -97,14 +112,13 @@ def read_all(holder: Path, found: Iterable[Found], use: Callable[[Found, BinaryI
     read_members(holder, set(members), lambda name, stream: use(members[name], stream))
 
 
-def read_text(found: Found) -> str:
-    """Returns the text of a table."""
+def read_bytes(found: Found) -> bytes:
+    """Returns the content of a file, such as a table."""
+    if not found.member:
+        return found.holder.read_bytes()
     content = []
-    if found.member:
-        read_all(found.holder, [found], lambda _, stream: content.append(stream.read()))
-    else:
-        content.append(found.holder.read_bytes())
-    return content[0].decode("utf-8-sig", "replace")
+    read_all(found.holder, [found], lambda _, stream: content.append(stream.read()))
+    return content[0]
 
 
 def describe(found: Found) -> str:
@@ -143,11 +157,8 @@ def _agreement(path: PurePosixPath, place: PurePosixPath) -> int:
     return agreeing
 
 
-def _content(found: Found) -> bytes:
-    content = []
-    with contextlib.suppress(OSError):
-        if found.member:
-            read_all(found.holder, [found], lambda _, stream: content.append(stream.read()))
-        else:
-            content.append(found.holder.read_bytes())
-    return content[0] if content else repr(found).encode()
+def _checksum(stream: BinaryIO) -> int:
+    checksum = 0
+    while block := stream.read(1 << 20):
+        checksum = zlib.crc32(block, checksum)
+    return checksum

@@ -27,7 +27,7 @@ from panderm_utils.fetching.errors import (
 PAUSES = (1, 2, 4, 8, 16, 32)  # seconds before each retry; counted anew once more bytes have come
 LONGEST_PAUSE = 120  # seconds, whatever a site asks for
 TIMEOUT = (20, 60)  # seconds to connect, and without a byte
-CHUNK = 1 << 18
+CHUNK = 1 << 14  # bytes written at once, and lost at most when a connection is cut
 MAX_PAGE = 1 << 20  # bytes of a web page that are looked at
 PART = ".part"  # what a file is called until it is whole and checked
 
@@ -52,7 +52,7 @@ class Remote:
 def new_session() -> requests.Session:
     """Returns a session, with the proxies and certificates of the environment."""
     session = requests.Session()
-    session.headers |= {"User-Agent": "panderm_utils (research; python-requests)", "Accept-Encoding": "identity"}
+    session.headers.update({"User-Agent": "panderm_utils (research; python-requests)", "Accept-Encoding": "identity"})
     return session
 
 

@@ -43,6 +43,14 @@ class Item:
         return PurePosixPath(self.manifest.places[0]).parts[0] if self.is_data else self.name
 
     @property
+    def main_file(self) -> tuple[str, Path]:
+        """The table or the weights file: its name in the lock file, and where it belongs."""
+        if self.is_data:
+            return self.manifest.table, self.data_root / self.manifest.table
+        place = manifests.weights_places(self.manifest, self.weights_root)[0]
+        return place.name, place
+
+    @property
     def licence(self) -> str:
         """The licence, with its conditions in words."""
         return with_conditions(self.manifest.licence)

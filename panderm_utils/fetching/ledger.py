@@ -6,10 +6,9 @@ import threading
 from pathlib import Path
 
 from panderm_utils import disk
-from panderm_utils.fetching.downloads import Remote
 from panderm_utils.fetching.errors import FetchError
 
-LOCK = "fetched.lock.json"  # file -> address, size, SHA-256, date
+LOCK = "fetched.lock.json"  # file, below the data root or the weights root -> address, size, SHA-256, date
 ACCEPTED = "licences.accepted.json"  # dataset or encoder -> licence, date
 _one_at_a_time = threading.Lock()  # downloads run in threads
 
@@ -29,12 +28,11 @@ def read(path: Path) -> dict[str, dict]:
 
 def accept(data_root: Path, licences: dict[str, str]) -> None:
     """Records, with today's date, that the user accepts the licences: name -> text."""
-    path = data_root / ACCEPTED
-    entries = read(path)
-    for name, licence in licences.items():
-        if entries.get(name, {}).get("licence") != licence:
-            entries[name] = {"licence": licence, "date": _today()}
-    _write(path, entries)
+    entries = read(data_root / ACCEPTED)
+    new = {name: text for name, text in licences.items() if entries.get(name, {}).get("licence") != text}
+    if new:
+        entries |= {name: {"licence": licence, "date": _today()} for name, licence in new.items()}
+        _write(data_root / ACCEPTED, entries)
 
 
 def accepted(data_root: Path, name: str, licence: str) -> bool:
@@ -42,20 +40,25 @@ def accepted(data_root: Path, name: str, licence: str) -> bool:
     return read(data_root / ACCEPTED).get(name, {}).get("licence") == licence
 
 
-def check(data_root: Path, file: str, remote: Remote, sha256: str) -> None:
+def locked(data_root: Path, file: str) -> dict:
+    """Returns what is on record of a file, {} if nothing is."""
+    return read(data_root / LOCK).get(file, {})
+
+
+def check(data_root: Path, file: str, sha256: str) -> None:
     """Compares a file's digest with the one on record; FetchError if it differs."""
-    entry = read(data_root / LOCK).get(file)
-    if entry and entry.get("sha256") != sha256 and entry.get("url") == remote.page:
+    entry = locked(data_root, file)
+    if entry and entry.get("sha256") != sha256:
         raise FetchError(
-            f"{file}: its SHA-256 is {sha256}, but {entry.get('sha256')} was fetched from {remote.page} on "
-            f"{entry.get('date')}: the publisher has changed the file, or one of the two is damaged. If the change is "
+            f"{file}: its SHA-256 is {sha256}, but that of {entry.get('date')} was {entry.get('sha256')} "
+            f"({entry.get('url')}): the publisher has changed the file, or one of the two is damaged. If the change is "
             f"known, remove the entry {file} from {data_root / LOCK} and repeat the command"
         )
 
 
-def record(data_root: Path, file: str, remote: Remote, size: int, sha256: str) -> None:
-    """Records a file that was fetched; an entry that agrees keeps its date."""
-    path, facts = data_root / LOCK, {"url": remote.page, "size": size, "sha256": sha256}
+def record(data_root: Path, file: str, page: str, size: int, sha256: str) -> None:
+    """Records a file that was got, and from where; an entry that agrees keeps its date."""
+    path, facts = data_root / LOCK, {"url": page, "size": size, "sha256": sha256}
     with _one_at_a_time:
         entries = read(path)
         if {**entries.get(file, {}), **facts} != entries.get(file):

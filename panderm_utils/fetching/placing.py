@@ -1,5 +1,6 @@
 """What a dataset or an encoder lacks, and how files that were found are put in its place."""
 
+import hashlib
 import os
 import shutil
 from collections import defaultdict
@@ -9,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from panderm_utils import data, disk, manifests
-from panderm_utils.fetching.catalogue import Catalogue, Found, describe, read_all, read_text
+from panderm_utils.fetching.catalogue import Catalogue, Found, describe, read_all, read_bytes
 from panderm_utils.fetching.downloads import digest_of
 from panderm_utils.fetching.errors import FetchError
 from panderm_utils.manifests import DatasetManifest, EncoderManifest
@@ -33,8 +34,11 @@ def lacking(card: DatasetManifest, data_root: Path) -> str:
     return ", ".join(f"{len(names):,} of {total:,} {kind}" for kind, names in missing.items() if names)
 
 
-def place_dataset(card: DatasetManifest, data_root: Path, catalogue: Catalogue) -> int:
+def place_dataset(card: DatasetManifest, data_root: Path, catalogue: Catalogue, known: dict) -> int:
     """Puts into place what a dataset lacks and the catalogue has; returns the number of files.
+
+    Args:
+        known: What the lock file has on the table: its `sha256` and more, or {}.
 
     Raises:
         FetchError: A file is found twice, with other content.
@@ -46,6 +50,12 @@ def place_dataset(card: DatasetManifest, data_root: Path, catalogue: Catalogue) 
     if not table.is_file():
         if (found := _find_table(card, catalogue)) is None:
             return 0
+        digest = hashlib.sha256(read_bytes(found)).hexdigest()
+        if digest != known.get("sha256", digest):
+            raise FetchError(
+                f"{describe(found)}: its SHA-256 is {digest}, but {card.table} was {known['sha256']} on "
+                f"{known.get('date')}: another list of images. If that is known, remove its entry from the lock file"
+            )
         placed += _install({table: found}, data_root)
     rows, _ = data.list_rows(card, table.read_text(encoding="utf-8-sig", errors="replace"))
     images, masks = data.missing_files(card, data_root, rows)
@@ -104,7 +114,7 @@ def _find_table(card: DatasetManifest, catalogue: Catalogue) -> Found | None:
         places += [PurePosixPath(name) for name, place in access.files.items() if place == card.table]
     for place in places:
         if found := catalogue.find(place):
-            rows, problems = data.list_rows(card, read_text(found))
+            rows, problems = data.list_rows(card, read_bytes(found).decode("utf-8-sig", "replace"))
             if rows and not problems["missing column"]:
                 return found
             raise FetchError(f"{describe(found)}: is not the table of {card.name}: it lacks its columns or rows")

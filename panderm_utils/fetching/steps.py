@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock, Timeout
 
 from panderm_utils.fetching import ledger
-from panderm_utils.fetching.archives import archive_suffix, list_members
+from panderm_utils.fetching.archives import DamagedError, archive_suffix, list_members
 from panderm_utils.fetching.catalogue import ARCHIVES, Catalogue
 from panderm_utils.fetching.downloads import PART, Remote, digest_of, discard, download
 from panderm_utils.fetching.errors import FetchError
@@ -70,8 +70,9 @@ def _known_sizes(data_root: Path) -> dict[str, int]:
     """Returns folder of downloads -> bytes, of what was fetched before, here or where the lock file is from."""
     sizes = {}
     for file, entry in ledger.read(data_root / ledger.LOCK).items():
-        home = PurePosixPath(file).parts[0]
-        sizes[home] = sizes.get(home, 0) + entry.get("size", 0)
+        top, home, *_ = *PurePosixPath(file).parts, ""
+        if top == DOWNLOADS:
+            sizes[home] = sizes.get(home, 0) + entry.get("size", 0)
     return sizes
 
 
@@ -80,15 +81,9 @@ def _place(lacking: list[Item], folders: list[Path], say: Callable[[str], None])
     if not lacking:
         return {}
     catalogue, problems = Catalogue(folders), {}
-    locked = ledger.read(lacking[0].data_root / ledger.LOCK)
     for item in lacking:
         try:
-            if item.is_data:
-                placed = place_dataset(item.manifest, item.data_root, catalogue)
-            else:
-                known = next((entry for file, entry in locked.items() if PurePosixPath(file).parts[0] == item.home), {})
-                placed = place_weights(item.manifest, item.weights_root, catalogue, known)
-            if placed:
+            if placed := _place_one(item, catalogue):
                 say(f"{item.name}: {placed:,} file{'s' * (placed > 1)} put in place")
         except UserError as error:
             problems[item.name] = [str(error)]
@@ -96,6 +91,19 @@ def _place(lacking: list[Item], folders: list[Path], say: Callable[[str], None])
         if item.lacks():
             problems.setdefault(item.name, []).extend(catalogue.problems)
     return problems
+
+
+def _place_one(item: Item, catalogue: Catalogue) -> int:
+    """Puts into place what one item lacks, and records its table or weights; returns the number of files."""
+    file, path = item.main_file
+    before, known = path.is_file(), ledger.locked(item.data_root, file)
+    if item.is_data:
+        placed = place_dataset(item.manifest, item.data_root, catalogue, known)
+    else:
+        placed = place_weights(item.manifest, item.weights_root, catalogue, known)
+    if path.is_file() and not before:
+        ledger.record(item.data_root, file, item.sources[0].url, path.stat().st_size, digest_of(path))
+    return placed
 
 
 def _download(due: list[Item], downloads: Path, say: Callable[[str], None]) -> dict[str, list[str]]:
@@ -121,7 +129,7 @@ def _download(due: list[Item], downloads: Path, say: Callable[[str], None]) -> d
                 return
             try:
                 done.put((job, _complete(replace(remote, name=name), downloads / home, position)))
-            except (UserError, OSError) as error:
+            except BaseException as error:  # noqa: BLE001 - raised where the outcomes are waited for
                 done.put((job, error))
 
     # Daemons, so that Ctrl-C ends at once: a partial file is whole up to its last byte, whenever its writer is stopped.
@@ -129,7 +137,9 @@ def _download(due: list[Item], downloads: Path, say: Callable[[str], None]) -> d
         threading.Thread(target=work, args=(position,), daemon=True).start()
     for _ in users:
         job, outcome = _wait(done)
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, BaseException):
+            if not isinstance(outcome, UserError | OSError):
+                raise outcome
             for name in users[job]:
                 problems.setdefault(name, []).append(str(outcome))
         else:
@@ -152,7 +162,7 @@ def _complete(remote: Remote, folder: Path, position: int) -> Path:
     root, part = folder.parent.parent, folder / f"{remote.name}{PART}"
     if there := _downloaded(folder, remote.name):
         sha256 = digest_of(there)
-        ledger.check(root, f"{folder.name}/{there.name}", remote, sha256)
+        ledger.check(root, there.relative_to(root).as_posix(), sha256)
     else:
         for attempt in (1, 2):
             download(remote, part, position)
@@ -165,15 +175,17 @@ def _complete(remote: Remote, folder: Path, position: int) -> Path:
         if suffix or PurePosixPath(remote.name).suffix.lower() in ARCHIVES:
             try:
                 list_members(part)
-            except FetchError:
+            except DamagedError:
                 discard(part)
                 raise
+            except FetchError:  # whole, but to be unpacked by hand, or refused: said when it is to be used
+                pass
         sha256 = digest_of(part)
         there = folder / f"{remote.name}{suffix}"
-        ledger.check(root, f"{folder.name}/{there.name}", remote, sha256)
+        ledger.check(root, there.relative_to(root).as_posix(), sha256)
         part.rename(there)
         discard(part)
-    ledger.record(root, f"{folder.name}/{there.name}", remote, there.stat().st_size, sha256)
+    ledger.record(root, there.relative_to(root).as_posix(), remote.page, there.stat().st_size, sha256)
     return there
 
 

@@ -29,6 +29,7 @@ class Site:
         self.troubles: dict[str, list] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.types: dict[str, str] = {}
+        self.stall: tuple[str, int] | None = None  # path, and the bytes after which its answer waits for ever
         self.confirm: set[str] = set()  # Drive ids whose download asks to confirm
         site = self
 
@@ -43,6 +44,7 @@ class Site:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # a client that goes away
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -86,10 +88,11 @@ class Site:
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         cut = trouble[1] if isinstance(trouble, tuple) else None
-        return self.send(handler, status, content[start:], headers, cut)
+        waits = self.stall and self.stall[0] == path
+        return self.send(handler, status, content[start:], headers, self.stall[1] if waits else cut, waits)
 
     @staticmethod
-    def send(handler, status, body, headers=None, cut=None):
+    def send(handler, status, body, headers=None, cut=None, waits=False):
         handler.send_response(status)
         for key, value in (headers or {}).items():
             handler.send_header(key, value)
@@ -97,5 +100,7 @@ class Site:
         handler.end_headers()
         with contextlib.suppress(OSError):
             handler.wfile.write(body if cut is None else body[:cut])
+        if waits:
+            handler.rfile.read(1)  # until the client goes away
         if cut is not None:
             handler.close_connection = True
