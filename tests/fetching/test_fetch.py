@@ -185,7 +185,6 @@ def test_a_truncated_archive_is_not_kept(fetch, site, data):
     assert fetch("ham10000")[0] == 0
 
 
-@pytest.mark.parametrize("files", [CLEAN | {"../../evil.jpg": b"x"}, CLEAN | {"bomb.jpg": bytes(10_000_000)}])
 def test_an_archive_to_be_unpacked_by_hand_is_kept(fetch, site, data):
     site.publish(f"/drive/{DRIVE_ID}", b"7z\xbc\xaf\x27\x1c" + bytes(100))
     status, text, _ = fetch("ham10000", "--accept-licence", "ham10000")
@@ -193,6 +192,7 @@ def test_an_archive_to_be_unpacked_by_hand_is_kept(fetch, site, data):
     assert (data / "downloads/HAM10000_clean/HAM10000_clean.7z").exists()
 
 
+@pytest.mark.parametrize("files", [CLEAN | {"../../evil.jpg": b"x"}, CLEAN | {"bomb.jpg": bytes(10_000_000)}])
 def test_a_hostile_archive_writes_nothing(fetch, site, data, files, monkeypatch):
     monkeypatch.setattr(archives, "ALLOWANCE", 1000)
     stream = io.BytesIO()
