@@ -17,7 +17,7 @@ def fetch(options: argparse.Namespace) -> int:
     source = Path(options.source).expanduser() if options.source else None
     given = {"--data-root": options.data_root, "--weights-root": options.weights_root}
     folders = "".join(f" {flag} {shlex.quote(folder)}" for flag, folder in given.items() if folder)
-    complete = fetching.fetch(wanted, source, options.accept_licence, partial(print, flush=True), folders)
-    if names := [item.name for item in wanted if item.is_data and not item.lacks()]:
+    left = fetching.fetch(wanted, source, options.accept_licence, partial(print, flush=True), folders)
+    if names := [item.name for item in wanted if item.is_data and item not in left]:
         print(f"\nnext: {program()} --check-data {' '.join(names)}{folders}")
-    return int(not complete)
+    return int(bool(left))

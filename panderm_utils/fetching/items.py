@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from panderm_utils import manifests
-from panderm_utils.fetching import ledger
+from panderm_utils.fetching import ledger, placing
 from panderm_utils.fetching.errors import FetchError
-from panderm_utils.fetching.placing import lacking
 from panderm_utils.manifests import Access, DatasetManifest, EncoderManifest
 
 CONDITIONS = {"BY": "name the authors", "NC": "no commercial use", "ND": "share no changed versions"}
@@ -67,7 +66,7 @@ class Item:
     def lacks(self) -> str:
         """Returns what is missing, "" if it is all there."""
         if self.is_data:
-            return lacking(self.manifest, self.data_root)
+            return placing.lacking(self.manifest, self.data_root)
         if self.manifest.layout == "none" or any(
             place.is_file() for place in manifests.weights_places(self.manifest, self.weights_root)
         ):
@@ -111,11 +110,15 @@ def with_conditions(licence: str) -> str:
     return f"{licence}: {', '.join(CONDITIONS[part] for part in found[1].split('-'))}" if found else licence
 
 
-def describe_items(wanted: Sequence[Item], sizes: dict[str, int]) -> str:
-    """Returns the table of what is to be got; `sizes` has the bytes of the folders of downloads that are known."""
+def describe_items(wanted: Sequence[Item], lacks: dict[str, str], sizes: dict[str, int]) -> str:
+    """Returns the table of what is to be got.
+
+    Args:
+        lacks: Name -> what is missing; `sizes`: folder of downloads -> bytes, as far as known.
+    """
     rows = [COLUMNS]
     for item in wanted:
-        manifest, lacks = item.manifest, item.lacks()
+        manifest, lacking = item.manifest, lacks[item.name]
         ways = list(dict.fromkeys(access.fetch for access in item.sources))
         size = sizes.get(item.home)
         unsure = " (unverified)" if item.is_data and "licence" in manifest.unverified else ""
@@ -125,8 +128,8 @@ def describe_items(wanted: Sequence[Item], sizes: dict[str, int]) -> str:
                 manifest.content if item.is_data else "weights",
                 f"{size / 1e9:,.2f} GB" if size else "unknown",
                 f"{item.licence}{unsure}",
-                " and ".join(ways) or ("by timm, on first use" if lacks else ""),
-                _state(item, lacks),
+                " and ".join(ways) or ("by timm, on first use" if lacking else ""),
+                _state(item, lacking),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -24,8 +24,8 @@ PARALLEL = 3  # files at once
 
 def fetch(
     wanted: Sequence[Item], source: Path | None, accept: Sequence[str], say: Callable[[str], None], folders: str = ""
-) -> bool:
-    """Gets what is wanted, and says what the user has to do for the rest; returns whether everything is there.
+) -> list[Item]:
+    """Returns what is not there at the end; gets what is wanted, and says what the user has to do for the rest.
 
     Args:
         source: A folder to look in first, which is only read.
@@ -40,30 +40,25 @@ def fetch(
         raise FetchError(f"--accept-licence {' '.join(others)}: is not among what is fetched; add it after --fetch")
     if source is not None and not source.is_dir():
         raise FetchError(f"--from {source}: no such folder")
-    if not wanted:
-        return True
     data_root = wanted[0].data_root
     downloads = data_root / DOWNLOADS
     downloads.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(downloads / ".lock", timeout=0):
             ledger.accept(data_root, {w.name: w.manifest.licence for w in wanted if w.name in accept})
-            say(describe_items(wanted, _known_sizes(data_root)))
-            problems = _place(_open(wanted), [*filter(None, [source]), downloads], say)
-            due = [item for item in _open(wanted) if item.automatic and item.accepted()]
-            if due:
+            lacks = {item.name: item.lacks() for item in wanted}
+            say(describe_items(wanted, lacks, _known_sizes(data_root)))
+            left = [item for item in wanted if lacks[item.name] and item.sources]
+            left, problems = _place(left, [*filter(None, [source]), downloads], say)
+            if due := [item for item in left if item.automatic and item.accepted()]:
                 failed = _download(due, downloads, say)
-                problems = _place(_open(wanted), [downloads], say) | failed
+                left, problems = _place(left, [downloads], say)
+                problems |= failed
     except Timeout as error:
         raise FetchError(f"{downloads}: another --fetch is at work there; wait until it ends") from error
-    left = _open(wanted)
     for item in left:
         say(f"\n{_instructions(item, downloads, problems.get(item.name, []), folders)}")
-    return not left
-
-
-def _open(wanted: Iterable[Item]) -> list[Item]:
-    return [item for item in wanted if item.sources and item.lacks()]
+    return left
 
 
 def _known_sizes(data_root: Path) -> dict[str, int]:
@@ -76,21 +71,24 @@ def _known_sizes(data_root: Path) -> dict[str, int]:
     return sizes
 
 
-def _place(lacking: list[Item], folders: list[Path], say: Callable[[str], None]) -> dict[str, list[str]]:
-    """Puts into place what is found in the folders; returns name -> what went wrong."""
+def _place(
+    lacking: list[Item], folders: list[Path], say: Callable[[str], None]
+) -> tuple[list[Item], dict[str, list[str]]]:
+    """Puts into place what is found in the folders; returns what still lacks something, and name -> what went wrong."""
     if not lacking:
-        return {}
-    catalogue, problems = Catalogue(folders), {}
+        return [], {}
+    catalogue, problems, left = Catalogue(folders), {}, []
     for item in lacking:
+        placed = 0
         try:
             if placed := _place_one(item, catalogue):
                 say(f"{item.name}: {placed:,} file{'s' * (placed > 1)} put in place")
         except UserError as error:
             problems[item.name] = [str(error)]
-    for item in lacking:
-        if item.lacks():
+        if not placed or item.lacks():
+            left.append(item)
             problems.setdefault(item.name, []).extend(catalogue.problems)
-    return problems
+    return left, problems
 
 
 def _place_one(item: Item, catalogue: Catalogue) -> int:
