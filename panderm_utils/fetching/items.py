@@ -133,7 +133,7 @@ def describe_items(wanted: Sequence[Item], lacks: dict[str, str], sizes: dict[st
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[3] = min(widths[3], 60)
+    widths[3], widths[5] = min(widths[3], 60), min(widths[5], 60)
     lines = []
     for row in rows:
         cells = [

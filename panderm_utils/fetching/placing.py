@@ -21,7 +21,9 @@ WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 def lacking(card: DatasetManifest, data_root: Path) -> str:
     """Returns what a dataset lacks, such as "2 of 10,015 images", "" if everything is there."""
     if card.split_folders:
-        return ", ".join(_lacking_folders(card, data_root).values())
+        lacks = _lacking_folders(card, data_root)
+        none = not any((data_root / place).exists() for place in card.places)
+        return f"the {len(lacks)} folders below {card.image_root}" if none else ", ".join(lacks.values())
     if not (data_root / card.table).is_file():
         return f"the table {card.table}"
     text = (data_root / card.table).read_text(encoding="utf-8-sig", errors="replace")

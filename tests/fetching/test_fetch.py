@@ -502,6 +502,12 @@ def test_two_calls_at_once_do_not_mix(fetch, data):
     assert (status, "another --fetch is at work there" in errors) == (2, True)
 
 
+def test_nothing_heavy_is_loaded():
+    code = "import sys, panderm_utils.fetching.steps; print({'torch', 'pandas', 'numpy', 'timm'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
 def test_flags_that_need_fetch(capsys):
     for flags in (["--from", "x"], ["--accept-licence", "ddi"]):
         with pytest.raises(SystemExit):
