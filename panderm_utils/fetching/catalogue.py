@@ -40,7 +40,8 @@ class Catalogue:
         self.problems: list[str] = []
         self._checksums: dict[Path, dict[str, int]] = {}
         self._named: dict[str, list[Found]] = defaultdict(list)
-        for found in sorted(set().union(*map(self._walk, places))):
+        each = {(found.holder, found.member): found for place in places for found in self._walk(place.resolve())}
+        for found in sorted(each.values()):
             self._named[data.fold(found.path.name)].append(found)
 
     def __iter__(self) -> Iterator[Found]:

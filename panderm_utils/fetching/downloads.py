@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -96,7 +97,9 @@ def retrying(function: Callable, page: str, progress: Callable[[], int] = lambda
         failures = 0 if progress() > before else failures
         if failures == len(PAUSES):
             raise FetchError(f"{page}: {error}, {failures + 1} times; repeat the command later: it continues there")
-        time.sleep(min(error.pause or PAUSES[failures], LONGEST_PAUSE))
+        pause = min(error.pause or PAUSES[failures], LONGEST_PAUSE)
+        tqdm.write(f"{page}: {error}; again in {pause:.0f} s", file=sys.stderr)
+        time.sleep(pause)
         failures += 1
 
 
@@ -113,14 +116,14 @@ def _continue(session: requests.Session, remote: Remote, part: Path, position: i
             part.unlink(missing_ok=True)
             raise TryAgainError("the file has changed at the site")
         total, at = _total(response, at)
-        if at and noted.get("size") not in (None, total):
+        tag = _tag(response)
+        if at and (noted.get("size") not in (None, total) or noted.get("tag", tag) != tag):  # `If-Range` was ignored
             part.unlink(missing_ok=True)
             raise TryAgainError("the file has changed at the site")
         lacking = (total or remote.size or 0) - at
         if lacking > disk.free(part.parent):
             raise disk.DiskFullError(disk.no_room(remote.name, lacking, part.parent))
-        tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        disk.write_file(_note(part), json.dumps({"url": remote.url, "size": total, "tag": tag.removeprefix("W/")}))
+        disk.write_file(_note(part), json.dumps({"url": remote.url, "size": total, "tag": tag}))
         with (
             disk.room_for(remote.name, lacking, part.parent),
             part.open("ab" if at else "wb", buffering=0) as file,
@@ -190,6 +193,12 @@ def _total(response: requests.Response, at: int) -> tuple[int | None, int]:
     length = response.headers.get("Content-Length", "")
     plain = response.headers.get("Content-Encoding", "identity") == "identity"
     return (int(length) if length.isdigit() and plain else None), 0
+
+
+def _tag(response: requests.Response) -> str:
+    """Returns what tells this version of a file from another, "" if the site does not say; fit for `If-Range`."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 def digest_of(path: Path, algorithm: str = "sha256") -> str:

@@ -173,7 +173,9 @@ def _install(moves: dict[Path, Found], root: Path) -> int:
         raise disk.DiskFullError(disk.no_room("unpacking", size, root))
     with (
         disk.room_for("putting files in place", size, root),
-        tqdm(total=len(moves), desc="putting in place", unit=" files", leave=False, disable=None) as bar,
+        tqdm(
+            total=len(moves), desc="putting in place", unit=" files", leave=False, disable=len(moves) < 100 or None
+        ) as bar,
     ):
         for target, source in loose.items():
             _link(source.resolve(), target)

@@ -228,7 +228,8 @@ def _instructions(item: Item, downloads: Path, problems: list[str], folders: str
         if access.url:
             note = f" ({access.note})" if access.note else ""
             lines.append(f"  by hand: open {access.url}{note}")
-            lines.append(f"    save {what} in {target}, packed or unpacked, and repeat {command}")
+            packed = ", packed or unpacked," if item.is_data else ""
+            lines.append(f"    save {what} in {target}{packed} and repeat {command}")
         else:
             lines.append(f"  by hand: {access.what}: {access.note}")
     if by_hand or problems:

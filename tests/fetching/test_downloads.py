@@ -68,13 +68,14 @@ def test_a_site_that_never_recovers_is_given_up_with_what_was_got_kept(remote, p
     assert ranges(site)[-1] == f"bytes={18 * CHUNK}-"
 
 
-def test_pauses_grow_and_a_site_may_ask_for_longer_ones(remote, part, site, monkeypatch):
+def test_pauses_grow_and_a_site_may_ask_for_longer_ones(remote, part, site, monkeypatch, capsys):
     waited = []
     monkeypatch.setattr(downloads, "PAUSES", (1, 2, 4))
     monkeypatch.setattr(downloads.time, "sleep", waited.append)
     site.troubles["/data.zip"] = [(503, b""), (503, b""), (503, b"", {"Retry-After": "50"})]
     download(remote, part)
     assert waited == [1, 2, 50]
+    assert "https://example.org/page: the site answers 503 Service Unavailable; again in 2 s" in capsys.readouterr().err
 
 
 def test_a_site_without_ranges_is_begun_anew(remote, part, site):
@@ -91,6 +92,34 @@ def test_a_file_that_changed_in_between_is_not_pieced_together(remote, part, sit
     site.publish("/data.zip", new)
     download(remote, part)
     assert part.read_bytes() == new
+
+
+def test_a_site_that_continues_with_another_version_is_found_out(remote, part, site):
+    """It ignores `If-Range`, and the new version has the old one's size: only the tag tells."""
+    site.troubles["/data.zip"] = [("cut", 2 * CHUNK), (403, b"")]
+    with pytest.raises(FetchError):
+        download(remote, part)
+    new, size = CONTENT[::-1], len(CONTENT)
+    site.publish("/data.zip", new)
+    headers = {"ETag": '"new"', "Content-Range": f"bytes {2 * CHUNK}-{size - 1}/{size}"}
+    site.troubles["/data.zip"] = [(206, new[2 * CHUNK :], headers)]
+    download(remote, part)
+    assert part.read_bytes() == new
+
+
+def test_a_site_that_continues_at_another_byte_is_not_believed(remote, part, site):
+    site.troubles["/data.zip"] = [("cut", 2 * CHUNK), (206, CONTENT, {"Content-Range": "bytes 0-9/1024000"})]
+    with pytest.raises(FetchError, match="continues at another byte than asked"):
+        download(remote, part)
+
+
+def test_a_file_with_a_weak_tag_is_continued(remote, part, site):
+    headers = {"ETag": 'W/"weak"', "Content-Range": f"bytes {CHUNK}-{len(CONTENT) - 1}/{len(CONTENT)}"}
+    part.write_bytes(CONTENT[:CHUNK])
+    part.with_name("data.zip.part.json").write_text(json.dumps({"url": remote.url, "size": len(CONTENT), "tag": ""}))
+    site.troubles["/data.zip"] = [(206, CONTENT[CHUNK:], headers)]
+    download(remote, part)
+    assert part.read_bytes() == CONTENT
 
 
 def test_a_partial_file_of_another_address_is_begun_anew(remote, part, site):

@@ -280,6 +280,12 @@ def test_files_that_are_somewhere_are_put_in_place_and_stay_where_they_are(fetch
     assert tree(source) == layout
 
 
+def test_a_folder_that_holds_the_data_root_is_not_searched_twice(fetch, data, tmp_path):
+    write(data / "downloads/x", {"HAM.zip": packed(CLEAN)})
+    assert fetch("ham10000", "--from", tmp_path)[0] == 0
+    assert tree(data / "HAM10000_clean") == CLEAN
+
+
 def test_files_are_linked_where_the_disk_allows(fetch, data, tmp_path):
     source = write(tmp_path / "mine", CLEAN)
     fetch("ham10000", "--from", source)
