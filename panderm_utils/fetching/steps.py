@@ -46,6 +46,11 @@ def fetch(
     try:
         with FileLock(downloads / ".lock", timeout=0):
             ledger.accept(data_root, {w.name: w.manifest.licence for w in wanted if w.name in accept})
+            for item in wanted:
+                if item.name in accept:
+                    say(
+                        f"{item.name}: you accept its licence, {item.licence}; recorded in {data_root / ledger.ACCEPTED}"
+                    )
             lacks = {item.name: item.lacks() for item in wanted}
             say(describe_items(wanted, lacks, _known_sizes(data_root)))
             left = [item for item in wanted if lacks[item.name] and item.sources]

@@ -18,6 +18,7 @@ import pytest
 import run_all
 from panderm_utils import disk, manifests
 from panderm_utils.fetching import archives, repositories
+from panderm_utils.fetching.errors import FetchError
 from tests.fetching.site_on_loopback import QUOTA_PAGE
 
 ROOT = Path(__file__).parents[2]
@@ -286,6 +287,29 @@ def test_a_folder_that_holds_the_data_root_is_not_searched_twice(fetch, data, tm
     assert tree(data / "HAM10000_clean") == CLEAN
 
 
+TABLES = [name for name in manifests.load_profile("paper").datasets if manifests.load_dataset_manifest(name).table]
+TABLES = [name for name in TABLES if not manifests.load_dataset_manifest(name).split_folders]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_each_dataset_of_the_paper_ends_in_the_layout_of_its_manifest(fetch, data, tmp_path, name):
+    card = manifests.load_dataset_manifest(name)
+    images = [f"folder {i % 2}/case {i}{card.image_suffix}" for i in range(4)]
+    column = card.draw.image if card.draw else "image"
+    header = [column, "split", *filter(None, [card.label_column]), *card.groups.values()]
+    rows = [[image, ("train", "val", "test")[i % 3], *["1"] * (len(header) - 2)] for i, image in enumerate(images)]
+    files = {card.table: "\n".join(map(",".join, [header, *rows])).encode()}
+    files |= {f"{card.image_root}/{image}": image.encode() for image in images}
+    if card.masks:
+        files |= {f"{card.masks.root}/{card.masks.name(image, 'train')}": image.encode() for image in images}
+    moved = {f"Copy of it/{name.partition('/')[2]}": content for name, content in files.items()}
+    source = write(tmp_path / "mine", {"archive.zip": packed(moved)})
+    status, text, _ = fetch(name, "--from", source)
+    assert status == 0, text
+    home = card.table.partition("/")[0]
+    assert below(home, tree(data / home)) == files
+
+
 def test_files_are_linked_where_the_disk_allows(fetch, data, tmp_path):
     source = write(tmp_path / "mine", CLEAN)
     fetch("ham10000", "--from", source)
@@ -449,6 +473,21 @@ def test_the_lists_of_zenodo_figshare_and_mendeley(site):
     ):
         page = f"https://doi.org/{doi}"
         assert repositories.list_remote(page, "x") == [repositories.Remote("a.zip", url, page, 3, digest)]
+    plain = "https://example.org/files/a%20b.zip?x=1"
+    assert repositories.list_remote(plain, "x") == [repositories.Remote("a b.zip", plain, plain)]
+
+
+def test_a_list_that_is_another_or_lacks_a_file_says_so(site):
+    page = "https://doi.org/10.5281/zenodo.1"
+    site.publish("/zenodo/records/1", {"files": [{"key": "b.zip", "links": {"self": "https://z/b.zip"}}]})
+    with pytest.raises(FetchError, match=r"has no file a; it has b.zip: correct `files`"):
+        repositories.list_remote(page, "x", ["a"])
+    site.publish("/zenodo/records/1", {"metadata": {}})
+    with pytest.raises(FetchError, match="list of files has another form: KeyError"):
+        repositories.list_remote(page, "x")
+    site.publish("/zenodo/records/1", b"busy")
+    with pytest.raises(FetchError, match="list of files is not JSON; open https://doi.org"):
+        repositories.list_remote(page, "x")
 
 
 def test_a_name_that_a_site_chooses_stays_in_the_folder_of_downloads(fetch, site, data):
