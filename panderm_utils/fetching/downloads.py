@@ -96,7 +96,10 @@ def retrying(function: Callable, page: str, progress: Callable[[], int] = lambda
             raise error
         failures = 0 if progress() > before else failures
         if failures == len(PAUSES):
-            raise FetchError(f"{page}: {error}, {failures + 1} times; repeat the command later: it continues there")
+            by_hand = BY_HAND.format(url=page)
+            raise FetchError(
+                f"{page}: {error}, {failures + 1} times; repeat the command later, it continues; or {by_hand}"
+            )
         pause = min(error.pause or PAUSES[failures], LONGEST_PAUSE)
         tqdm.write(f"{page}: {error}; again in {pause:.0f} s", file=sys.stderr)
         time.sleep(pause)

@@ -52,7 +52,14 @@ def explain_failure(error: requests.RequestException, url: str) -> FetchError | 
         return FetchError(f"{url}: the proxy refuses or cannot be reached ({detail}); correct HTTPS_PROXY or NO_PROXY")
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return FetchError(f"{url}: is not an address ({detail}); correct it in the manifest")
-    return TryAgainError(f"the connection failed ({detail})")
+    return TryAgainError(f"no connection to {urlsplit(url).hostname}, or it was cut ({_innermost(error)})")
+
+
+def _innermost(error: BaseException) -> str:
+    """Returns the reason below the layers of requests and urllib3, such as "Failed to resolve 'drive.google.com'"."""
+    while isinstance(below := getattr(error, "reason", None) or next(iter(error.args), None), BaseException):
+        error = below
+    return printable(" ".join(str(error).split()).rpartition("): ")[2], 200)
 
 
 def explain_page(page: str, url: str, shown: str) -> FetchError:

@@ -48,9 +48,7 @@ def fetch(
             ledger.accept(data_root, {w.name: w.manifest.licence for w in wanted if w.name in accept})
             for item in wanted:
                 if item.name in accept:
-                    say(
-                        f"{item.name}: you accept its licence, {item.licence}; recorded in {data_root / ledger.ACCEPTED}"
-                    )
+                    say(f"{item.name}: you accept its licence, {item.licence}; recorded in {ledger.ACCEPTED}")
             lacks = {item.name: item.lacks() for item in wanted}
             say(describe_items(wanted, lacks, _known_sizes(data_root)))
             left = [item for item in wanted if lacks[item.name] and item.sources]

@@ -59,13 +59,23 @@ def test_progress_makes_the_number_of_retries_begin_anew(remote, part, site):
 
 def test_a_site_that_never_recovers_is_given_up_with_what_was_got_kept(remote, part, site):
     site.troubles["/data.zip"] = [("cut", 18 * CHUNK)] + [(503, b"")] * 9
-    with pytest.raises(FetchError, match=r"503 Service Unavailable, 4 times; repeat the command later"):
+    with pytest.raises(
+        FetchError, match=r"503 Service Unavailable, 4 times; repeat the command later, it continues; or open"
+    ):
         download(remote, part)
     assert part.read_bytes() == CONTENT[: 18 * CHUNK]
     site.troubles.clear()
     download(remote, part)
     assert part.read_bytes() == CONTENT
     assert ranges(site)[-1] == f"bytes={18 * CHUNK}-"
+
+
+def test_a_machine_without_a_network_is_told_so(site, part):
+    remote = Remote("data.zip", "https://nowhere.invalid/data.zip", "https://nowhere.invalid/page")
+    with pytest.raises(
+        FetchError, match=r"page: no connection to nowhere.invalid, .*4 times; repeat the command later"
+    ):
+        download(remote, part)
 
 
 def test_pauses_grow_and_a_site_may_ask_for_longer_ones(remote, part, site, monkeypatch, capsys):

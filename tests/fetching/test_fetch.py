@@ -486,7 +486,7 @@ def test_a_list_that_is_another_or_lacks_a_file_says_so(site):
     with pytest.raises(FetchError, match="list of files has another form: KeyError"):
         repositories.list_remote(page, "x")
     site.publish("/zenodo/records/1", b"busy")
-    with pytest.raises(FetchError, match="list of files is not JSON; open https://doi.org"):
+    with pytest.raises(FetchError, match=r"list of files is not JSON; open https://doi.org"):
         repositories.list_remote(page, "x")
 
 
