@@ -1,16 +1,19 @@
 """Finds files by name below folders and inside archives, however deep they lie and however their folders are called."""
 
+import hashlib
 import os
+import shutil
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from panderm_utils import data
+from panderm_utils import data, disk
 from panderm_utils.fetching.archives import list_members, read_members
 from panderm_utils.fetching.errors import FetchError
 
+DEPTH = 2  # archives in archives in an archive; deeper ones are files like any other
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".tbz2", ".bz2", ".txz", ".xz", ".7z", ".rar")
 
 
@@ -30,14 +33,16 @@ class Found(NamedTuple):
 
 
 class Catalogue:
-    """All files below some folders, and in the archives there.
+    """All files below some folders, in the archives there, and in archives inside those.
 
     Attributes:
         problems: What is wrong with archives that cannot be read.
     """
 
-    def __init__(self, places: Iterable[Path]):
+    def __init__(self, places: Iterable[Path], scratch: Path):
+        """Lists the files; archives inside archives are unpacked to the folder `scratch`."""
         self.problems: list[str] = []
+        self._scratch = scratch
         self._checksums: dict[Path, dict[str, int]] = {}
         self._named: dict[str, list[Found]] = defaultdict(list)
         each = {(found.holder, found.member): found for place in places for found in self._walk(place.resolve())}
@@ -96,15 +101,30 @@ class Catalogue:
         found = set()
         for path in [top] if top.is_file() else _files(top):
             below = PurePosixPath(path.relative_to(top.parent).as_posix())
-            if path.suffix.lower() not in ARCHIVES:
+            if path.suffix.lower() in ARCHIVES:
+                found |= self._open(path, below)
+            else:
                 found.add(Found(below, path, path.stat().st_size))
-                continue
-            inside = below.with_name(_stem(below.name))
-            try:
-                found |= {Found(inside / m.path, path, m.size, m.name) for m in list_members(path)}
-            except (FetchError, OSError) as error:
-                self.problems.append(str(error))
         return found
+
+    def _open(self, archive: Path, below: PurePosixPath, depth: int = 0) -> set[Found]:
+        """Returns what is in an archive, and in archives inside it; `below` is its path from the searched folder."""
+        inside = below.with_name(_stem(below.name))
+        try:
+            members = list_members(archive)
+            found = {Found(inside / m.path, archive, m.size, m.name) for m in members}
+            nested = [m for m in members if m.path.suffix.lower() in ARCHIVES] if depth < DEPTH else []
+            for member in nested:
+                # Named after where it comes from, so that none overwrites another.
+                origin = hashlib.sha256(f"{archive}/{member.name}".encode()).hexdigest()[:16]
+                copy = self._scratch / f"{origin}{member.path.suffix.lower()}"
+                with disk.room_for("an archive inside another", member.size, self._scratch):
+                    read_members(archive, {member.name}, lambda _, stream, to=copy: _write(stream, to))
+                found |= self._open(copy, inside / member.path, depth + 1)
+            return found
+        except (FetchError, OSError) as error:
+            self.problems.append(str(error))
+            return set()
 
 
 def read_all(holder: Path, found: Iterable[Found], use: Callable[[Found, BinaryIO], None]) -> None:
@@ -156,6 +176,11 @@ def _agreement(path: PurePosixPath, place: PurePosixPath) -> int:
             break
         agreeing += 1
     return agreeing
+
+
+def _write(stream: BinaryIO, path: Path) -> None:
+    with disk.replacing(path) as new, new.open("wb") as file:
+        shutil.copyfileobj(stream, file, 1 << 20)
 
 
 def _checksum(stream: BinaryIO) -> int:

@@ -1,4 +1,4 @@
-"""What is to be got: the named datasets and encoders, where each comes from, and whether it is there."""
+"""What to get: the named datasets and encoders, where each comes from, and whether it is there."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ COLUMNS = ("name", "what", "size", "licence", "way", "state")
 
 @dataclass(frozen=True)
 class Item:
-    """A dataset or an encoder that is to be got.
+    """A dataset or an encoder to get.
 
     Attributes:
         data_root, weights_root: Where data and weights belong.
@@ -56,7 +56,7 @@ class Item:
 
     @functools.cached_property
     def sources(self) -> list[Access]:
-        """From where it is got, first the automatic ones."""
+        """Where it comes from, first the automatic ones."""
         return sorted((a for a in self.manifest.access if a.fetch), key=lambda access: access.fetch)
 
     @property
@@ -111,7 +111,7 @@ def with_conditions(licence: str) -> str:
 
 
 def describe_items(wanted: Sequence[Item], lacks: dict[str, str], sizes: dict[str, int]) -> str:
-    """Returns the table of what is to be got.
+    """Returns the table of what there is to get.
 
     Args:
         lacks: Name -> what is missing; `sizes`: folder of downloads -> bytes, as far as known.

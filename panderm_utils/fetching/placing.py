@@ -96,12 +96,15 @@ def place_weights(model: EncoderManifest, weights_root: Path, catalogue: Catalog
         found = next((f for f in others if digest_of(f.holder) == sha256), None)
     if found is None:
         return 0
-    if model.sha256 and not found.member and (digest := digest_of(found.holder)) != model.sha256:
+    placed = _install({place: found}, weights_root)
+    if sha256 and (digest := digest_of(place)) != sha256:
+        place.unlink()
+        note = model.sha256_note if model.sha256 else f"of {known.get('date')}, in the lock file"
         raise FetchError(
-            f"{found.holder}: its SHA-256 is {digest}, that of {model.name} is {model.sha256} ({model.sha256_note}); "
-            f"it is another release or damaged: download it again, or put it at {place} yourself if you mean it"
+            f"{describe(found)}: its SHA-256 is {digest}, that of {model.name} is {sha256} ({note}); it is another "
+            f"release or damaged: download it again, or put it at {place} yourself if you mean it"
         )
-    return _install({place: found}, weights_root)
+    return placed
 
 
 def source_names(manifest: DatasetManifest | EncoderManifest) -> list[str]:

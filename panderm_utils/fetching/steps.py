@@ -1,6 +1,8 @@
-"""`--fetch`: shows what is to be got, downloads what it may, finds what the user has, and puts all in place."""
+"""`--fetch`: shows what there is to get, downloads what it may, finds what the user has, and puts all in place."""
 
 import queue
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -49,6 +51,8 @@ def fetch(
             for item in wanted:
                 if item.name in accept:
                     say(f"{item.name}: you accept its licence, {item.licence}; recorded in {ledger.ACCEPTED}")
+            for killed in downloads.glob(".nested*"):
+                shutil.rmtree(killed, ignore_errors=True)
             lacks = {item.name: item.lacks() for item in wanted}
             say(describe_items(wanted, lacks, _known_sizes(data_root)))
             left = [item for item in wanted if lacks[item.name] and item.sources]
@@ -80,7 +84,14 @@ def _place(
     """Puts into place what is found in the folders; returns what still lacks something, and name -> what went wrong."""
     if not lacking:
         return [], {}
-    catalogue, problems, left = Catalogue(folders), {}, []
+    with tempfile.TemporaryDirectory(prefix=".nested", dir=folders[-1]) as scratch:
+        return _place_from(Catalogue(folders, Path(scratch)), lacking, say)
+
+
+def _place_from(
+    catalogue: Catalogue, lacking: list[Item], say: Callable[[str], None]
+) -> tuple[list[Item], dict[str, list[str]]]:
+    problems, left = {}, []
     for item in lacking:
         placed = 0
         try:
@@ -137,7 +148,7 @@ def _download(due: list[Item], downloads: Path, say: Callable[[str], None]) -> d
     for position in range(min(PARALLEL, len(users))):
         threading.Thread(target=work, args=(position,), daemon=True).start()
     for _ in users:
-        job, outcome = _wait(done)
+        job, outcome = done.get()
         if isinstance(outcome, BaseException):
             if not isinstance(outcome, UserError | OSError):
                 raise outcome
@@ -146,15 +157,6 @@ def _download(due: list[Item], downloads: Path, say: Callable[[str], None]) -> d
         else:
             say(f"downloaded {outcome}")
     return problems
-
-
-def _wait(done: queue.SimpleQueue):
-    """Returns the next outcome; waits in short steps, as Ctrl-C cannot interrupt a long one on every system."""
-    while True:
-        try:
-            return done.get(timeout=0.5)
-        except queue.Empty:
-            continue
 
 
 def _complete(remote: Remote, folder: Path, position: int) -> Path:

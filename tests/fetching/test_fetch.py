@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,11 @@ LAYOUTS = {
     "as it should be": below("HAM10000_clean", CLEAN),
     "deep, other case": below("a/b/c/ham10000-clean", {name.upper(): content for name, content in CLEAN.items()}),
     "unopened archive": {"stuff/Copy of HAM (1).zip": packed(below("x", CLEAN))},
+    "archives in an archive": {
+        "dataverse_files.zip": packed(
+            {"lists/splits.tgz": packed({"HAM_clean.csv": TABLE.encode()}, "w:gz"), "p_1.zip": packed(IMAGES)}
+        )
+    },
     "table and images apart": {"lists/HAM_clean.csv": TABLE.encode(), "y/imgs.tar": packed(below("z", IMAGES), "w")},
     "twice": below("one", CLEAN) | {"two.zip": packed(CLEAN), "three.tgz": packed(CLEAN, "w:gz")},
     "beside damaged archives": below("HAM", CLEAN) | {"broken.zip": b"PK\x03\x04", "other.7z": b"7z\xbc\xaf\x27\x1c"},
@@ -308,6 +314,16 @@ def test_each_dataset_of_the_paper_ends_in_the_layout_of_its_manifest(fetch, dat
     assert status == 0, text
     home = card.table.partition("/")[0]
     assert below(home, tree(data / home)) == files
+
+
+def test_archives_are_opened_to_a_limited_depth(fetch, data, tmp_path):
+    content = packed(CLEAN)
+    for depth, expected in enumerate((0, 0, 0, 1)):
+        status = fetch("ham10000", "--from", write(tmp_path / f"{depth}", {"outer.zip": content}))[0]
+        assert (depth, status) == (depth, expected)
+        assert not list((data / "downloads").glob(".nested*"))
+        shutil.rmtree(data)
+        content = packed({"inner.zip": content})
 
 
 def test_files_are_linked_where_the_disk_allows(fetch, data, tmp_path):
@@ -377,6 +393,12 @@ def test_weights_are_found_by_name_or_by_digest(fetch, tmp_path, monkeypatch):
         "panderm_ll_data6_checkpoint-499.pth": {"url": "", "size": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
     }
     (tmp_path / "W/panderm_ll_data6_checkpoint-499.pth").unlink()
+    assert (
+        json.loads((tmp_path / "D/fetched.lock.json").read_text())["panderm_ll_data6_checkpoint-499.pth"]["size"] == 1
+    )
+    other = write(tmp_path / "d", {"w.zip": packed({"panderm_ll_data6_checkpoint-499.pth": b"v"})})
+    assert ", in the lock file); it is another release" in fetch("panderm_large", "--from", other)[1]
+    assert not (tmp_path / "W/panderm_ll_data6_checkpoint-499.pth").exists()
     (tmp_path / "D/fetched.lock.json").write_text(json.dumps(lock))
     assert fetch("panderm_large", "--from", tmp_path / "a")[0] == 0
     assert (tmp_path / "W/panderm_ll_data6_checkpoint-499.pth").read_bytes() == b"weights"
