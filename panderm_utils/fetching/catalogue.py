@@ -52,20 +52,19 @@ class Catalogue:
     def __iter__(self) -> Iterator[Found]:
         return (found for group in self._named.values() for found in group)
 
-    def find(self, place: PurePosixPath, near: Iterable[str] | None = None) -> Found | None:
+    def find(self, place: PurePosixPath, near: Callable[[Found], bool] = lambda found: True) -> Found | None:
         """Returns the file of a name whose folders agree best with those of `place`, from the last one up.
 
         Args:
-            near: Names of folders, if any file of that name will not do: one without letters, such as 000001.png, must
-                be below one of them, as it could be anybody's.
+            near: Whether a file is near others of its dataset. One whose name has no letters, such as 000001.png, must
+                be: it could be anybody's.
 
         Raises:
             FetchError: Files of other content agree as well.
         """
         candidates = self._named.get(data.fold(place.name), [])
-        if near is not None and not any(map(str.isalpha, place.stem)):
-            folders = {loose(name) for name in near}
-            candidates = [c for c in candidates if folders & {loose(part) for part in c.path.parts[:-1]}]
+        if not any(map(str.isalpha, place.stem)):
+            candidates = [found for found in candidates if near(found)]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         agreeing = [_agreement(found.path, place) for found in candidates]
@@ -80,8 +79,7 @@ class Catalogue:
 
     def below(self, names: Iterable[str]) -> list[Found]:
         """Returns the files below a folder, or in an archive, of one of the names."""
-        folders = {loose(name) for name in names}
-        return [found for found in self if folders & {loose(part) for part in found.path.parts[:-1]}]
+        return [found for found in self if is_below(found, names)]
 
     def _checksum(self, found: Found) -> int:
         """Returns the CRC of a file's content; one archive's are read at once, from its directory if it has them."""
@@ -144,6 +142,11 @@ def read_bytes(found: Found) -> bytes:
 
 def describe(found: Found) -> str:
     return f"{found.member} in {found.holder}" if found.member else str(found.holder)
+
+
+def is_below(found: Found, names: Iterable[str]) -> bool:
+    """Returns whether a file is below a folder, or in an archive, of one of the names."""
+    return not {loose(part) for part in found.path.parts[:-1]}.isdisjoint(map(loose, names))
 
 
 def loose(name: str) -> str:

@@ -4,13 +4,13 @@ import hashlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from panderm_utils import data, disk, manifests
-from panderm_utils.fetching.catalogue import Catalogue, Found, describe, read_all, read_bytes
+from panderm_utils.fetching.catalogue import Catalogue, Found, describe, is_below, loose, read_all, read_bytes
 from panderm_utils.fetching.downloads import digest_of
 from panderm_utils.fetching.errors import FetchError
 from panderm_utils.manifests import DatasetManifest, EncoderManifest
@@ -47,7 +47,6 @@ def place_dataset(card: DatasetManifest, data_root: Path, catalogue: Catalogue, 
     """
     if card.split_folders:
         return _install(_split_folder_files(card, data_root, catalogue), data_root)
-    near = {card.name, card.short_title, PurePosixPath(card.table).parts[0], *source_names(card)}
     placed, table = 0, data_root / card.table
     if not table.is_file():
         if (found := _find_table(card, catalogue)) is None:
@@ -61,20 +60,17 @@ def place_dataset(card: DatasetManifest, data_root: Path, catalogue: Catalogue, 
         placed += _install({table: found}, data_root)
     rows, _ = data.list_rows(card, table.read_text(encoding="utf-8-sig", errors="replace"))
     images, masks = data.missing_files(card, data_root, rows)
-    moves = {}
-    for root, names, suffix in (
-        (card.image_root, images, card.image_suffix),
-        (card.masks.root if card.masks else "", masks, ""),
-    ):
-        for name in names:
-            if data.unsafe(name):
-                continue  # `--check-data` names it
-            place = PurePosixPath(root) / name.replace("\\", "/")
-            spellings = [place, *([place.with_name(place.name + suffix)] if suffix else [])]
-            for spelling in spellings:
-                if found := catalogue.find(spelling, near):
-                    moves[data_root / spelling] = found
-                    break
+    near, moves = _nearness(card, catalogue), {}
+    wanted = [(card.image_root, name, card.image_suffix) for name in images]
+    wanted += [(card.masks.root, name, "") for name in masks]
+    for root, name, suffix in wanted:
+        if data.unsafe(name):
+            continue  # `--check-data` names it
+        place = PurePosixPath(root) / name.replace("\\", "/")
+        for spelling in dict.fromkeys((place, place.with_name(place.name + suffix))):
+            if found := catalogue.find(spelling, near):
+                moves[data_root / spelling] = found
+                break
     return placed + _install(moves, data_root)
 
 
@@ -124,6 +120,29 @@ def _find_table(card: DatasetManifest, catalogue: Catalogue) -> Found | None:
                 return found
             raise FetchError(f"{describe(found)}: is not the table of {card.name}: it lacks its columns or rows")
     return None
+
+
+def _nearness(card: DatasetManifest, catalogue: Catalogue) -> Callable[[Found], bool]:
+    """Returns a test whether a file may be the dataset's by where it lies.
+
+    That is below a folder named after the dataset, in the archive of its table, or in a folder of the right name beside
+    its table.
+    """
+    place = PurePosixPath(card.table)
+    names = {card.name, card.short_title, place.parts[0], *source_names(card)}
+    folders = {loose(PurePosixPath(root).name) for root in (card.image_root, *card.mask_places)}
+    try:
+        table = catalogue.find(place)
+    except FetchError:  # several differ: it has been put in place by hand
+        table = None
+    beside = table and table.path.parents[min(len(place.parts), len(table.path.parts)) - 2]
+
+    def near(found: Found) -> bool:
+        if is_below(found, names) or (table and table.member and found.holder == table.holder):
+            return True
+        return bool(beside) and beside in found.path.parents and loose(found.path.parent.name) in folders
+
+    return near
 
 
 def _split_folder_files(card: DatasetManifest, data_root: Path, catalogue: Catalogue) -> dict[Path, Found]:

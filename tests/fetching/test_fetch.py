@@ -364,9 +364,18 @@ def test_images_whose_names_are_numbers_are_taken_only_from_a_folder_of_the_data
     source = write(tmp_path / "mine", files)
     status, text, _ = fetch("ddi", "--from", source)
     assert (status, "1 of 1 images" in text) == (1, True)
-    write(source, {"DDI/000001.png": b"ddi"})
-    assert fetch("ddi", "--from", source)[0] == 0
-    assert (data / "DDI/images/000001.png").read_bytes() == b"ddi"
+    table = {"ddi_clean.csv": files["ddi_clean.csv"]}
+    for i, layout in enumerate(
+        (
+            files | {"DDI/000001.png": b"ddi"},
+            files | {"images/000001.png": b"ddi"},
+            {"unnamed.zip": packed(table | {"pictures/000001.png": b"ddi"}), "others/000001.png": b"x"},
+        )
+    ):
+        shutil.rmtree(data)
+        source = write(tmp_path / f"source {i}", layout)
+        assert fetch("ddi", "--from", source)[0] == 0, layout
+        assert (data / "DDI/images/000001.png").read_bytes() == b"ddi"
 
 
 def test_what_is_saved_by_hand_in_the_folder_of_downloads_is_found_without_a_flag(fetch, data):
