@@ -20,7 +20,8 @@ WARNING_PAGE = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan wa
 class Site:
     """Serves `files`: path -> bytes; `troubles`: path -> what happens instead, one entry per request, in order.
 
-    A trouble is (status, body), ("cut", n): the connection ends after n bytes of the answer, or "no ranges".
+    A trouble is (status, body); ("cut", n): the connection ends after n bytes of the answer; ("stall", n): it goes
+    silent after them; or "no ranges".
     `requests` lists (path with query, Range header).
     """
 
@@ -29,7 +30,7 @@ class Site:
         self.troubles: dict[str, list] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.types: dict[str, str] = {}
-        self.stall: tuple[str, int] | None = None  # path, and the bytes after which its answer waits for ever
+        self.together: threading.Barrier | None = None  # files of Drive are sent once so many are asked for
         self.confirm: set[str] = set()  # Drive ids whose download asks to confirm
         site = self
 
@@ -70,7 +71,7 @@ class Site:
             if name in self.confirm:
                 assert query == {"id": [name], "export": ["download"], "confirm": ["t"], "uuid": ["5f&1"]}
         trouble = self.troubles[path].pop(0) if self.troubles.get(path) else None
-        if isinstance(trouble, tuple) and trouble[0] != "cut":
+        if isinstance(trouble, tuple) and trouble[0] not in ("cut", "stall"):
             status, body, *headers = trouble
             return self.send(handler, status, body, *headers)
         if path not in self.files and handler.path in self.files:
@@ -88,8 +89,10 @@ class Site:
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         cut = trouble[1] if isinstance(trouble, tuple) else None
-        waits = self.stall and self.stall[0] == path
-        return self.send(handler, status, content[start:], headers, self.stall[1] if waits else cut, waits)
+        if self.together and path.startswith("/drive/"):
+            self.together.wait()
+        waits = isinstance(trouble, tuple) and trouble[0] == "stall"
+        return self.send(handler, status, content[start:], headers, cut, waits)
 
     @staticmethod
     def send(handler, status, body, headers=None, cut=None, waits=False):

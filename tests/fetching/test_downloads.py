@@ -51,6 +51,14 @@ def test_a_cut_connection_is_continued_where_it_ended(remote, part, site):
     assert ranges(site) == [None, f"bytes={18 * CHUNK}-", f"bytes={30 * CHUNK}-"]
 
 
+def test_a_site_that_goes_silent_is_left_and_asked_for_the_rest(remote, part, site, monkeypatch):
+    monkeypatch.setattr(downloads, "TIMEOUT", (5, 0.2))
+    site.troubles["/data.zip"] = [("stall", 4 * CHUNK)]
+    download(remote, part)
+    assert part.read_bytes() == CONTENT
+    assert ranges(site) == [None, f"bytes={4 * CHUNK}-"]
+
+
 def test_progress_makes_the_number_of_retries_begin_anew(remote, part, site):
     site.troubles["/data.zip"] = [("cut", CHUNK)] * 20
     download(remote, part)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -175,6 +176,18 @@ def test_a_quota_page_leaves_the_rest_and_says_what_to_do(fetch, site, data):
     assert "download quota of this file is used up" in text
     assert tree(data / "pad-ufes") == {"2000.csv": b"image,split,label\na.png,train,1\n", "images/a.png": b"x"}
     assert not (data / "HAM10000_clean").exists()
+
+
+def test_files_come_side_by_side(fetch, site, data):
+    names = ("ham10000", "bcn20000", "hiba")
+    for name in names:
+        site.publish(
+            "/drive/" + re.search(r"/d/([^/]+)/", manifests.load_dataset_manifest(name).access[0].url)[1], b"x"
+        )
+    site.together = threading.Barrier(3, timeout=10)  # breaks if one waits for another
+    text = fetch(*names, "--accept-licence", *names)[1]
+    assert text.count("\ndownloaded ") == 3
+    assert not site.together.broken
 
 
 def test_a_truncated_archive_is_not_kept(fetch, site, data):
@@ -546,7 +559,7 @@ def test_derm7pt_s_two_datasets_share_one_archive(fetch, data, tmp_path):
 def test_ctrl_c_leaves_a_partial_file_that_the_next_call_continues(fetch, site, data, tmp_path):
     content = packed(CLEAN | {"big.bin": os.urandom(3_000_000)})
     site.publish(f"/drive/{DRIVE_ID}", content)
-    site.stall = (f"/drive/{DRIVE_ID}", 1_000_000)
+    site.troubles[f"/drive/{DRIVE_ID}"] = [("stall", 1_000_000)]
     code = (
         "import sys, run_all; from panderm_utils.fetching import drive\n"
         f"drive.DOWNLOAD = '{site.url}/uc?export=download&id={{id}}'\n"
@@ -563,7 +576,6 @@ def test_ctrl_c_leaves_a_partial_file_that_the_next_call_continues(fetch, site, 
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, "interrupted" in errors) == (130, True)
     at = part.stat().st_size
-    site.stall = None
     assert fetch("ham10000")[0] == 0
     assert site.requests[-1][1] == f"bytes={at}-"
     assert not list(data.rglob("*.part*"))
