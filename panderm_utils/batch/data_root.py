@@ -19,8 +19,7 @@ from panderm_utils.manifests import DatasetManifest
 
 DEPTH = 5  # levels of folders that are searched
 MAX_FOLDERS = 3_000
-UNPACK = {".zip": "unzip -q {} -d {}", ".7z": "7z x {} -o{}"}
-UNPACK |= dict.fromkeys((".tar", ".gz", ".tgz"), "tar -xf {} -C {}")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z")
 
 
 class Finding(NamedTuple):
@@ -98,15 +97,12 @@ class DataRoot:
     def _find_archive(self, card: DatasetManifest, home: PurePosixPath, table: PurePosixPath) -> Finding | None:
         """Returns the archive that holds a dataset's CSV, or else has its name, and the command that unpacks it."""
         archives = [folder / name for folder, names in self._names.items() for name in names]
-        archives = [path for path in archives if path.suffix.lower() in UNPACK]
-        goal, names = self.path / home, {_fold(name) for name in (card.name, card.short_title, home.name)}
+        archives = [path for path in archives if path.suffix.lower() in ARCHIVES]
+        names = {_fold(name) for name in (card.name, card.short_title, home.name)}
+        fetch = f"python run_all.py --fetch {card.name} --data-root {_quote(self.path)} --from"
         for archive in archives:
-            for member in self._members(archive) or ():
-                if member.parts[-len(table.parts) :] == table.parts:
-                    top = PurePosixPath(*member.parts[: -len(table.parts)])
-                    commands = [_unpack(archive, self.path if top.parts else goal)]
-                    commands += [_move(self.path / top, goal)] if top.parts and top != home else []
-                    return Finding(f"it is still packed in {archive}", _join(commands))
+            if any(member.parts[-len(table.parts) :] == table.parts for member in self._members(archive) or ()):
+                return Finding(f"it is still packed in {archive}", f"{fetch} {_quote(archive)}")
         for archive in archives:
             if _fold(archive.name.partition(".")[0]) in names:
                 if archive.suffix == ".zip" and self._members(archive) is None:
@@ -114,7 +110,7 @@ class DataRoot:
                         f"{archive} is damaged or incomplete",
                         "download it again" + "".join(f": {access.url}" for access in card.access[:1]),
                     )
-                return Finding(f"it is still packed in {archive}", _unpack(archive, self.path))
+                return Finding(f"it is still packed in {archive}", f"{fetch} {_quote(archive)}")
         return None
 
     @cached_property
@@ -130,7 +126,7 @@ class DataRoot:
                         for entry in entries:
                             is_folder = entry.is_dir() and not entry.name.startswith(".")
                             deeper += [folder / entry.name] if is_folder else []
-                            if is_folder or Path(entry.name).suffix.lower() in (".csv", *UNPACK):
+                            if is_folder or Path(entry.name).suffix.lower() in (".csv", *ARCHIVES):
                                 listed[folder].add(entry.name)
                 except OSError:  # a folder that may not be listed holds nothing for a run either
                     continue
@@ -182,10 +178,6 @@ def _count_missing(card: DatasetManifest, data_root: Path, rows: Iterable[tuple[
 def _held(root: Path) -> int:
     """Returns the number of known datasets whose table is below a folder as a data root."""
     return sum((root / manifests.load_dataset_manifest(name).table).exists() for name in manifests.list_datasets())
-
-
-def _unpack(archive: Path, folder: Path) -> str:
-    return UNPACK[archive.suffix.lower()].format(_quote(archive), _quote(folder))
 
 
 def _move(folder: Path, goal: Path) -> str:

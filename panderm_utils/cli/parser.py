@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--from",
         dest="source",
         metavar="DIR",
-        help="with --fetch: look there first, also in archives; DIR is only read",
+        help="with --fetch: look first in this folder, also in archives, or in this archive; it is only read",
     )
     other.add_argument(
         "--accept-licence", nargs="+", default=[], metavar="NAME", help="with --fetch: you accept its licence; recorded"

@@ -30,7 +30,7 @@ def fetch(
     """Returns what is not there at the end; gets what is wanted, and says what the user has to do for the rest.
 
     Args:
-        source: A folder to look in first, which is only read.
+        source: A folder or an archive to look in first, which is only read.
         accept: Names of items whose licences the user accepts; recorded.
         folders: The flags of the folders, for the commands that it says.
 
@@ -40,8 +40,8 @@ def fetch(
     names = [item.name for item in wanted]
     if others := [name for name in accept if name not in names]:
         raise FetchError(f"--accept-licence {' '.join(others)}: is not among what is fetched; add it after --fetch")
-    if source is not None and not source.is_dir():
-        raise FetchError(f"--from {source}: no such folder")
+    if source is not None and not source.exists():
+        raise FetchError(f"--from {source}: no such folder or archive")
     data_root = wanted[0].data_root
     downloads = data_root / DOWNLOADS
     downloads.mkdir(parents=True, exist_ok=True)

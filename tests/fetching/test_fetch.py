@@ -25,7 +25,6 @@ from tests.fetching.site_on_loopback import QUOTA_PAGE
 
 ROOT = Path(__file__).parents[2]
 HAM = manifests.load_dataset_manifest("ham10000")
-DRIVE_ID = re.search(r"/d/([^/]+)/", HAM.access[0].url)[1]
 NAMES = [f"ISIC_{i:07}.jpg" for i in range(24306, 24316)]
 TABLE = "image,split,label,lesion_id\n" + "".join(
     f"{name},{('train', 'val', 'test')[i % 3]},{i % 7},HAM_{i}\n" for i, name in enumerate(NAMES)
@@ -34,6 +33,13 @@ IMAGES = {name: f"pixels of {name}".encode() for name in NAMES}
 CLEAN = {"ISIC2018_splits/HAM_clean.csv": TABLE.encode()} | {f"ISIC2018/{name}": IMAGES[name] for name in NAMES}
 SPLIT_TABLE = "HAM10000_clean/ISIC2018_splits/HAM_clean.csv"
 HALVES = {f"part_{i % 2}/{name}": IMAGES[name] for i, name in enumerate(NAMES)} | {"HAM_clean.csv": TABLE.encode()}
+
+
+def drive_id(name: str) -> str:
+    return re.search(r"/d/([^/]+)/", manifests.load_dataset_manifest(name).access[0].url)[1]
+
+
+DRIVE_ID = drive_id("ham10000")
 
 
 def packed(files: dict[str, bytes], kind: str = "zip") -> bytes:
@@ -167,7 +173,7 @@ def test_a_name_that_cannot_be_fetched(fetch, name, words):
 
 
 def test_a_quota_page_leaves_the_rest_and_says_what_to_do(fetch, site, data):
-    other = re.search(r"/d/([^/]+)/", manifests.load_dataset_manifest("pad_ufes").access[0].url)[1]
+    other = drive_id("pad_ufes")
     site.publish(f"/drive/{DRIVE_ID}", QUOTA_PAGE.encode())
     site.publish(f"/drive/{other}", packed({"2000.csv": b"image,split,label\na.png,train,1\n", "imgs/a.png": b"x"}))
     names = ("ham10000", "pad_ufes")
@@ -181,9 +187,7 @@ def test_a_quota_page_leaves_the_rest_and_says_what_to_do(fetch, site, data):
 def test_files_come_side_by_side(fetch, site, data):
     names = ("ham10000", "bcn20000", "hiba")
     for name in names:
-        site.publish(
-            "/drive/" + re.search(r"/d/([^/]+)/", manifests.load_dataset_manifest(name).access[0].url)[1], b"x"
-        )
+        site.publish(f"/drive/{drive_id(name)}", b"x")
     site.together = threading.Barrier(3, timeout=10)  # breaks if one waits for another
     text = fetch(*names, "--accept-licence", *names)[1]
     assert text.count("\ndownloaded ") == 3
