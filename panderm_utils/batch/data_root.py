@@ -4,8 +4,6 @@ Cheap enough for every plan: each CSV is read and each folder listed once; no im
 does `run_all.py --check-data`. Imports neither torch nor pandas.
 """
 
-import csv
-import io
 import os
 import shlex
 import unicodedata
@@ -17,12 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from panderm_utils import data, manifests
-from panderm_utils.manifests import SPLITS, DatasetManifest
+from panderm_utils.manifests import DatasetManifest
 
 DEPTH = 5  # levels of folders that are searched
 MAX_FOLDERS = 3_000
-UNPACK = {".zip": "unzip -q {} -d {}", ".7z": "7z x {} -o{}"}
-UNPACK |= dict.fromkeys((".tar", ".gz", ".tgz"), "tar -xf {} -C {}")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z")
 
 
 class Finding(NamedTuple):
@@ -100,15 +97,12 @@ class DataRoot:
     def _find_archive(self, card: DatasetManifest, home: PurePosixPath, table: PurePosixPath) -> Finding | None:
         """Returns the archive that holds a dataset's CSV, or else has its name, and the command that unpacks it."""
         archives = [folder / name for folder, names in self._names.items() for name in names]
-        archives = [path for path in archives if path.suffix.lower() in UNPACK]
-        goal, names = self.path / home, {_fold(name) for name in (card.name, card.short_title, home.name)}
+        archives = [path for path in archives if path.suffix.lower() in ARCHIVES]
+        names = {_fold(name) for name in (card.name, card.short_title, home.name)}
+        fetch = f"python run_all.py --fetch {card.name} --data-root {_quote(self.path)} --from"
         for archive in archives:
-            for member in self._members(archive) or ():
-                if member.parts[-len(table.parts) :] == table.parts:
-                    top = PurePosixPath(*member.parts[: -len(table.parts)])
-                    commands = [_unpack(archive, self.path if top.parts else goal)]
-                    commands += [_move(self.path / top, goal)] if top.parts and top != home else []
-                    return Finding(f"it is still packed in {archive}", _join(commands))
+            if any(member.parts[-len(table.parts) :] == table.parts for member in self._members(archive) or ()):
+                return Finding(f"it is still packed in {archive}", f"{fetch} {_quote(archive)}")
         for archive in archives:
             if _fold(archive.name.partition(".")[0]) in names:
                 if archive.suffix == ".zip" and self._members(archive) is None:
@@ -116,7 +110,7 @@ class DataRoot:
                         f"{archive} is damaged or incomplete",
                         "download it again" + "".join(f": {access.url}" for access in card.access[:1]),
                     )
-                return Finding(f"it is still packed in {archive}", _unpack(archive, self.path))
+                return Finding(f"it is still packed in {archive}", f"{fetch} {_quote(archive)}")
         return None
 
     @cached_property
@@ -132,7 +126,7 @@ class DataRoot:
                         for entry in entries:
                             is_folder = entry.is_dir() and not entry.name.startswith(".")
                             deeper += [folder / entry.name] if is_folder else []
-                            if is_folder or Path(entry.name).suffix.lower() in (".csv", *UNPACK):
+                            if is_folder or Path(entry.name).suffix.lower() in (".csv", *ARCHIVES):
                                 listed[folder].add(entry.name)
                 except OSError:  # a folder that may not be listed holds nothing for a run either
                     continue
@@ -172,50 +166,18 @@ def count_problems(card: DatasetManifest, data_root: Path) -> Counter:
         rows = data.list_split_folders(card, data_root)
         empty = {"train", "test"} - {split for _, split in rows}
         return +(Counter({"empty split": len(empty)}) + _count_missing(card, data_root, rows))
-    text = (data_root / card.table).read_text(encoding="utf-8-sig", errors="replace")
-    head = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="," if "," in head else max(";\t", key=head.count))
-    try:
-        rows = [[cell.strip() for cell in row] for row in reader]
-    except csv.Error:
-        return Counter({"ragged row": 1})
-    header, *rows = [row for row in rows if any(row)] or [[]]
-    if not header:
-        return Counter({"empty file": 1})
-    image, split = (card.draw.image, None) if card.draw else ("image", None if card.external else "split")
-    needed = [image, split, card.label_column or None]
-    needed += [*card.groups.values()] if card.draw else []
-    needed += ["mask"] if card.masks and not card.masks.suffix else []
-    problems = Counter({"missing column": sum(name not in header for name in needed if name)})
-    whole = [row for row in rows if len(row) >= len(header) and not any(row[len(header) :])]
-    problems["ragged row"] = len(rows) - len(whole)
-    if image in header:
-        columns = {name: [row[header.index(name)] for row in whole] for name in needed if name in header}
-        splits = columns.get(split, [SPLITS[0]] * len(whole))
-        rows = zip(columns[image], splits, *([columns["mask"]] if "mask" in columns else []), strict=True)
-        problems += _count_missing(card, data_root, {row for row in rows if row[0] and row[1] in SPLITS})
-    return +problems
+    rows, problems = data.list_rows(card, (data_root / card.table).read_text(encoding="utf-8-sig", errors="replace"))
+    return +(problems + _count_missing(card, data_root, rows))
 
 
 def _count_missing(card: DatasetManifest, data_root: Path, rows: Iterable[tuple[str, ...]]) -> Counter:
-    """Returns the number of images and masks that are not on disk; a row is (image, split) or (image, split, mask)."""
-    images, missing = data.ImageFolder(data_root / card.image_root), Counter()
-    names = {row[0] for row in rows}
-    missing["missing file"] = sum(images.find(name, card.image_suffix)[0] is None for name in names)
-    if card.masks:
-        masks = data.ImageFolder(data_root / card.masks.root)
-        named = {row[2] if row[2:] else card.masks.name(*row) for row in rows if row[2:] or card.masks.suffix}
-        missing["missing mask"] = sum(masks.find(name)[0] is None for name in named)
-    return missing
+    images, masks = data.missing_files(card, data_root, rows)
+    return Counter({"missing file": len(images), "missing mask": len(masks)})
 
 
 def _held(root: Path) -> int:
     """Returns the number of known datasets whose table is below a folder as a data root."""
     return sum((root / manifests.load_dataset_manifest(name).table).exists() for name in manifests.list_datasets())
-
-
-def _unpack(archive: Path, folder: Path) -> str:
-    return UNPACK[archive.suffix.lower()].format(_quote(archive), _quote(folder))
 
 
 def _move(folder: Path, goal: Path) -> str:

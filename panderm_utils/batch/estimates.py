@@ -86,7 +86,8 @@ def describe_plan(plan: Plan, verbose: bool = False) -> str:
         lines += ["", "Missing:"]
         for need, count in sorted(absent.items(), key=lambda pair: (pair[0].kind, pair[0].state, pair[0].name)):
             lines.append(f"  {need.kind:8}{_waiting(need, count)}: {need.source}")
-        lines.append("  Runs that lack data or weights are left out; the others run.")
+        get = "" if plan.space.profile == "own" else " To get them: python run_all.py --fetch"
+        lines.append(f"  Runs that lack data or weights are left out; the others run.{get}")
     lines += _list_all(plan, states, costs) if verbose else []
     lines += ["", *_describe_costs(plan, undone, costs)]
     if barriers := [need.name for need in waiting if REGISTRATION.search(_conditions(need)) and need not in nearly]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from panderm_utils import batch, manifests, pool, protocols, results, workspace
 from panderm_utils.cli.features import write_features
+from panderm_utils.cli.fetch import fetch
 from panderm_utils.cli.own_data import add_dataset
 from panderm_utils.cli.parser import parse_arguments, program, program_name
 from panderm_utils.cli.predict import predict
@@ -70,6 +71,8 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
             return write_features(options)
         if options.predict:
             return predict(options)
+        if options.fetch is not None:
+            return fetch(options)
         if options.check_data is not None:
             return check_data(options)
         if options.sync or options.check:

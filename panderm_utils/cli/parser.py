@@ -16,6 +16,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
 
   python run_all.py                                    the demo: synthetic images, tiny encoders
   python run_all.py --profile paper --plan             which runs can start, what others need, and where to get it
+  python run_all.py --fetch                            get datasets and weights: what is there, what to do
   python run_all.py --check-data                       check the data as a run would
   python run_all.py --profile paper --data-root D --weights-root W --output-root O
   python run_all.py --new-dataset my.csv --images DIR --name mine
@@ -93,6 +94,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     other.add_argument("--verbose", action="store_true", help="with --plan: also each run, and each path and licence")
     named = other.add_argument(
+        "--fetch",
+        nargs="*",
+        metavar="NAME",
+        help="download datasets and weights, and put them in place; default: all of the paper",
+    )
+    complete(named, lambda: [*manifests.list_datasets(), *manifests.list_encoders()])
+    other.add_argument(
+        "--from",
+        dest="source",
+        metavar="DIR",
+        help="with --fetch: look first in this folder, also in archives, or in this archive; it is only read",
+    )
+    other.add_argument(
+        "--accept-licence", nargs="+", default=[], metavar="NAME", help="with --fetch: you accept its licence; recorded"
+    )
+    named = other.add_argument(
         "--check-data", nargs="*", metavar="NAME", help="check datasets as a run would; default: all that are there"
     )
     complete(named, manifests.list_datasets)
@@ -165,6 +182,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     for flag in ("name", "masks", "folds", *OWN_COLUMNS):
         if getattr(options, flag) and not options.new_dataset:
             parser.error(f"--{flag} goes with --new-dataset CSV")
+    if (options.source or options.accept_licence) and options.fetch is None:
+        parser.error("--from DIR and --accept-licence NAME go with --fetch")
     if options.verbose and not options.plan:
         parser.error("--verbose goes with --plan")
     if options.pixels and options.check_data is None:

@@ -123,10 +123,11 @@ def _read_content(manifest: DatasetManifest, data_root: str | Path) -> tuple[Pat
     place = Path(data_root) / manifest.table
     if not (place.is_dir() if manifest.split_folders else place.is_file()):
         sources = "".join(f"\n  {access.what}: {access.url} {access.note or ''}".rstrip() for access in manifest.access)
+        fetch = f" (python run_all.py --fetch {manifest.name})" if any(a.fetch for a in manifest.access) else ""
         raise DataError(
             f"{manifest.name}: there is no {'folder' if manifest.split_folders else 'CSV'} {place}; data_root is "
             f"{data_root}. Set data_root (or PANDERM_DATA_ROOT) to the folder that contains {manifest.table}, or get "
-            f"the data:{sources}"
+            f"the data{fetch}:{sources}"
         )
     if manifest.split_folders:
         rows = pd.DataFrame(list_split_folders(manifest, data_root), columns=["image", "split"])

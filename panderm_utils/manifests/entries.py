@@ -22,11 +22,20 @@ class ClassName:
 
 @dataclass(frozen=True)
 class Access:
-    """Where something is available."""
+    """Where something is available.
+
+    Attributes:
+        fetch: How `run_all.py --fetch` gets it: "automatic" (it downloads), "by hand" (it says what to do), or "" (not
+            at all: an alternative, from which the published data cannot be put together).
+        files: Name of a file or folder at the source, with or without suffix -> its place below the data root or the
+            weights root, where that has another name.
+    """
 
     what: str
     url: str
     note: str = ""
+    fetch: str = ""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ NAME_RULE = "lower-case letters, digits and _, at most 60"
 # Windows device names
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 ACCESS = ("public", "mixed", "private")
+FETCH = ("automatic", "by hand", "")
 LAYOUTS = ("encoder_prefix", "plain", "module_prefix", "timm", "none")
 
 
@@ -48,6 +49,7 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
         problems.append("external: a test-only dataset needs `melanoma`; name those classes, or remove `external`")
     invalid = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
     problems += [f"metadata.{kind}: no such kind; write one of {', '.join(METADATA_KINDS)}" for kind in invalid]
+    problems += _access_problems(m)
     keys = [field.name for field in dataclasses.fields(m)]
     for name in m.unverified or ():
         if name is not None and name not in keys:
@@ -63,7 +65,7 @@ def task_of(num_classes: int) -> tuple[str, str]:
 
 def encoder_problems(e: EncoderManifest) -> list[str]:
     """Returns `key: problem; remedy` for each problem of an encoder."""
-    problems = []
+    problems = _access_problems(e)
     if e.name is not None and e.name != (proposal := valid_name(e.name)):
         problems.append(f"name: {e.name!r} becomes part of file names ({NAME_RULE}); write {proposal}")
     if e.architecture not in (None, "beit", "timm"):
@@ -172,6 +174,25 @@ def _table_problems(m: DatasetManifest) -> list[str]:
             problems.append(f"draw.images: {draw.images}; write the number of images in the complete dataset")
     if m.draw and len(m.groups or {}) != 1:
         problems.append("groups: a draw keeps one kind of group in a split; write groups: {lesion: COLUMN}")
+    return problems
+
+
+def _access_problems(m: DatasetManifest | EncoderManifest) -> list[str]:
+    problems = []
+    for i, access in enumerate(m.access or ()):
+        if access is None:
+            continue
+        if access.fetch not in (None, *FETCH):
+            problems.append(f"access[{i}].fetch: {access.fetch!r} is unknown; write automatic or by hand, or remove it")
+        if access.fetch == "automatic" and not (access.url or "").startswith("https://"):
+            problems.append(
+                f"access[{i}].url: {access.url!r} cannot be downloaded; write one that begins with https://"
+            )
+        for name, place in (access.files or {}).items():
+            if place is not None and (PurePath(place).is_absolute() or ".." in PurePath(place).parts):
+                problems.append(
+                    f"access[{i}].files.{name}: {place!r} is not below the root; write it relative to there"
+                )
     return problems
 
 

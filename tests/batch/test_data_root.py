@@ -61,7 +61,8 @@ def test_a_remedy_puts_the_data_in_place(tmp_path, layout):
     write(root)
     finding = DataRoot(root).find(HIBA)
     assert re.search(problem, finding.problem), finding
-    subprocess.run(["bash", "-ec", finding.remedy], check=True)
+    remedy = finding.remedy.replace("python run_all.py", f"{sys.executable} {ROOT / 'run_all.py'}")
+    subprocess.run(["bash", "-ec", remedy], check=True)
     assert DataRoot(root).find(HIBA) == ("", "")
     assert len(list((root / "HIBA/images").iterdir())) == 6
 

@@ -12,7 +12,7 @@ from PIL import Image
 from panderm_utils import data
 from panderm_utils.data.csv_tables import Problems, read_text
 from panderm_utils.data.splits import connected_groups
-from panderm_utils.manifests import Access, ClassName, DatasetManifest
+from panderm_utils.manifests import Access, ClassName, DatasetManifest, load_dataset_manifest
 from panderm_utils.protocols.fine_tune import fine_tune_fraction
 
 
@@ -245,6 +245,9 @@ def test_an_absent_csv_or_folder_says_where_it_was_sought_and_where_to_get_it(tm
         data.load_dataset(card(), tmp_path)
     for words in (str(tmp_path / "toy" / "toy.csv"), f"data_root is {tmp_path}", "https://example.org/toy"):
         assert words in str(caught.value)
+    assert "--fetch" not in str(caught.value)  # nothing in its manifest says how
+    with pytest.raises(data.DataError, match=r"get the data \(python run_all.py --fetch ham10000\):"):
+        data.load_dataset(load_dataset_manifest("ham10000"), tmp_path)
     lay_out(tmp_path)
     with pytest.raises(data.DataError, match="there is no image root"):
         data.load_dataset(card(image_root="toy/none"), tmp_path)
