@@ -1,0 +1,13 @@
+"""What leaks: copies of images, lesions and patients in two splits or datasets, what they cost, doubtful labels."""
+
+import lazy_loader
+
+OFFERS = {
+    "costs": "LEFT_OUT costs_of_leakage describe_cost",
+    "fingerprints": "fingerprint_files",
+    "labels": "doubtful_labels",
+    "pairs": "COPIES COPY FEATURES KINDS Audit audit_datasets",
+    "similarity": "similar_pairs",
+}
+offered = {module: names.split() for module, names in OFFERS.items()}
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

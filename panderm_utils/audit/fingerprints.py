@@ -1,0 +1,119 @@
+"""Fingerprints of image files: SHA-256 of the bytes, SHA-256 of the pixels, and a perceptual hash of 256 bits.
+
+The perceptual hash is that of ImageHash's `phash` with hash_size 16 (the image in grey at 64 x 64 pixels, the lowest
+16 x 16 frequencies of its discrete cosine transform), but for one point: a bit is the sign of its frequency, not
+whether it exceeds their median. So the hash of a mirrored or turned image follows from that of the image, and needs no
+second reading. It is these few lines and no dependency, because ImageHash would bring PyWavelets for a hash not used.
+256 bits, because 64 do not tell two dermoscopic images apart: each is a dark disc on a bright ground.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+from scipy.fft import dctn
+from tqdm.auto import tqdm
+
+from panderm_utils.data import ImageError, open_image
+from panderm_utils.encoders import IDENTITY, SHARD, ShardCache, read_identified
+
+SIDE = 16  # frequencies in each direction
+BITS = SIDE * SIDE
+PIXELS = 4 * SIDE  # side of the small image
+DIGEST = 32  # bytes
+FORMAT = 1  # raise it when a code change changes fingerprints
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprints:
+    """The fingerprints of a list of images.
+
+    Attributes:
+        files: SHA-256 of each file's bytes, `[N, 32]` uint8; pixels: of its decoded pixels and size, the same.
+        signs: The perceptual hash as signs, `[N, 256]` int8, 1 or -1: two hashes agree in (256 + a @ b) / 2 bits.
+        unreadable: Index -> reason, of the images that cannot be read, whose fingerprints are zeros.
+    """
+
+    files: np.ndarray
+    pixels: np.ndarray
+    signs: np.ndarray
+    unreadable: dict[int, str]
+
+
+def fingerprint_files(paths: Sequence[str], names: Sequence[str], cache: str | Path | None = None) -> Fingerprints:
+    """Returns the fingerprints of image files, in their order, cached by content as features are.
+
+    Args:
+        paths: The N image files.
+        names: Their names in the cache.
+        cache: The folder whose `fingerprints/` is the cache; None caches nothing.
+    """
+    about = {"format": FORMAT, "bits": BITS, "pillow": PIL.__version__}
+    width = DIGEST + BITS // 8
+    store = None if cache is None else ShardCache(Path(cache) / "fingerprints", about, width, np.uint8, len(paths))
+    rows, files = np.zeros((len(paths), width), np.uint8), np.zeros((len(paths), DIGEST), np.uint8)
+    unreadable = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc="fingerprints", delay=1) as bar:
+        for at in range(0, len(paths), SHARD):
+            part = slice(at, at + SHARD)
+            found = store.load(names[part], paths[part]) if store else None
+            if found is None:
+                made = list(pool.map(_read, paths[part]))  # PIL and hashlib work outside Python's lock
+                unreadable |= {at + i: one for i, one in enumerate(made) if isinstance(one, str)}
+                readable = [(i, *one) for i, one in enumerate(made, at) if not isinstance(one, str)]
+                for i, identity, row in readable:
+                    files[i], rows[i] = identity[0], row
+                if store and len(readable) == len(made):
+                    identities = np.array([identity for _, identity, _ in readable], dtype=IDENTITY)
+                    store.save(names[part], rows[part], identities, "fingerprints")
+            else:
+                rows[part], identities, _ = found
+                files[part] = identities["digest"]
+            bar.update(len(paths[part]))
+    bits = np.unpackbits(rows[:, DIGEST:], axis=1)
+    signs = 2 * bits.astype(np.int8) - 1
+    signs[list(unreadable)] = 0
+    return Fingerprints(files, rows[:, :DIGEST], signs, unreadable)
+
+
+def fingerprint(image: Image.Image) -> np.ndarray:
+    """Returns the SHA-256 of an RGB image's pixels, then its perceptual hash: 64 bytes."""
+    size = "{} {}\0".format(*image.size).encode()
+    digest = hashlib.sha256(size + image.tobytes()).digest()
+    return np.concatenate([np.frombuffer(digest, np.uint8), np.packbits(perceptual_signs(image) > 0)])
+
+
+def perceptual_signs(image: Image.Image) -> np.ndarray:
+    """Returns the perceptual hash of an image as 256 signs, 1 or -1, row by row of its frequencies."""
+    small = image.convert("L").resize((PIXELS, PIXELS), Image.Resampling.LANCZOS)
+    frequencies = dctn(np.asarray(small, dtype=np.float32))[:SIDE, :SIDE]
+    return np.where(frequencies > 0, 1, -1).astype(np.int8).ravel()
+
+
+def orientations(signs: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the hashes [N, 256] of images as they are, mirrored, and turned by a multiple of 90 degrees.
+
+    Mirroring an image changes the sign of its odd frequencies in that direction; exchanging its axes exchanges theirs.
+    """
+    sign = 1 - 2 * (np.arange(SIDE, dtype=np.int8) % 2)
+    across, down = np.tile(sign, SIDE), np.repeat(sign, SIDE)
+    turned = signs.reshape(-1, SIDE, SIDE).transpose(0, 2, 1).reshape(-1, BITS)
+    flips = {"": np.ones(BITS, np.int8), "mirrored": across, "upside down": down, "turned by 180": across * down}
+    exchanged = {"axes exchanged": flips[""], "turned by 90": across, "turned by 270": down}
+    exchanged["axes exchanged and turned by 180"] = across * down
+    return {name: signs * flip for name, flip in flips.items()} | {n: turned * flip for n, flip in exchanged.items()}
+
+
+def _read(path: str) -> tuple[tuple, np.ndarray] | str:
+    """Returns a file's identity and fingerprint from a single read, or why it cannot be read."""
+    try:
+        content, identity = read_identified(path)
+        return identity, fingerprint(open_image(path, content))
+    except ImageError as error:
+        return str(error)
