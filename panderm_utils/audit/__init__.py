@@ -8,6 +8,7 @@ OFFERS = {
     "labels": "doubtful_labels",
     "pairs": "COPIES COPY FEATURES KINDS Audit audit_datasets",
     "similarity": "similar_pairs",
+    "writing": "describe_audit shared_table write_audit",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

@@ -46,20 +46,23 @@ class Fingerprints:
     unreadable: dict[int, str]
 
 
-def fingerprint_files(paths: Sequence[str], names: Sequence[str], cache: str | Path | None = None) -> Fingerprints:
+def fingerprint_files(
+    paths: Sequence[str], names: Sequence[str], cache: str | Path | None = None, label: str = "fingerprints"
+) -> Fingerprints:
     """Returns the fingerprints of image files, in their order, cached by content as features are.
 
     Args:
         paths: The N image files.
         names: Their names in the cache.
         cache: The folder whose `fingerprints/` is the cache; None caches nothing.
+        label: Text of the progress bar.
     """
     about = {"format": FORMAT, "bits": BITS, "pillow": PIL.__version__}
     width = DIGEST + BITS // 8
     store = None if cache is None else ShardCache(Path(cache) / "fingerprints", about, width, np.uint8, len(paths))
     rows, files = np.zeros((len(paths), width), np.uint8), np.zeros((len(paths), DIGEST), np.uint8)
     unreadable = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc="fingerprints", delay=1) as bar:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc=label, unit="image", delay=1) as bar:
         for at in range(0, len(paths), SHARD):
             part = slice(at, at + SHARD)
             found = store.load(names[part], paths[part]) if store else None

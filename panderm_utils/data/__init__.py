@@ -9,6 +9,7 @@ OFFERS = {
     "draws": "draw_splits",
     "image_files": "ImageError ImageFolder image_error_reason open_image",
     "image_folder": "ListedImages list_images",
+    "isic_ids": "isic_id",
     "loading": "batch_loader",
     "mask_files": "open_mask",
     "own_data": "OwnData read_own_data",

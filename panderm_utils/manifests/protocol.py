@@ -51,6 +51,8 @@ class Protocol:
             None: records of the protocol keep no classifier.
         companions: Takes a batch's parameter overrides; returns protocol -> parameters of each run of another protocol
             that this one also requests.
+        other_tests: Takes a record's folder; returns the predictions on datasets other than the record's: name -> true
+            labels [N], class probabilities [N, K], image names [N].
         methods: Takes a record; returns what a run did, in sentences for the methods section of a manuscript.
         exhibits: Takes one dataset's rows of `results.study_runs` and returns the `figures.Exhibit`s of the report of
             own data. None: a run scores a classifier of the dataset's classes, which that report shows in full.
@@ -78,6 +80,7 @@ class Protocol:
     extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = lambda *_: ()
     companions: Callable[[dict], dict[str, list[dict]]] = lambda *_: {}
     load_classifier: Callable[..., Any] | None = None
+    other_tests: Callable[[Path], Mapping[str, tuple]] = lambda folder: {}
     methods: Callable[[dict], str] = lambda record: ""
     exhibits: Callable[..., list] | None = None
 

@@ -1,0 +1,281 @@
+"""Finds the pairs of images that two splits, or two datasets, share: copies, near copies, same lesion, same patient.
+
+Compared are the test images of each dataset with its own train and val images, and all images of each dataset with
+those of each other. A file that two datasets list is one image, not a pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from panderm_utils.audit.fingerprints import BITS, fingerprint_files, orientations
+from panderm_utils.audit.similarity import Similar, similar_pairs, unit
+from panderm_utils.data import Dataset, is_missing, isic_id
+from panderm_utils.encoders import current_features
+from panderm_utils.manifests import SPLITS, load_encoder_manifest
+
+FILE, PIXELS, ISIC, COPY, FEATURES = "same file", "same pixels", "same ISIC id", "near copy", "similar features"
+COPIES = (
+    FILE,
+    PIXELS,
+    ISIC,
+    COPY,
+    FEATURES,
+)  # the strongest evidence first: a pair is listed under the first that it has
+KINDS = (*COPIES, "same lesion", "same patient")
+# Of the bits of the perceptual hash. Of drawn and of recompressed images: copies as JPEG of quality 30, at half the
+# size or at another aspect ratio agree in 92% or more, unrelated images in at most 88%; a crop of 2% is between.
+COPY_SIMILARITY = 0.9
+# Cosine of features: a first value, not measured on real images. Set it where the histogram of the notebook has a gap.
+FEATURE_SIMILARITY = 0.98
+SIDES = [f"{name}_{side}" for side in "ab" for name in ("dataset", "image", "split", "label")]
+PAIR_COLUMNS = ["kind", "similarity", "orientation", *SIDES]
+NEAREST_COLUMNS = ["kind", "similarity", *SIDES]
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What is shared.
+
+    Attributes:
+        images: One row per image: dataset, image, split, label (the class, "" without classes), path.
+        pairs: One row per pair: kind (one of KINDS), similarity (1 for the same file or pixels; fraction of equal bits
+            of a near copy; cosine of features; else NaN), orientation ("" as it is, "mirrored",
+            ...), then dataset, image, split and label of both images. Within a dataset, a is the test image.
+        nearest: One row per test image and kind of similarity (near copy, similar features): the nearest train or val
+            image of its dataset.
+        notes: What was not compared, and why.
+    """
+
+    images: pd.DataFrame = field(repr=False)
+    pairs: pd.DataFrame = field(repr=False)
+    nearest: pd.DataFrame = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    def leaking(self, dataset: str, kinds: Sequence[str] = KINDS, source: str | None = None) -> set[str]:
+        """Returns the images of a dataset that share something with a source; of its own, with train and val images.
+
+        Args:
+            kinds: What counts.
+            source: The dataset that a model was trained on; None: this one, so that its test images may leak.
+        """
+        source, pairs = source or dataset, self.pairs[self.pairs["kind"].isin(list(kinds))]
+        a, b = pairs["dataset_a"], pairs["dataset_b"]
+        there = pairs.loc[(a == dataset) & (b == source), "image_a"]
+        back = pairs.loc[(a == source) & (b == dataset), "image_b"] if source != dataset else ()
+        return {*there, *back}
+
+
+def audit_datasets(
+    studies: Sequence[Dataset],
+    cache: str | Path | None = None,
+    encoder: str | None = None,
+    copy_similarity: float = COPY_SIMILARITY,
+    feature_similarity: float | None = None,
+) -> Audit:
+    """Returns what datasets share, within each and between them.
+
+    Args:
+        cache: The workspace's cache, of fingerprints and features.
+        encoder: Whose features are compared, where the cache has them; none are computed. None: no features.
+        copy_similarity: The fraction of equal bits from which on two perceptual hashes are a near copy.
+        feature_similarity: The cosine from which on two images have similar features. None: FEATURE_SIMILARITY; of a
+            toy, whose features do not tell copies from others, no pair is listed.
+    """
+    images, groups = _list_images(studies)
+    owners = images["dataset"].to_numpy()
+    files, pixels, signs, notes = _fingerprints(images, studies, cache)
+    ids = images["path"].map(isic_id).where(lambda ids: ids != "")
+    found = [_sharing(files, images, FILE), _sharing(pixels, images, PIXELS)]
+    found.append(_sharing(pd.factorize(ids)[0], images, ISIC))
+    found += [_sharing(codes, images, f"same {kind}") for kind, codes in groups.items()]
+    hashes = unit(signs)
+    copies, nearest = _search(images, hashes, COPY, 2 * copy_similarity - 1, turning=True)
+    for part in (copies, nearest):
+        part["similarity"] = (1 + part["similarity"]) / 2  # of a cosine: the fraction of equal bits
+    found.append(copies)
+    tables = [nearest]
+    if encoder is not None:
+        x, rows, missing = _features(studies, cache, encoder)
+        notes += missing
+        toy = load_encoder_manifest(encoder).toy
+        threshold = feature_similarity or (np.inf if toy else FEATURE_SIMILARITY)
+        if toy and feature_similarity is None and len(rows):
+            notes.append(f"{encoder} is a toy: its features do not tell copies from look-alikes, so they list no pair")
+        similar, near = _search(images.iloc[rows], x, FEATURES, threshold)
+        for part in (similar, near):
+            part[["a", "b"]] = rows[part[["a", "b"]].to_numpy(dtype=np.int64)]
+        found.append(similar)
+        tables.append(near)
+    pairs = pd.concat(found, ignore_index=True)
+    order = pairs["kind"].map(KINDS.index)
+    pairs = pairs.assign(order=order, copy=order < len(COPIES)).sort_values("order", kind="stable")
+    pairs = pairs[~(pairs["copy"] & pairs.duplicated(["a", "b", "copy"]))]
+    pairs = pairs.sort_values(["similarity", "order", "a", "b"], ascending=[False, True, True, True])
+    notes += _same_files(images, owners)
+    return Audit(
+        images, _named(pairs, images, PAIR_COLUMNS), _named(pd.concat(tables), images, NEAREST_COLUMNS), tuple(notes)
+    )
+
+
+def _list_images(studies: Sequence[Dataset]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Returns all images, split by split as features are cached, and kind of group -> code of each image, -1: none."""
+    parts, groups = [], []
+    for study in studies:
+        card = study.manifest
+        for split in SPLITS:
+            table = study.split(split)
+            part = pd.DataFrame({"dataset": card.name, "image": table["image"], "split": split})
+            part["label"] = [card.class_names[k] for k in table["label"]] if card.classes else ""
+            part["path"] = [str(study.path(image)) for image in table["image"]]
+            parts.append(part)
+            named = {kind: table[column] for kind, column in card.groups.items() if column in table}
+            groups.append(
+                pd.DataFrame(
+                    {
+                        kind: card.name + "\0" + ids.astype(str).mask(is_missing(ids.astype(str)))
+                        for kind, ids in named.items()
+                    },
+                    index=table.index,
+                )
+            )
+    ids = pd.concat(groups, ignore_index=True)
+    codes = {kind: pd.factorize(ids[kind])[0] for kind in ids}
+    return pd.concat(parts, ignore_index=True), codes
+
+
+def _fingerprints(images: pd.DataFrame, studies, cache) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Returns codes of equal files [N] and of equal pixels [N] (-1: unreadable), hashes [N, 256], and notes."""
+    parts, notes = [], []
+    for study in studies:
+        rows = images[images["dataset"] == study.manifest.name]
+        names = [study.files[image] for image in rows["image"]]
+        parts.append(fingerprint_files(rows["path"].tolist(), names, cache, f"fingerprints of {study.manifest.name}"))
+        notes += [f"{study.manifest.name}: left out: {reason}" for reason in parts[-1].unreadable.values()]
+    files, pixels, signs = (np.concatenate([getattr(p, name) for p in parts]) for name in ("files", "pixels", "signs"))
+    readable = (signs != 0).any(axis=1)
+    codes = [np.where(readable, _codes(digests), -1) for digests in (files, pixels)]
+    return *codes, signs, notes
+
+
+def _codes(digests: np.ndarray) -> np.ndarray:
+    """Returns a number for each digest [N, 32], the same for equal ones."""
+    return np.unique(np.ascontiguousarray(digests).view("V32").ravel(), return_inverse=True)[1]
+
+
+def _sharing(codes: np.ndarray, images: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Returns the pairs of images with the same code, -1 excepted."""
+    order = np.argsort(codes, kind="stable")
+    order = order[codes[order] >= 0]
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    members = [part for part in np.split(order, starts[1:]) if len(part) > 1] if len(order) else []
+    pairs = [np.stack(np.triu_indices(len(part), 1)) for part in members]
+    a, b = (
+        np.concatenate([part[pair] for part, pair in zip(members, pairs, strict=True)], axis=1) if pairs else [[], []]
+    )
+    return _compared(
+        images,
+        pd.DataFrame(
+            {"kind": kind, "similarity": 1.0 if kind in (FILE, PIXELS) else np.nan, "orientation": "", "a": a, "b": b}
+        ),
+    )
+
+
+def _compared(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Returns the pairs of two datasets, or of a test image (as a) and another split of one dataset."""
+    a, b = pairs["a"].to_numpy(dtype=np.int64), pairs["b"].to_numpy(dtype=np.int64)
+    dataset, test = images["dataset"].to_numpy(), (images["split"] == "test").to_numpy()
+    path = images["path"].to_numpy()
+    within = dataset[a] == dataset[b]
+    keep = np.where(within, test[a] != test[b], path[a] != path[b])
+    swap = within & test[b]
+    pairs = pairs.assign(a=np.where(swap, b, a), b=np.where(swap, a, b))
+    return pairs[keep]
+
+
+def _search(images: pd.DataFrame, x: np.ndarray, kind: str, threshold: float, turning: bool = False):
+    """Returns the pairs of images whose vectors reach a threshold, and the nearest of each test image.
+
+    Both are tables of kind, similarity (a cosine), orientation, a and b (rows of `images`).
+
+    Args:
+        x: Vectors of length 1, `[N, D]`, one per row of `images`.
+        turning: Whether b may be mirrored or turned; then x are perceptual hashes.
+    """
+    names, test = images["dataset"].to_numpy(), (images["split"] == "test").to_numpy()
+    rows = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}
+    tasks = [(part[test[part]], part[~test[part]], True) for part in rows.values()]
+    tasks += [(rows[one], rows[other], False) for one, other in combinations(rows, 2)]
+    found, nearest = [], []
+    total = sum(len(a) * len(b) for a, b, _ in tasks)
+    with tqdm(total=total, desc=kind, unit="pair", unit_scale=True, delay=1) as bar:
+        for a, b, within in tasks:
+            turns = orientations(x[b]) if turning else {"": x[b]}
+            parts = {name: similar_pairs(x[a], other, threshold) for name, other in turns.items()}
+            found += [_pairs(part, a, b, kind, name) for name, part in parts.items()]
+            if within and len(b):
+                nearest.append(_nearest(list(parts.values()), a, b, kind))
+            bar.update(len(a) * len(b))
+    columns = ["kind", "similarity", "orientation", "a", "b"]
+    pairs = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    pairs = pairs.sort_values("similarity", ascending=False, kind="stable").drop_duplicates(["a", "b"])
+    near = pd.concat(nearest, ignore_index=True) if nearest else pd.DataFrame(columns=columns)
+    return _compared(images, pairs), near
+
+
+def _pairs(part: Similar, a: np.ndarray, b: np.ndarray, kind: str, orientation: str) -> pd.DataFrame:
+    columns = {"kind": kind, "similarity": part.similarity.astype(np.float64), "orientation": orientation}
+    return pd.DataFrame({**columns, "a": a[part.a], "b": b[part.b]})
+
+
+def _nearest(parts: list[Similar], a: np.ndarray, b: np.ndarray, kind: str) -> pd.DataFrame:
+    best = np.stack([part.best for part in parts])
+    which, rows = best.argmax(axis=0), np.arange(len(a))
+    nearest = np.stack([part.nearest for part in parts])[which, rows]
+    similarity = best[which, rows].astype(np.float64)
+    return pd.DataFrame({"kind": kind, "similarity": similarity, "orientation": "", "a": a, "b": b[nearest]})
+
+
+def _features(studies: Sequence[Dataset], cache, encoder: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Returns the cached features of unit length [n, D], the rows of all images that they are of, and notes."""
+    lists, at, places = [], 0, []
+    for study in studies:
+        for split in SPLITS:
+            names = [study.files[image] for image in study.split(split)["image"]]
+            lists.append((names, [str(study.image_root / name) for name in names]))
+            places.append((study.manifest.name, split, np.arange(at, at + len(names))))
+            at += len(names)
+    found = current_features(cache, encoder, lists) if cache else [None] * len(lists)
+    without: dict[str, list[str]] = {}
+    for (name, split, rows), x in zip(places, found, strict=True):
+        if x is None and len(rows):
+            without.setdefault(name, []).append(split)
+    notes = []
+    if without:
+        names = ", ".join(f"{name} ({' '.join(splits)})" for name, splits in without.items())
+        command = f"run_all.py --features {encoder} --datasets {' '.join(without)} --to features.npz"
+        notes.append(f"features of {encoder} are not in the cache: {names}; computed by {command}")
+    kept = [(rows, unit(x)) for (_, _, rows), x in zip(places, found, strict=True) if x is not None and len(x)]
+    if not kept:
+        return np.zeros((0, 1), np.float32), np.zeros(0, np.int64), notes
+    return np.concatenate([x for _, x in kept]), np.concatenate([rows for rows, _ in kept]), notes
+
+
+def _same_files(images: pd.DataFrame, owners: np.ndarray) -> list[str]:
+    """Returns which datasets list the same files: one image, not a copy."""
+    paths = {name: set(images.loc[owners == name, "path"]) for name in dict.fromkeys(owners)}
+    shared = {(a, b): len(paths[a] & paths[b]) for a, b in combinations(paths, 2)}
+    return [f"{a} and {b} list {n:,} of the same files, which are not counted" for (a, b), n in shared.items() if n]
+
+
+def _named(pairs: pd.DataFrame, images: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Returns pairs with the facts of both images in place of their rows."""
+    for side in "ab":
+        facts = images.iloc[pairs[side].to_numpy(dtype=np.int64)].reset_index(drop=True)
+        pairs = pairs.reset_index(drop=True).join(facts.drop(columns="path").add_suffix(f"_{side}"))
+    return pairs[columns]
