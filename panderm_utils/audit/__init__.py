@@ -6,7 +6,8 @@ OFFERS = {
     "costs": "LEFT_OUT costs_of_leakage describe_cost",
     "fingerprints": "fingerprint_files",
     "labels": "doubtful_labels",
-    "pairs": "COPIES COPY FEATURES KINDS Audit audit_datasets",
+    "pairs": "COPIES COPY COPY_SIMILARITY FEATURES FEATURE_SIMILARITY KINDS Audit audit_datasets thresholds",
+    "pictures": "doubtful_pictures pair_pictures",
     "similarity": "similar_pairs",
     "writing": "describe_audit shared_table write_audit",
 }

@@ -87,6 +87,9 @@ def audit_datasets(
         feature_similarity: The cosine from which on two images have similar features. None: FEATURE_SIMILARITY; of a
             toy, whose features do not tell copies from others, no pair is listed.
     """
+    if not studies:
+        empty = pd.DataFrame(columns=["dataset", "image", "split", "label", "path"])
+        return Audit(empty, pd.DataFrame(columns=PAIR_COLUMNS), pd.DataFrame(columns=NEAREST_COLUMNS))
     images, groups = _list_images(studies)
     owners = images["dataset"].to_numpy()
     files, pixels, signs, notes = _fingerprints(images, studies, cache)
@@ -103,9 +106,8 @@ def audit_datasets(
     if encoder is not None:
         x, rows, missing = _features(studies, cache, encoder)
         notes += missing
-        toy = load_encoder_manifest(encoder).toy
-        threshold = feature_similarity or (np.inf if toy else FEATURE_SIMILARITY)
-        if toy and feature_similarity is None and len(rows):
+        threshold = thresholds(encoder, copy_similarity, feature_similarity).get(FEATURES, np.inf)
+        if threshold == np.inf and len(rows):
             notes.append(f"{encoder} is a toy: its features do not tell copies from look-alikes, so they list no pair")
         similar, near = _search(images.iloc[rows], x, FEATURES, threshold)
         for part in (similar, near):
@@ -121,6 +123,16 @@ def audit_datasets(
     return Audit(
         images, _named(pairs, images, PAIR_COLUMNS), _named(pd.concat(tables), images, NEAREST_COLUMNS), tuple(notes)
     )
+
+
+def thresholds(
+    encoder: str | None, copy_similarity: float = COPY_SIMILARITY, feature_similarity: float | None = None
+) -> dict[str, float]:
+    """Returns kind -> the similarity from which on `audit_datasets` lists a pair; kinds without one list none."""
+    found = {COPY: copy_similarity}
+    if encoder is not None and (feature_similarity or not load_encoder_manifest(encoder).toy):
+        found[FEATURES] = feature_similarity or FEATURE_SIMILARITY
+    return found
 
 
 def _list_images(studies: Sequence[Dataset]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:

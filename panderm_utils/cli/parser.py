@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--audit",
         nargs="*",
         metavar="NAME",
-        help="find copies, lesions and patients in two splits or datasets, and what they cost; default: all that are there",
+        help="find copies, lesions and patients in two splits or datasets, and their cost; default: all that are there",
     )
     complete(named, manifests.list_datasets)
     other.add_argument("--pixels", action="store_true", help="with --check-data: also decode every image")
