@@ -14,7 +14,7 @@ from panderm_utils.manifests import Protocol
 from panderm_utils.results import parse_image_scores, parse_predictions, read_record, resampling, scores_masks
 from panderm_utils.stats import MetricWarning, without_image_scores, without_images
 
-# What is left out: its name in a sentence -> kinds of pairs.
+# What is left out, as in "without 37 copies" -> kinds of pairs.
 LEFT_OUT = {
     "copies": COPIES,
     "images of a shared lesion": ("same lesion",),
@@ -22,7 +22,7 @@ LEFT_OUT = {
     "images that share anything": KINDS,
 }
 RUN = ["run_id", "dataset", "protocol", "encoder", "seed"]
-COLUMNS = [*RUN, "tested_on", "metric", "headline", "without", "images", "left_out"]
+COLUMNS = [*RUN, "tested_on", "metric", "headline", "leak", "images", "left_out", "without"]
 COLUMNS += ["all", "rest", "difference", "low", "high"]
 TOLERANCE = 1e-9  # between a stored number and the same number computed again
 
@@ -42,10 +42,11 @@ def costs_of_leakage(
         replicates: Of the bootstrap; None: those of the record.
 
     Returns:
-        One row per run, dataset tested on, metric, and what is left out (see LEFT_OUT; if nothing leaks, one row with
-        left_out 0): run_id, dataset, protocol, encoder, seed, tested_on, metric, headline, without, images, left_out
-        (numbers of test images), all, rest (the score with and without them), difference (rest - all), low, high (its
-        95% interval). Metrics are those whose stored number is computed again; rest is NaN if no image is left.
+        One row per run, dataset tested on, metric, and what is left out; if nothing leaks, one row with left_out 0.
+        Columns: run_id, dataset, protocol, encoder, seed, tested_on, metric, headline, leak (a key of LEFT_OUT), images
+        and left_out (numbers of test images), without (the latter in words: "37 copies"), all and rest (the score with
+        and without them; NaN if no image is left), difference (rest - all), low and high (its 95% interval). Metrics
+        are those whose stored number is computed again.
     """
     audited, rows, notes = set(found.images["dataset"]), [], []
     mine = runs[runs["dataset"].isin(audited)].drop_duplicates("run_id")
@@ -60,9 +61,9 @@ def costs_of_leakage(
                 notes.append(f"{run['run_id']}: {unknown:,} of its images are not in {tested_on} as it is here")
                 continue
             options = {"replicates": replicates or resampling(record)["replicates"], "seed": record["seed"]}
-            for without, table in _costs(predictions, names, run["dataset"], tested_on, found, options):
+            for leak, table in _costs(predictions, names, run["dataset"], tested_on, found, options):
                 table = table[_confirmed(table, record, "" if tested_on == run["dataset"] else f"_{tested_on}")]
-                facts = {**{key: run[key] for key in RUN}, "tested_on": tested_on, "without": without}
+                facts = {**{key: run[key] for key in RUN}, "tested_on": tested_on, "leak": leak}
                 headline = table.index == record["headline_metric"]
                 rows.append(table.assign(**facts, headline=headline).reset_index())
     table = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=COLUMNS).astype({"headline": bool})
@@ -77,26 +78,26 @@ def describe_cost(row) -> str:
     if not row.left_out:
         return f"{title} {score}: no test image leaks"
     if pd.isna(row.rest):
-        return f"{title} {score}: undefined without {row.left_out:,} {row.without}"
+        return f"{title} {score}: undefined without {row.without}"
     interval = f"difference {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-    return f"{title} {score}, {row.rest:.3f} without {row.left_out:,} {row.without} ({interval})"
+    return f"{title} {score}, {row.rest:.3f} without {row.without} ({interval})"
 
 
 def _costs(predictions, names: list[str], dataset: str, tested_on: str, found: Audit, options: dict) -> Iterator:
     """Yields what is left out, and the table of `without_images` with the numbers of images; of masks likewise."""
     parts, done = {}, set()
-    for without, kinds in LEFT_OUT.items():
+    for leak, kinds in LEFT_OUT.items():
         leaking = np.isin(names, list(found.leaking(tested_on, kinds, dataset)))
         if leaking.any() and leaking.tobytes() not in done:
             done.add(leaking.tobytes())
-            parts[without] = leaking
+            parts[leak] = leaking
     parts = parts or {"copies": np.zeros(len(names), dtype=bool)}
     masks = isinstance(predictions, pd.DataFrame) and scores_masks(predictions)
     if masks:
         scores, clusters, _ = parse_image_scores(predictions)
     elif isinstance(predictions, pd.DataFrame):
         predictions = parse_predictions(predictions)
-    for without, leaking in parts.items():
+    for leak, leaking in parts.items():
         nothing = leaking.all() or not leaking.any()
         chosen = leaking & (not nothing)
         if masks:
@@ -109,7 +110,12 @@ def _costs(predictions, names: list[str], dataset: str, tested_on: str, found: A
                 table = without_images(y, proba, chosen, **options)
         if leaking.all():
             table[["rest", "difference", "low", "high"]] = np.nan
-        yield without, table.assign(images=len(names), left_out=int(leaking.sum()))
+        count = int(leaking.sum())
+        yield leak, table.assign(images=len(names), left_out=count, without=_in_words(count, leak))
+
+
+def _in_words(count: int, leak: str) -> str:
+    return f"{count:,} {leak}" if count != 1 else f"1 {leak.replace('copies', 'copy').replace('images', 'image')}"
 
 
 def _confirmed(table: pd.DataFrame, record: dict, suffix: str) -> np.ndarray:

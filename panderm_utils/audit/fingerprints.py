@@ -99,18 +99,17 @@ def perceptual_signs(image: Image.Image) -> np.ndarray:
     return np.where(frequencies > 0, 1, -1).astype(np.int8).ravel()
 
 
-def orientations(signs: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the hashes [N, 256] of images as they are, mirrored, and turned by a multiple of 90 degrees.
+def orientations(signs: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Returns names and hashes [N, 256] of images as they are (""), mirrored, and turned by multiples of 90 degrees.
 
     Mirroring an image changes the sign of its odd frequencies in that direction; exchanging its axes exchanges theirs.
     """
     sign = 1 - 2 * (np.arange(SIDE, dtype=np.int8) % 2)
     across, down = np.tile(sign, SIDE), np.repeat(sign, SIDE)
-    turned = signs.reshape(-1, SIDE, SIDE).transpose(0, 2, 1).reshape(-1, BITS)
-    flips = {"": np.ones(BITS, np.int8), "mirrored": across, "upside down": down, "turned by 180": across * down}
-    exchanged = {"axes exchanged": flips[""], "turned by 90": across, "turned by 270": down}
-    exchanged["axes exchanged and turned by 180"] = across * down
-    return {name: signs * flip for name, flip in flips.items()} | {n: turned * flip for n, flip in exchanged.items()}
+    exchanged = signs.reshape(-1, SIDE, SIDE).transpose(0, 2, 1).reshape(-1, BITS)
+    as_is = [("", signs), ("mirrored", signs * across), ("mirrored", signs * down), ("turned", signs * across * down)]
+    mirrored = [("mirrored and turned", exchanged), ("mirrored and turned", exchanged * across * down)]
+    return [*as_is, *mirrored, ("turned", exchanged * across), ("turned", exchanged * down)]
 
 
 def _read(path: str) -> tuple[tuple, np.ndarray] | str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from panderm_utils.audit.fingerprints import BITS, fingerprint_files, orientations
+from panderm_utils.audit.fingerprints import fingerprint_files, orientations
 from panderm_utils.audit.similarity import Similar, similar_pairs, unit
 from panderm_utils.data import Dataset, is_missing, isic_id
 from panderm_utils.encoders import current_features
@@ -28,11 +28,13 @@ COPIES = (
     FEATURES,
 )  # the strongest evidence first: a pair is listed under the first that it has
 KINDS = (*COPIES, "same lesion", "same patient")
-# Of the bits of the perceptual hash. Of drawn and of recompressed images: copies as JPEG of quality 30, at half the
-# size or at another aspect ratio agree in 92% or more, unrelated images in at most 88%; a crop of 2% is between.
-COPY_SIMILARITY = 0.9
+# Of the bits of the perceptual hash: 224 of 256. Of 2,203 drawn images, no two agree in more than 0.84, however turned;
+# copies as JPEG of quality 30, at half the size or in another aspect ratio agree in 0.92 or more, without a margin of 1%
+# in 0.875 or more, of 2% in 0.8 or more. Among many more images a few look-alikes are to be expected.
+COPY_SIMILARITY = 0.875
 # Cosine of features: a first value, not measured on real images. Set it where the histogram of the notebook has a gap.
 FEATURE_SIMILARITY = 0.98
+PARTNERS = 3  # train and val images listed for each test image of a lesion or patient, who may have hundreds
 SIDES = [f"{name}_{side}" for side in "ab" for name in ("dataset", "image", "split", "label")]
 PAIR_COLUMNS = ["kind", "similarity", "orientation", *SIDES]
 NEAREST_COLUMNS = ["kind", "similarity", *SIDES]
@@ -46,7 +48,8 @@ class Audit:
         images: One row per image: dataset, image, split, label (the class, "" without classes), path.
         pairs: One row per pair: kind (one of KINDS), similarity (1 for the same file or pixels; fraction of equal bits
             of a near copy; cosine of features; else NaN), orientation ("" as it is, "mirrored",
-            ...), then dataset, image, split and label of both images. Within a dataset, a is the test image.
+            ...), then dataset, image, split and label of both images. Within a dataset, a is the test image. Of a lesion
+            or patient, each test image is listed with at most PARTNERS others.
         nearest: One row per test image and kind of similarity (near copy, similar features): the nearest train or val
             image of its dataset.
         notes: What was not compared, and why.
@@ -96,7 +99,7 @@ def audit_datasets(
     ids = images["path"].map(isic_id).where(lambda ids: ids != "")
     found = [_sharing(files, images, FILE), _sharing(pixels, images, PIXELS)]
     found.append(_sharing(pd.factorize(ids)[0], images, ISIC))
-    found += [_sharing(codes, images, f"same {kind}") for kind, codes in groups.items()]
+    found += [_sharing_group(codes, images, f"same {kind}") for kind, codes in groups.items()]
     hashes = unit(signs)
     copies, nearest = _search(images, hashes, COPY, 2 * copy_similarity - 1, turning=True)
     for part in (copies, nearest):
@@ -182,20 +185,30 @@ def _codes(digests: np.ndarray) -> np.ndarray:
 
 def _sharing(codes: np.ndarray, images: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Returns the pairs of images with the same code, -1 excepted."""
+    pairs = [part[np.stack(np.triu_indices(len(part), 1))] for part in _groups(codes)]
+    return _compared(images, _with_kind(pairs, kind, 1.0 if kind in (FILE, PIXELS) else np.nan))
+
+
+def _sharing_group(codes: np.ndarray, images: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Returns the pairs of a test image and the first other images of its lesion or patient, by code."""
+    test, pairs = (images["split"] == "test").to_numpy(), []
+    for part in _groups(codes):
+        ours, theirs = part[test[part]], part[~test[part]][:PARTNERS]
+        pairs.append(np.stack([np.repeat(ours, len(theirs)), np.tile(theirs, len(ours))]))
+    return _with_kind(pairs, kind, np.nan)
+
+
+def _groups(codes: np.ndarray) -> list[np.ndarray]:
+    """Returns the rows of each code that several rows have, -1 excepted."""
     order = np.argsort(codes, kind="stable")
     order = order[codes[order] >= 0]
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    members = [part for part in np.split(order, starts[1:]) if len(part) > 1] if len(order) else []
-    pairs = [np.stack(np.triu_indices(len(part), 1)) for part in members]
-    a, b = (
-        np.concatenate([part[pair] for part, pair in zip(members, pairs, strict=True)], axis=1) if pairs else [[], []]
-    )
-    return _compared(
-        images,
-        pd.DataFrame(
-            {"kind": kind, "similarity": 1.0 if kind in (FILE, PIXELS) else np.nan, "orientation": "", "a": a, "b": b}
-        ),
-    )
+    parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    return [part for part in parts if len(part) > 1]
+
+
+def _with_kind(pairs: list[np.ndarray], kind: str, similarity: float) -> pd.DataFrame:
+    a, b = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.int64)
+    return pd.DataFrame({"kind": kind, "similarity": similarity, "orientation": "", "a": a, "b": b})
 
 
 def _compared(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -227,11 +240,11 @@ def _search(images: pd.DataFrame, x: np.ndarray, kind: str, threshold: float, tu
     total = sum(len(a) * len(b) for a, b, _ in tasks)
     with tqdm(total=total, desc=kind, unit="pair", unit_scale=True, delay=1) as bar:
         for a, b, within in tasks:
-            turns = orientations(x[b]) if turning else {"": x[b]}
-            parts = {name: similar_pairs(x[a], other, threshold) for name, other in turns.items()}
-            found += [_pairs(part, a, b, kind, name) for name, part in parts.items()]
+            turns = orientations(x[b]) if turning else [("", x[b])]
+            parts = [similar_pairs(x[a], other, threshold) for _, other in turns]
+            found += [_pairs(part, a, b, kind, name) for part, (name, _) in zip(parts, turns, strict=True)]
             if within and len(b):
-                nearest.append(_nearest(list(parts.values()), a, b, kind))
+                nearest.append(_nearest(parts, a, b, kind))
             bar.update(len(a) * len(b))
     columns = ["kind", "similarity", "orientation", "a", "b"]
     pairs = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)

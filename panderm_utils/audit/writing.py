@@ -57,7 +57,9 @@ def describe_audit(found: Audit, costs: pd.DataFrame, doubts: pd.DataFrame, synt
     if len(leaking) > SHOWN:
         lines.append(f"- ... and {len(leaking) - SHOWN:,} more in costs.csv")
     for name, rows in doubts.groupby("dataset", sort=False):
-        lines.append(f"- {name}: {len(rows):,} test labels to review, as {rows['encoder'].iloc[0]} doubts them")
+        lines.append(
+            f"- {name}: {len(rows):,} test {_plural('label', len(rows))} to review, as {rows['encoder'].iloc[0]} doubts them"
+        )
     return "\n".join([*lines, *(f"- note: {note}" for note in found.notes)])
 
 

@@ -65,6 +65,7 @@ def image_pairs(
             cell.suptitle(title, fontsize=8.5, fontweight="bold")
             for axis, image, text in zip(axes, pair, texts, strict=True):
                 axis.imshow(image)
+                axis.set_anchor("N")
                 axis.set(xticks=[], yticks=[])
                 sns.despine(ax=axis, left=True, bottom=True)
                 lines = "\n".join(shorten(line, 30) for line in text.split("\n"))
@@ -86,10 +87,9 @@ def costs_table(costs: pd.DataFrame) -> pd.DataFrame:
     table["Tested on"] = [labels[row["tested_on"]] for row in rows]
     table["Protocol"] = [row["protocol"].replace("_", " ") for row in rows]
     table["Encoder"] = [load_encoder_manifest(row["encoder"]).title for row in rows]
+    table["Seed"] = costs["seed"].to_numpy()
     table["Metric"] = [METRIC_TITLES[row["metric"]] for row in rows]
-    table["Left out"] = [
-        f"{row['left_out']:,} {row['without']}" if row["left_out"] else "nothing leaks" for row in rows
-    ]
+    table["Left out"] = [row["without"] if row["left_out"] else "nothing leaks" for row in rows]
     table["Images"] = costs["images"].to_numpy()
     table["Score"], table["Without"] = (_numbers(costs[name]) for name in ("all", "rest"))
     table["Difference"] = [
