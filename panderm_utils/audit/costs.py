@@ -17,13 +17,13 @@ from panderm_utils.stats import MetricWarning, without_image_scores, without_ima
 # What is left out, as in "without 37 copies" -> kinds of pairs.
 LEFT_OUT = {
     "copies": COPIES,
-    "images of a shared lesion": ("same lesion",),
+    "images of a shared lesion": ("same lesion", "same case"),
     "images of a shared patient": ("same patient",),
     "images that share anything": KINDS,
 }
 RUN = ["run_id", "dataset", "protocol", "encoder", "seed"]
 COLUMNS = [*RUN, "tested_on", "metric", "headline", "leak", "images", "left_out", "without"]
-COLUMNS += ["all", "rest", "difference", "low", "high"]
+COLUMNS += ["score", "rest", "difference", "low", "high"]
 TOLERANCE = 1e-9  # between a stored number and the same number computed again
 
 
@@ -44,8 +44,8 @@ def costs_of_leakage(
     Returns:
         One row per run, dataset tested on, metric, and what is left out; if nothing leaks, one row with left_out 0.
         Columns: run_id, dataset, protocol, encoder, seed, tested_on, metric, headline, leak (a key of LEFT_OUT), images
-        and left_out (numbers of test images), without (the latter in words: "37 copies"), all and rest (the score with
-        and without them; NaN if no image is left), difference (rest - all), low and high (its 95% interval). Metrics
+        and left_out (numbers of test images), without (the latter in words: "37 copies"), score and rest (with
+        and without them; NaN if no image is left), difference (rest - score), low and high (its 95% interval). Metrics
         are those whose stored number is computed again.
     """
     audited, rows, notes = set(found.images["dataset"]), [], []
@@ -74,7 +74,7 @@ def describe_cost(row) -> str:
     """Returns a row of `costs_of_leakage` as a sentence: "weighted F1 0.922, 0.918 without 37 copies (...)"."""
     title = METRIC_TITLES[row.metric]
     title = title if title[1:2].isupper() else title[0].lower() + title[1:]
-    score = "undefined" if pd.isna(row.all) else f"{row.all:.3f}"
+    score = "undefined" if pd.isna(row.score) else f"{row.score:.3f}"
     if not row.left_out:
         return f"{title} {score}: no test image leaks"
     if pd.isna(row.rest):
@@ -122,4 +122,4 @@ def _confirmed(table: pd.DataFrame, record: dict, suffix: str) -> np.ndarray:
     """Returns which metrics the record has with the same number: protocols may define one differently."""
     stored = [record["metrics"].get(f"{metric}{suffix}", {}).get("value", np.inf) for metric in table.index]
     stored = [np.nan if value is None else value for value in stored]
-    return np.isclose(table["all"], stored, rtol=0, atol=TOLERANCE, equal_nan=True)
+    return np.isclose(table["score"], stored, rtol=0, atol=TOLERANCE, equal_nan=True)

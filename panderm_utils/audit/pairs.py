@@ -27,10 +27,11 @@ COPIES = (
     COPY,
     FEATURES,
 )  # the strongest evidence first: a pair is listed under the first that it has
-KINDS = (*COPIES, "same lesion", "same patient")
+GROUPS = ("lesion", "case", "patient")  # kinds of groups in manifests; a case is one lesion in several pictures
+KINDS = (*COPIES, *(f"same {kind}" for kind in GROUPS))
 # Of the bits of the perceptual hash: 224 of 256. Of 2,203 drawn images, no two agree in more than 0.84, however turned;
-# copies as JPEG of quality 30, at half the size or in another aspect ratio agree in 0.92 or more, without a margin of 1%
-# in 0.875 or more, of 2% in 0.8 or more. Among many more images a few look-alikes are to be expected.
+# copies as JPEG of quality 30, at half the size or in another aspect ratio agree in 0.92 or more, without a margin of
+# 1% in 0.875 or more, of 2% in 0.8 or more. Among many more images, a few look-alikes are to be expected.
 COPY_SIMILARITY = 0.875
 # Cosine of features: a first value, not measured on real images. Set it where the histogram of the notebook has a gap.
 FEATURE_SIMILARITY = 0.98
@@ -47,9 +48,9 @@ class Audit:
     Attributes:
         images: One row per image: dataset, image, split, label (the class, "" without classes), path.
         pairs: One row per pair: kind (one of KINDS), similarity (1 for the same file or pixels; fraction of equal bits
-            of a near copy; cosine of features; else NaN), orientation ("" as it is, "mirrored",
-            ...), then dataset, image, split and label of both images. Within a dataset, a is the test image. Of a lesion
-            or patient, each test image is listed with at most PARTNERS others.
+            of a near copy; cosine of features; else NaN), orientation of b ("" as a, "mirrored", "turned"), then
+            dataset, image, split and label of both images. Within a dataset, a is the test image. Of a lesion, case or
+            patient, each test image is listed with at most PARTNERS others.
         nearest: One row per test image and kind of similarity (near copy, similar features): the nearest train or val
             image of its dataset.
         notes: What was not compared, and why.
@@ -149,7 +150,7 @@ def _list_images(studies: Sequence[Dataset]) -> tuple[pd.DataFrame, dict[str, np
             part["label"] = [card.class_names[k] for k in table["label"]] if card.classes else ""
             part["path"] = [str(study.path(image)) for image in table["image"]]
             parts.append(part)
-            named = {kind: table[column] for kind, column in card.groups.items() if column in table}
+            named = {kind: table[card.groups[kind]] for kind in GROUPS if card.groups.get(kind) in table}
             groups.append(
                 pd.DataFrame(
                     {

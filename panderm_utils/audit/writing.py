@@ -44,9 +44,9 @@ def describe_audit(found: Audit, costs: pd.DataFrame, doubts: pd.DataFrame, synt
     lines = [f"{len(found.images):,} images of {', '.join(names)}"]
     table = shared_table(found)
     for row in table.to_dict(orient="records"):
-        counts = ", ".join(f"{row[kind]:,} {_plural('pair', row[kind])} of {kind}" for kind in KINDS if row[kind])
-        images = f"; {row['test images']:,} test images" if row["dataset"] and not pd.isna(row["test images"]) else ""
-        lines.append(f"- {row['dataset']} and {row['with']}: {counts}{images}")
+        counts = ", ".join(f"{kind} {row[kind]:,}" for kind in KINDS if row[kind])
+        images = "" if pd.isna(row["test images"]) else f"; {row['test images']:,} of its test images"
+        lines.append(f"- {row['dataset']} and {row['with']}, pairs: {counts}{images}")
     if not found.pairs["kind"].isin(COPIES).any():
         drawn = ": drawn images are all different, as they should be" if synthetic else ""
         lines.append(f"- no copy of an image is in two splits or two datasets{drawn}")
@@ -57,11 +57,5 @@ def describe_audit(found: Audit, costs: pd.DataFrame, doubts: pd.DataFrame, synt
     if len(leaking) > SHOWN:
         lines.append(f"- ... and {len(leaking) - SHOWN:,} more in costs.csv")
     for name, rows in doubts.groupby("dataset", sort=False):
-        lines.append(
-            f"- {name}: {len(rows):,} test {_plural('label', len(rows))} to review, as {rows['encoder'].iloc[0]} doubts them"
-        )
+        lines.append(f"- {name}: test labels to review, as {rows['encoder'].iloc[0]} doubts them: {len(rows):,}")
     return "\n".join([*lines, *(f"- note: {note}" for note in found.notes)])
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"

@@ -91,7 +91,7 @@ def costs_table(costs: pd.DataFrame) -> pd.DataFrame:
     table["Metric"] = [METRIC_TITLES[row["metric"]] for row in rows]
     table["Left out"] = [row["without"] if row["left_out"] else "nothing leaks" for row in rows]
     table["Images"] = costs["images"].to_numpy()
-    table["Score"], table["Without"] = (_numbers(costs[name]) for name in ("all", "rest"))
+    table["Score"], table["Without"] = (_numbers(costs[name]) for name in ("score", "rest"))
     table["Difference"] = [
         ""
         if not row["left_out"] or pd.isna(row["difference"])

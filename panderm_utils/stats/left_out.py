@@ -19,7 +19,7 @@ from panderm_utils.stats.resampling import LEVEL, MetricError, bootstrap
 
 
 def without_images(y, proba, left_out, replicates: int = 1000, seed: int = 0, class_names=None) -> pd.DataFrame:
-    """Returns one row per metric: all (the score), rest (without some images), difference (rest - all), low and high.
+    """Returns one row per metric: score, rest (without some images), difference (rest - score), low and high.
 
     Args:
         y: True labels [N]; proba: class probabilities [N, K].
@@ -66,5 +66,5 @@ def _compare(whole, rest: np.ndarray, part, names, replicates: int, seed: int) -
         differences = bootstrap(lambda counts: part(counts) - whole(counts), whole.y, replicates, seed)
         low, high = np.nanquantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     score = on_test_set(whole)
-    columns = {"all": score, "rest": rest, "difference": rest - score, "low": low, "high": high}
+    columns = {"score": score, "rest": rest, "difference": rest - score, "low": low, "high": high}
     return pd.DataFrame(columns, index=pd.Index(names, name="metric"))
