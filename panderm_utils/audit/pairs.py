@@ -102,7 +102,7 @@ def audit_datasets(
     found.append(_sharing(pd.factorize(ids)[0], images, ISIC))
     found += [_sharing_group(codes, images, f"same {kind}") for kind, codes in groups.items()]
     hashes = unit(signs)
-    copies, nearest = _search(images, hashes, COPY, 2 * copy_similarity - 1, turning=True)
+    copies, nearest = search_pairs(images, hashes, COPY, 2 * copy_similarity - 1, turning=True)
     for part in (copies, nearest):
         part["similarity"] = (1 + part["similarity"]) / 2  # of a cosine: the fraction of equal bits
     found.append(copies)
@@ -113,7 +113,7 @@ def audit_datasets(
         threshold = thresholds(encoder, copy_similarity, feature_similarity).get(FEATURES, np.inf)
         if threshold == np.inf and len(rows):
             notes.append(f"{encoder} is a toy: its features do not tell copies from look-alikes, so they list no pair")
-        similar, near = _search(images.iloc[rows], x, FEATURES, threshold)
+        similar, near = search_pairs(images.iloc[rows], x, FEATURES, threshold)
         for part in (similar, near):
             part[["a", "b"]] = rows[part[["a", "b"]].to_numpy(dtype=np.int64)]
         found.append(similar)
@@ -224,7 +224,7 @@ def _compared(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs[keep]
 
 
-def _search(images: pd.DataFrame, x: np.ndarray, kind: str, threshold: float, turning: bool = False):
+def search_pairs(images: pd.DataFrame, x: np.ndarray, kind: str, threshold: float, turning: bool = False):
     """Returns the pairs of images whose vectors reach a threshold, and the nearest of each test image.
 
     Both are tables of kind, similarity (a cosine), orientation, a and b (rows of `images`).
