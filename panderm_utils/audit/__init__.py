@@ -8,7 +8,7 @@ OFFERS = {
     "labels": "doubtful_labels",
     "pairs": "COPIES COPY COPY_SIMILARITY FEATURES FEATURE_SIMILARITY KINDS Audit audit_datasets thresholds",
     "pictures": "doubtful_pictures pair_pictures",
-    "similarity": "similar_pairs",
+    "similarity": "Cosines similar_pairs",
     "writing": "describe_audit shared_table write_audit",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

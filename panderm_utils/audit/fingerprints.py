@@ -112,6 +112,61 @@ def orientations(signs: np.ndarray) -> list[tuple[str, np.ndarray]]:
     return [*as_is, *mirrored, ("turned", exchanged * across), ("turned", exchanged * down)]
 
 
+def name_orientations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns the orientation of each hash of b [P, 256] that agrees most with that of a [P, 256], by name [P]."""
+    turns = orientations(b)
+    agreement = np.stack([np.einsum("pd,pd->p", a, turned, dtype=np.int32) for _, turned in turns])
+    return np.array([name for name, _ in turns])[agreement.argmax(axis=0)]
+
+
+class HashSimilarities:
+    """The fraction of equal bits of hashes x [N, 256] and y [M, 256] in the best of y's eight orientations.
+
+    Used as `similarity.Cosines`. Of the four groups of frequencies, even or odd in each direction, mirroring changes
+    the sign of some; so the products of the groups are added and subtracted instead of multiplying each orientation.
+    """
+
+    size = (256, 1024)  # six blocks of 1 MB, which stay in the cache of a core
+
+    def __init__(self, x: np.ndarray, y: np.ndarray):
+        self.shape = (len(x), len(y))
+        self._x, self._y, self._turned = _parities(x), _parities(y), _parities(y, exchanged=True)
+        self._buffers = np.empty((6, *self.size), np.float32)
+
+    def block(self, rows: slice, columns: slice) -> np.ndarray:
+        """Returns a block [n, m], valid until the next call."""
+        x = [group[rows] for group in self._x]
+        as_is, turned = ([group[columns] for group in groups] for groups in (self._y, self._turned))
+        *parts, best, other = self._buffers[:, : len(x[0]), : len(as_is[0])]
+        np.maximum(self._best(x, as_is, parts, best), self._best(x, turned, parts, other), out=best)
+        best *= 0.5 / BITS
+        best += 0.5
+        return best
+
+    @staticmethod
+    def _best(x: list, y: list, parts: list, out: np.ndarray) -> np.ndarray:
+        """Returns the largest product over the four ways of mirroring: the larger of a + c + |b + d|, a - c + |b - d|.
+
+        a, b, c, d: the products of the frequencies that are even in both directions, odd across, odd down, and odd in
+        both.
+        """
+        a, b, c, d = (np.matmul(one, two.T, out=part) for one, two, part in zip(x, y, parts, strict=True))
+        np.add(a, c, out=out)
+        a -= c
+        np.add(b, d, out=c)
+        b -= d
+        out += np.abs(c, out=c)
+        a += np.abs(b, out=b)
+        return np.maximum(out, a, out=out)
+
+
+def _parities(signs: np.ndarray, exchanged: bool = False) -> list[np.ndarray]:
+    """Returns the frequencies of hashes [N, 256] in four groups [N, 64], even or odd down and across."""
+    grid = signs.reshape(-1, SIDE, SIDE)
+    grid = grid.transpose(0, 2, 1) if exchanged else grid
+    return [grid[:, i::2, j::2].reshape(len(grid), -1).astype(np.float32) for i in (0, 1) for j in (0, 1)]
+
+
 def _read(path: str) -> tuple[tuple, np.ndarray] | str:
     """Returns a file's identity and fingerprint from a single read, or why it cannot be read."""
     try:

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from panderm_utils.audit.fingerprints import fingerprint_files, orientations
-from panderm_utils.audit.similarity import Similar, similar_pairs, unit
+from panderm_utils.audit.fingerprints import HashSimilarities, fingerprint_files, name_orientations
+from panderm_utils.audit.similarity import Cosines, similar_pairs, unit
 from panderm_utils.data import Dataset, is_missing, isic_id
 from panderm_utils.encoders import current_features
 from panderm_utils.manifests import SPLITS, load_encoder_manifest
@@ -101,10 +101,8 @@ def audit_datasets(
     found = [_sharing(files, images, FILE), _sharing(pixels, images, PIXELS)]
     found.append(_sharing(pd.factorize(ids)[0], images, ISIC))
     found += [_sharing_group(codes, images, f"same {kind}") for kind, codes in groups.items()]
-    hashes = unit(signs)
-    copies, nearest = search_pairs(images, hashes, COPY, 2 * copy_similarity - 1, turning=True)
-    for part in (copies, nearest):
-        part["similarity"] = (1 + part["similarity"]) / 2  # of a cosine: the fraction of equal bits
+    copies, nearest = search_pairs(images, signs, COPY, copy_similarity)
+    copies["orientation"] = name_orientations(signs[copies["a"]], signs[copies["b"]])
     found.append(copies)
     tables = [nearest]
     if encoder is not None:
@@ -209,7 +207,7 @@ def _groups(codes: np.ndarray) -> list[np.ndarray]:
 
 def _with_kind(pairs: list[np.ndarray], kind: str, similarity: float) -> pd.DataFrame:
     a, b = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.int64)
-    return pd.DataFrame({"kind": kind, "similarity": similarity, "orientation": "", "a": a, "b": b})
+    return _table(kind, np.full(len(a), similarity), a, b)
 
 
 def _compared(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -224,47 +222,35 @@ def _compared(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs[keep]
 
 
-def search_pairs(images: pd.DataFrame, x: np.ndarray, kind: str, threshold: float, turning: bool = False):
-    """Returns the pairs of images whose vectors reach a threshold, and the nearest of each test image.
+def search_pairs(images: pd.DataFrame, x: np.ndarray, kind: str, threshold: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Returns the pairs of images whose similarity reaches a threshold, and the nearest of each test image.
 
-    Both are tables of kind, similarity (a cosine), orientation, a and b (rows of `images`).
+    Both are tables of kind, similarity, orientation (""), a and b (rows of `images`).
 
     Args:
-        x: Vectors of length 1, `[N, D]`, one per row of `images`.
-        turning: Whether b may be mirrored or turned; then x are perceptual hashes.
+        images: Columns dataset, split and path.
+        x: One row per image: hashes for near copies, or features of length 1.
     """
     names, test = images["dataset"].to_numpy(), (images["split"] == "test").to_numpy()
     rows = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}
     tasks = [(part[test[part]], part[~test[part]], True) for part in rows.values()]
     tasks += [(rows[one], rows[other], False) for one, other in combinations(rows, 2)]
-    found, nearest = [], []
+    compare = HashSimilarities if kind == COPY else Cosines
+    found, nearest = [_table(kind, [], [], [])], [_table(kind, [], [], [])]
     total = sum(len(a) * len(b) for a, b, _ in tasks)
     with tqdm(total=total, desc=kind, unit="pair", unit_scale=True, delay=1) as bar:
         for a, b, within in tasks:
-            turns = orientations(x[b]) if turning else [("", x[b])]
-            parts = [similar_pairs(x[a], other, threshold) for _, other in turns]
-            found += [_pairs(part, a, b, kind, name) for part, (name, _) in zip(parts, turns, strict=True)]
+            part = similar_pairs(compare(x[a], x[b]), threshold)
+            found.append(_table(kind, part.similarity, a[part.a], b[part.b]))
             if within and len(b):
-                nearest.append(_nearest(parts, a, b, kind))
+                nearest.append(_table(kind, part.best, a, b[part.nearest]))
             bar.update(len(a) * len(b))
-    columns = ["kind", "similarity", "orientation", "a", "b"]
-    pairs = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
-    pairs = pairs.sort_values("similarity", ascending=False, kind="stable").drop_duplicates(["a", "b"])
-    near = pd.concat(nearest, ignore_index=True) if nearest else pd.DataFrame(columns=columns)
-    return _compared(images, pairs), near
+    return _compared(images, pd.concat(found, ignore_index=True)), pd.concat(nearest, ignore_index=True)
 
 
-def _pairs(part: Similar, a: np.ndarray, b: np.ndarray, kind: str, orientation: str) -> pd.DataFrame:
-    columns = {"kind": kind, "similarity": part.similarity.astype(np.float64), "orientation": orientation}
-    return pd.DataFrame({**columns, "a": a[part.a], "b": b[part.b]})
-
-
-def _nearest(parts: list[Similar], a: np.ndarray, b: np.ndarray, kind: str) -> pd.DataFrame:
-    best = np.stack([part.best for part in parts])
-    which, rows = best.argmax(axis=0), np.arange(len(a))
-    nearest = np.stack([part.nearest for part in parts])[which, rows]
-    similarity = best[which, rows].astype(np.float64)
-    return pd.DataFrame({"kind": kind, "similarity": similarity, "orientation": "", "a": a, "b": b[nearest]})
+def _table(kind: str, similarity, a, b) -> pd.DataFrame:
+    columns = {"kind": kind, "similarity": np.asarray(similarity, np.float64), "orientation": ""}
+    return pd.DataFrame({**columns, "a": np.asarray(a, np.int64), "b": np.asarray(b, np.int64)})
 
 
 def _features(studies: Sequence[Dataset], cache, encoder: str) -> tuple[np.ndarray, np.ndarray, list[str]]:

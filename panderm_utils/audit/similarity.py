@@ -1,14 +1,12 @@
-"""Finds similar vectors among many, exactly, in the memory of one block: arrays in, arrays out.
+"""Finds similar vectors or hashes among many, exactly, in the memory of one block: arrays in, arrays out.
 
-Vectors have length 1, so that a product of matrices gives the cosines of a block. Symbols: N and M vectors, D numbers
-each.
+The similarities of a block are products of matrices. Symbols: N and M vectors, D numbers each.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-ROWS, COLUMNS = 1024, 4096  # of a block: 16 MB of cosines
 MOST = 1_000_000  # pairs kept of one search
 
 
@@ -17,9 +15,9 @@ class Similar:
     """What a search found.
 
     Attributes:
-        a, b, similarity: The pairs at or above `threshold`, `[P]` each: indices into both lists, and their cosine.
-        nearest, best: Of each vector of the first list, its nearest in the second `[N]`, and their cosine.
-        threshold: The cosine from which on pairs are complete: above the one asked for if there were too many.
+        a, b, similarity: The pairs at or above `threshold`, `[P]` each: indices into both lists, and their similarity.
+        nearest, best: Of each vector of the first list, its nearest in the second `[N]`, and their similarity.
+        threshold: The similarity from which on pairs are complete: above the one asked for if there were too many.
     """
 
     a: np.ndarray
@@ -37,24 +35,44 @@ def unit(x: np.ndarray) -> np.ndarray:
     return np.divide(x, length, out=np.zeros_like(x), where=length > 0)
 
 
-def similar_pairs(x: np.ndarray, y: np.ndarray, threshold: float, most: int = MOST) -> Similar:
-    """Returns the pairs of x [N, D] and y [M, D], both of length 1, whose cosine reaches a threshold.
+class Cosines:
+    """The cosines of x [N, D] and y [M, D], both float32 and of length 1.
+
+    Attributes:
+        size: Rows and columns of a block.
+    """
+
+    size = (1024, 4096)
+
+    def __init__(self, x: np.ndarray, y: np.ndarray):
+        self._x, self._y = x, y
+        self.shape = (len(x), len(y))
+        self._buffer = np.empty(self.size, np.float32)
+
+    def block(self, rows: slice, columns: slice) -> np.ndarray:
+        """Returns a block [n, m], valid until the next call."""
+        x, y = self._x[rows], self._y[columns]
+        return np.matmul(x, y.T, out=self._buffer[: len(x), : len(y)])
+
+
+def similar_pairs(similarities, threshold: float, most: int = MOST) -> Similar:
+    """Returns the pairs whose similarity reaches a threshold, and the nearest of each vector of the first list.
 
     Args:
-        most: The most pairs to keep, those of largest cosine: a threshold that is far too low must not fill the memory.
+        similarities: What computes them: `Cosines`, or `fingerprints.HashSimilarities`.
+        most: The most pairs to keep, the most similar: a threshold that is far too low must not fill the memory.
     """
     found, kept = [], 0
-    nearest, best = np.zeros(len(x), np.int64), np.full(len(x), -np.inf, np.float32)
-    cosines = np.empty((ROWS, COLUMNS), np.float32)
-    for row in range(0, len(x), ROWS):
-        part = x[row : row + ROWS]
-        for column in range(0, len(y), COLUMNS):
-            other = y[column : column + COLUMNS]
-            block = np.matmul(part, other.T, out=cosines[: len(part), : len(other)])
+    (n, m), (height, width) = similarities.shape, similarities.size
+    nearest, best = np.zeros(n, np.int64), np.full(n, -np.inf, np.float32)
+    for row in range(0, n, height):
+        rows = slice(row, row + height)
+        for column in range(0, m, width):
+            block = similarities.block(rows, slice(column, column + width))
             at = block.argmax(axis=1)
             largest = block[np.arange(len(block)), at]
-            better = np.flatnonzero(largest > best[row : row + ROWS])
-            nearest[row + better], best[row + better] = column + at[better], largest[better]
+            better = row + np.flatnonzero(largest > best[rows])
+            nearest[better], best[better] = column + at[better - row], largest[better - row]
             if len(hits := np.flatnonzero(largest >= threshold)):
                 i, j = np.nonzero(block[hits] >= threshold)
                 found.append((row + hits[i], column + j, block[hits[i], j]))
@@ -67,7 +85,7 @@ def similar_pairs(x: np.ndarray, y: np.ndarray, threshold: float, most: int = MO
 
 
 def _largest(found: list[tuple], most: int) -> tuple[list[tuple], float]:
-    """Returns the `most` pairs of largest cosine, and the smallest cosine among them."""
+    """Returns the `most` pairs that are most similar, and the smallest similarity among them."""
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
     order = np.argsort(-columns[2], kind="stable")[:most]
     return [tuple(column[order] for column in columns)], float(columns[2][order[-1]])
