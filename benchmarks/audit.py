@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from panderm_utils.audit.fingerprints import BITS, orientations
-from panderm_utils.audit.pairs import COPY, COPY_SIMILARITY, FEATURES, search_pairs
+from panderm_utils.audit.kinds import COPY, COPY_SIMILARITY, FEATURES
+from panderm_utils.audit.searching import search_pairs
 from panderm_utils.results import peak_memory_mb
 
 IMAGES, WIDTH = 129_364, 1_024
@@ -67,7 +68,7 @@ def main(images: int, rows: int) -> None:
     for kind, threshold in ((COPY, COPY_SIMILARITY), (FEATURES, 0.9)):
         x = draw_vectors(table, kind)
         _, naive_seconds = timed(naive, x, rows, kind == COPY)
-        (pairs, _), seconds = timed(search_pairs, table, x, kind, threshold)
+        (pairs, *_), seconds = timed(search_pairs, table, x, kind, threshold)
         within = pairs["a"].map(table["dataset"]) == pairs["b"].map(table["dataset"])
         assert within.sum() >= COPIES * len(DATASETS)
         minutes += seconds / 60

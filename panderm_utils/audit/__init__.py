@@ -4,11 +4,10 @@ import lazy_loader
 
 OFFERS = {
     "costs": "LEFT_OUT costs_of_leakage describe_cost",
-    "fingerprints": "fingerprint_files",
     "labels": "doubtful_labels",
-    "pairs": "COPIES COPY COPY_SIMILARITY FEATURES FEATURE_SIMILARITY KINDS Audit audit_datasets thresholds",
+    "kinds": "COPIES COPY COPY_SIMILARITY FEATURES FEATURE_SIMILARITY KINDS thresholds",
+    "pairs": "PARTNERS Audit audit_datasets",
     "pictures": "doubtful_pictures pair_pictures",
-    "similarity": "Cosines similar_pairs",
     "writing": "describe_audit shared_table write_audit",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

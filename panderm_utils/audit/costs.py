@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from panderm_utils.audit.pairs import COPIES, KINDS, Audit
+from panderm_utils.audit.kinds import COPIES, KINDS
+from panderm_utils.audit.pairs import Audit
 from panderm_utils.figures import METRIC_TITLES
 from panderm_utils.manifests import Protocol
 from panderm_utils.results import parse_image_scores, parse_predictions, read_record, resampling, scores_masks

@@ -112,11 +112,14 @@ def orientations(signs: np.ndarray) -> list[tuple[str, np.ndarray]]:
     return [*as_is, *mirrored, ("turned", exchanged * across), ("turned", exchanged * down)]
 
 
-def name_orientations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns the orientation of each hash of b [P, 256] that agrees most with that of a [P, 256], by name [P]."""
-    turns = orientations(b)
-    agreement = np.stack([np.einsum("pd,pd->p", a, turned, dtype=np.int32) for _, turned in turns])
-    return np.array([name for name, _ in turns])[agreement.argmax(axis=0)]
+def name_orientations(a: np.ndarray, b: np.ndarray) -> list[str]:
+    """Returns the orientation of each hash of b [P, 256] that agrees most with that of a [P, 256], by name."""
+    names = []
+    for at in range(0, len(a), 4096):
+        turns = orientations(b[at : at + 4096])
+        agreement = [(a[at : at + 4096] == turned).sum(axis=1) for _, turned in turns]
+        names += [turns[i][0] for i in np.argmax(agreement, axis=0)]
+    return names
 
 
 class HashSimilarities:

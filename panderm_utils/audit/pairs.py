@@ -11,30 +11,26 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from panderm_utils.audit.fingerprints import HashSimilarities, fingerprint_files, name_orientations
-from panderm_utils.audit.similarity import Cosines, similar_pairs, unit
+from panderm_utils.audit.fingerprints import fingerprint_files, name_orientations
+from panderm_utils.audit.kinds import (
+    COPIES,
+    COPY,
+    COPY_SIMILARITY,
+    FEATURES,
+    FILE,
+    GROUPS,
+    ISIC,
+    KINDS,
+    PIXELS,
+    thresholds,
+)
+from panderm_utils.audit.searching import compared, pair_table, search_pairs
+from panderm_utils.audit.similarity import MOST, unit
 from panderm_utils.data import Dataset, is_missing, isic_id
 from panderm_utils.encoders import current_features
-from panderm_utils.manifests import SPLITS, load_encoder_manifest
+from panderm_utils.manifests import SPLITS
 
-FILE, PIXELS, ISIC, COPY, FEATURES = "same file", "same pixels", "same ISIC id", "near copy", "similar features"
-COPIES = (
-    FILE,
-    PIXELS,
-    ISIC,
-    COPY,
-    FEATURES,
-)  # the strongest evidence first: a pair is listed under the first that it has
-GROUPS = ("lesion", "case", "patient")  # kinds of groups in manifests; a case is one lesion in several pictures
-KINDS = (*COPIES, *(f"same {kind}" for kind in GROUPS))
-# Of the bits of the perceptual hash: 224 of 256. Of 2,203 drawn images, no two agree in more than 0.84, however turned;
-# copies as JPEG of quality 30, at half the size or in another aspect ratio agree in 0.92 or more, without a margin of
-# 1% in 0.875 or more, of 2% in 0.8 or more. Among many more images, a few look-alikes are to be expected.
-COPY_SIMILARITY = 0.875
-# Cosine of features: a first value, not measured on real images. Set it where the histogram of the notebook has a gap.
-FEATURE_SIMILARITY = 0.98
 PARTNERS = 3  # train and val images listed for each test image of a lesion or patient, who may have hundreds
 SIDES = [f"{name}_{side}" for side in "ab" for name in ("dataset", "image", "split", "label")]
 PAIR_COLUMNS = ["kind", "similarity", "orientation", *SIDES]
@@ -101,21 +97,23 @@ def audit_datasets(
     found = [_sharing(files, images, FILE), _sharing(pixels, images, PIXELS)]
     found.append(_sharing(pd.factorize(ids)[0], images, ISIC))
     found += [_sharing_group(codes, images, f"same {kind}") for kind, codes in groups.items()]
-    copies, nearest = search_pairs(images, signs, COPY, copy_similarity)
+    copies, nearest, all_copies = search_pairs(images, signs, COPY, copy_similarity)
     copies["orientation"] = name_orientations(signs[copies["a"]], signs[copies["b"]])
     found.append(copies)
-    tables = [nearest]
+    tables, incomplete = [nearest], [] if all_copies else [COPY]
     if encoder is not None:
         x, rows, missing = _features(studies, cache, encoder)
         notes += missing
         threshold = thresholds(encoder, copy_similarity, feature_similarity).get(FEATURES, np.inf)
         if threshold == np.inf and len(rows):
             notes.append(f"{encoder} is a toy: its features do not tell copies from look-alikes, so they list no pair")
-        similar, near = search_pairs(images.iloc[rows], x, FEATURES, threshold)
+        similar, near, all_similar = search_pairs(images.iloc[rows], x, FEATURES, threshold)
+        incomplete += [] if all_similar else [FEATURES]
         for part in (similar, near):
             part[["a", "b"]] = rows[part[["a", "b"]].to_numpy(dtype=np.int64)]
         found.append(similar)
         tables.append(near)
+    notes += [f"{kind}: only the {MOST:,} most similar pairs; raise its threshold" for kind in incomplete]
     pairs = pd.concat(found, ignore_index=True)
     order = pairs["kind"].map(KINDS.index)
     pairs = pairs.assign(order=order, copy=order < len(COPIES)).sort_values("order", kind="stable")
@@ -125,16 +123,6 @@ def audit_datasets(
     return Audit(
         images, _named(pairs, images, PAIR_COLUMNS), _named(pd.concat(tables), images, NEAREST_COLUMNS), tuple(notes)
     )
-
-
-def thresholds(
-    encoder: str | None, copy_similarity: float = COPY_SIMILARITY, feature_similarity: float | None = None
-) -> dict[str, float]:
-    """Returns kind -> the similarity from which on `audit_datasets` lists a pair; kinds without one list none."""
-    found = {COPY: copy_similarity}
-    if encoder is not None and (feature_similarity or not load_encoder_manifest(encoder).toy):
-        found[FEATURES] = feature_similarity or FEATURE_SIMILARITY
-    return found
 
 
 def _list_images(studies: Sequence[Dataset]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
@@ -185,7 +173,7 @@ def _codes(digests: np.ndarray) -> np.ndarray:
 def _sharing(codes: np.ndarray, images: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Returns the pairs of images with the same code, -1 excepted."""
     pairs = [part[np.stack(np.triu_indices(len(part), 1))] for part in _groups(codes)]
-    return _compared(images, _with_kind(pairs, kind, 1.0 if kind in (FILE, PIXELS) else np.nan))
+    return compared(images, _with_kind(pairs, kind, 1.0 if kind in (FILE, PIXELS) else np.nan))
 
 
 def _sharing_group(codes: np.ndarray, images: pd.DataFrame, kind: str) -> pd.DataFrame:
@@ -207,50 +195,7 @@ def _groups(codes: np.ndarray) -> list[np.ndarray]:
 
 def _with_kind(pairs: list[np.ndarray], kind: str, similarity: float) -> pd.DataFrame:
     a, b = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.int64)
-    return _table(kind, np.full(len(a), similarity), a, b)
-
-
-def _compared(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Returns the pairs of two datasets, or of a test image (as a) and another split of one dataset."""
-    a, b = pairs["a"].to_numpy(dtype=np.int64), pairs["b"].to_numpy(dtype=np.int64)
-    dataset, test = images["dataset"].to_numpy(), (images["split"] == "test").to_numpy()
-    path = images["path"].to_numpy()
-    within = dataset[a] == dataset[b]
-    keep = np.where(within, test[a] != test[b], path[a] != path[b])
-    swap = within & test[b]
-    pairs = pairs.assign(a=np.where(swap, b, a), b=np.where(swap, a, b))
-    return pairs[keep]
-
-
-def search_pairs(images: pd.DataFrame, x: np.ndarray, kind: str, threshold: float) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Returns the pairs of images whose similarity reaches a threshold, and the nearest of each test image.
-
-    Both are tables of kind, similarity, orientation (""), a and b (rows of `images`).
-
-    Args:
-        images: Columns dataset, split and path.
-        x: One row per image: hashes for near copies, or features of length 1.
-    """
-    names, test = images["dataset"].to_numpy(), (images["split"] == "test").to_numpy()
-    rows = {name: np.flatnonzero(names == name) for name in dict.fromkeys(names)}
-    tasks = [(part[test[part]], part[~test[part]], True) for part in rows.values()]
-    tasks += [(rows[one], rows[other], False) for one, other in combinations(rows, 2)]
-    compare = HashSimilarities if kind == COPY else Cosines
-    found, nearest = [_table(kind, [], [], [])], [_table(kind, [], [], [])]
-    total = sum(len(a) * len(b) for a, b, _ in tasks)
-    with tqdm(total=total, desc=kind, unit="pair", unit_scale=True, delay=1) as bar:
-        for a, b, within in tasks:
-            part = similar_pairs(compare(x[a], x[b]), threshold)
-            found.append(_table(kind, part.similarity, a[part.a], b[part.b]))
-            if within and len(b):
-                nearest.append(_table(kind, part.best, a, b[part.nearest]))
-            bar.update(len(a) * len(b))
-    return _compared(images, pd.concat(found, ignore_index=True)), pd.concat(nearest, ignore_index=True)
-
-
-def _table(kind: str, similarity, a, b) -> pd.DataFrame:
-    columns = {"kind": kind, "similarity": np.asarray(similarity, np.float64), "orientation": ""}
-    return pd.DataFrame({**columns, "a": np.asarray(a, np.int64), "b": np.asarray(b, np.int64)})
+    return pair_table(kind, np.full(len(a), similarity), a, b)
 
 
 def _features(studies: Sequence[Dataset], cache, encoder: str) -> tuple[np.ndarray, np.ndarray, list[str]]:

@@ -3,7 +3,8 @@
 import pandas as pd
 from PIL import Image, ImageOps
 
-from panderm_utils.audit.pairs import KINDS, Audit
+from panderm_utils.audit.kinds import KINDS
+from panderm_utils.audit.pairs import Audit
 from panderm_utils.data import open_image
 from panderm_utils.manifests import load_dataset_manifest
 

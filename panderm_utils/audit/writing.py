@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from panderm_utils.audit.costs import describe_cost
-from panderm_utils.audit.pairs import COPIES, KINDS, Audit
+from panderm_utils.audit.kinds import COPIES, KINDS
+from panderm_utils.audit.pairs import Audit
 from panderm_utils.disk import write_file
 
 SHOWN = 10  # lines of one part of the summary

@@ -8,7 +8,6 @@ from PIL import Image, ImageOps
 
 from panderm_utils import audit
 from panderm_utils.audit import fingerprints
-from panderm_utils.audit import pairs as leaks
 from panderm_utils.encoders import extract_features, load_encoder
 from tests.audit.planted import draw, make_dataset
 
@@ -121,7 +120,7 @@ def test_lesions_and_patients_in_two_splits_with_a_few_partners_each(root):
     table = found.pairs.groupby("kind")[["image_a", "image_b"]].apply(lambda part: sorted(map(tuple, part.to_numpy())))
     assert table["same lesion"] == [("b.jpg", "a.jpg"), ("d.jpg", "c.jpg")]
     assert table["same patient"][:2] == [("b.jpg", "a.jpg"), ("b.jpg", "c.jpg")]
-    assert [a for a, _ in table["same patient"][2:]] == ["d.jpg"] * leaks.PARTNERS
+    assert [a for a, _ in table["same patient"][2:]] == ["d.jpg"] * audit.PARTNERS
     assert found.leaking("demo", ["same lesion"]) == {"b.jpg", "d.jpg"}
     assert found.pairs["similarity"].isna().all()
 
