@@ -30,7 +30,7 @@ def pair_pictures(found: Audit, most: int = 4) -> tuple[list[tuple], list[tuple[
 
 def doubtful_pictures(doubts: pd.DataFrame, most: int = 12) -> tuple[list[Image.Image], list[str]]:
     """Returns the images and captions of the `most` doubtful labels (rows of `doubtful_labels`)."""
-    rows = doubts.nsmallest(most, "p_label").to_dict(orient="records")
+    rows = doubts.sort_values("p_label", kind="stable").head(most).to_dict(orient="records")
     text = "label {label} ({p_label:.0%})\nsuggested {suggested} ({p_suggested:.0%})"
     return [_small(row["path"]) for row in rows], [f"{_title(row['dataset'])}\n{text.format(**row)}" for row in rows]
 
