@@ -24,12 +24,19 @@ def audit_data(options: argparse.Namespace) -> int:
         remedy = "name some: --audit demo" if space.synthetic else f"see {program()} --profile {options.profile} --plan"
         print(f"{program_name()}: {where}: not in {space.data_root}; {remedy}", file=sys.stderr)
         return 1
-    studies = [data.load_dataset(card, space.data_root) for card in there]
+    studies, broken = [], []
+    for card in there:
+        try:
+            studies.append(data.load_dataset(card, space.data_root))
+        except data.DataError as error:
+            if named:
+                raise
+            broken.append(f"{card.name} is left out, see --check-data: {str(error).splitlines()[0]}")
     encoder = options.encoders[0] if options.encoders else profile.encoders[0]
     found = audit.audit_datasets(studies, space.cache, encoder)
     runs = results.read_records(space.records)
     costs, notes = audit.costs_of_leakage(runs, found, protocols.load_protocol)
-    found = replace(found, notes=(*found.notes, *notes))
+    found = replace(found, notes=(*broken, *found.notes, *notes))
     doubts = audit.doubtful_labels(runs, found.images, *options.encoders[:1])
     folder = space.root / "audit"
     audit.write_audit(folder, found, costs, doubts)

@@ -78,19 +78,6 @@ def test_scores_without_leaking_images_are_those_of_the_other_predictions(tmp_pa
     assert (shown["Left out"], shown["Score"], shown["Without"]) == ("4 copies", said[12:17], said[19:24])
 
 
-def test_the_interval_is_of_the_difference_within_each_resample():
-    y, proba = predictions(90, 3)
-    left_out = np.arange(90) % 6 == 0
-    table = stats.without_images(y, proba, left_out, replicates=80, seed=3)
-    differences = []
-    for rows in np.concatenate(list(stats.resampled_rows(y, 80, 3))):
-        kept = rows[~left_out[rows]]
-        both = [f1_score(y[r], proba[r].argmax(axis=1), average="weighted") for r in (rows, kept)]
-        differences.append(both[1] - both[0])
-    expected = np.quantile(differences, [0.025, 0.975])
-    assert table.loc["weighted_f1", ["low", "high"]].tolist() == pytest.approx(expected.tolist(), abs=1e-9)
-
-
 def test_nothing_leaks_nothing_changes(tmp_path, space):
     y, proba = predictions(20, K)
     y[:K] = range(K)
@@ -113,27 +100,6 @@ def test_a_test_split_that_leaks_whole_has_no_score_left(tmp_path, space):
     costs, _ = audit.costs_of_leakage(records.read_records(space.records), found, load_protocol)
     assert costs[["rest", "difference", "low", "high"]].isna().all(axis=None)
     assert "undefined without 7 copies" in audit.describe_cost(costs[costs["headline"]].iloc[0])
-
-
-def test_a_class_that_leaks_whole_leaves_the_score_of_the_others():
-    y, proba = predictions(40, 3)
-    left_out = y == 2
-    table = stats.without_images(y, proba, left_out, replicates=30)
-    assert table["rest"].to_dict() == pytest.approx(
-        stats.evaluate(y[~left_out], proba[~left_out], 2)["value"].to_dict()
-    )
-    assert table[["low", "high"]].notna().all(axis=None)
-    rare = np.concatenate([np.flatnonzero(y == 2)[1:], [0]])  # one image of the class is left, often not drawn
-    table = stats.without_images(y, proba, np.isin(np.arange(40), rare), replicates=200)
-    assert table.notna().all(axis=None)
-
-
-def test_all_images_left_out_or_a_wrong_number_are_refused():
-    y, proba = predictions(9, 3)
-    with pytest.raises(stats.MetricError, match="every test image would be left out"):
-        stats.without_images(y, proba, np.ones(9, bool))
-    with pytest.raises(stats.MetricError, match=r"one per image, \[9\], got \[8\]"):
-        stats.without_images(y, proba, np.zeros(8, bool))
 
 
 def test_a_record_of_other_images_is_left_out_with_a_note(tmp_path, space):

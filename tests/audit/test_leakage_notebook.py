@@ -54,7 +54,7 @@ def test_planted_copies_are_drawn_and_their_cost_is_written(space, capsys):
     assert table["Left out"].tolist() == ["1 copy"]
     assert len(pd.read_csv(space.tables / "leakage_pairs.csv")) == 1
     assert (space.tables / "table_leakage.tex").stat().st_size > 200
-    for name in ("table_leakage", "leakage_pairs"):
+    for name in ("table_leakage", "table_leakage_pairs"):
         picture = Image.open(space.figures / f"{name}.png")
         assert picture.text["Records"] == "demo-linear_probe-panderm_tiny-seed0-replicates_60"
         assert np.asarray(picture.convert("L")).std() > 5

@@ -45,6 +45,11 @@ def test_drawn_images_share_nothing_and_planted_copies_are_found(run, tmp_path):
         "derm7pt_clinical and hiba", "hiba and derm7pt_clinical"
     )
     assert "no copy" not in said.out
+    clinical.path(clinical.split("val")["image"][0]).unlink()
+    status, said = run()
+    assert status == 0
+    assert "derm7pt_clinical is left out, see --check-data: derm7pt_clinical: 1 x missing file" in said.out
+    assert run("derm7pt_clinical", "hiba")[0] == 0  # drawn images: it is drawn again
     pairs = pd.read_csv(space.root / "audit/pairs.csv")
     within = pairs[pairs["dataset_a"] == pairs["dataset_b"]]
     assert within[["image_a", "image_b"]].to_numpy().tolist() == [[test[0], train[0]], [test[1], train[1]]]
