@@ -46,12 +46,9 @@ def describe_audit(found: Audit, costs: pd.DataFrame, doubts: pd.DataFrame, synt
     table = shared_table(found)
     for row in table.to_dict(orient="records"):
         counts = ", ".join(f"{kind} {row[kind]:,}" for kind in KINDS if row[kind])
-        images = "" if pd.isna(row["test images"]) else f"; {row['test images']:,} of its test images"
-        images += (
-            f", {row['two labels']:,} pairs of copies with two labels"
-            if row["two labels"] is not pd.NA and row["two labels"]
-            else ""
-        )
+        within = not pd.isna(row["test images"])
+        images = f"; {row['test images']:,} of its test images" if within else ""
+        images += f", copies with two labels {row['two labels']:,}" if within and row["two labels"] else ""
         lines.append(f"- {row['dataset']} and {row['with']}, pairs: {counts}{images}")
     if not found.pairs["kind"].isin(COPIES).any():
         drawn = ": drawn images are all different, as they should be" if synthetic else ""

@@ -49,7 +49,9 @@ def test_drawn_images_share_nothing_and_planted_copies_are_found(run, tmp_path):
     status, said = run()
     assert status == 0
     assert "derm7pt_clinical is left out, see --check-data: derm7pt_clinical: 1 x missing file" in said.out
-    assert run("derm7pt_clinical", "hiba")[0] == 0  # drawn images: it is drawn again
+    status, said = run("derm7pt_clinical", "hiba")
+    assert status == 2
+    assert "1 x missing file" in said.err
     pairs = pd.read_csv(space.root / "audit/pairs.csv")
     within = pairs[pairs["dataset_a"] == pairs["dataset_b"]]
     assert within[["image_a", "image_b"]].to_numpy().tolist() == [[test[0], train[0]], [test[1], train[1]]]
