@@ -29,7 +29,7 @@ from panderm_utils.audit.searching import compared, pair_table, search_pairs
 from panderm_utils.audit.similarity import MOST, unit
 from panderm_utils.data import Dataset, is_missing, isic_id
 from panderm_utils.encoders import current_features
-from panderm_utils.manifests import SPLITS
+from panderm_utils.manifests import SPLITS, DatasetManifest
 
 PARTNERS = 3  # train and val images listed for each test image of a lesion or patient, who may have hundreds
 SIDES = [f"{name}_{side}" for side in "ab" for name in ("dataset", "image", "split", "label")]
@@ -91,7 +91,6 @@ def audit_datasets(
         empty = pd.DataFrame(columns=["dataset", "image", "split", "label", "path"])
         return Audit(empty, pd.DataFrame(columns=PAIR_COLUMNS), pd.DataFrame(columns=NEAREST_COLUMNS))
     images, groups = _list_images(studies)
-    owners = images["dataset"].to_numpy()
     files, pixels, signs, notes = _fingerprints(images, studies, cache)
     ids = images["path"].map(isic_id).where(lambda ids: ids != "")
     found = [_sharing(files, images, FILE), _sharing(pixels, images, PIXELS)]
@@ -114,15 +113,18 @@ def audit_datasets(
         found.append(similar)
         tables.append(near)
     notes += [f"{kind}: only the {MOST:,} most similar pairs; raise its threshold" for kind in incomplete]
+    notes += _same_files(images)
+    pairs, nearest = _strongest(found), pd.concat(tables)
+    return Audit(images, _named(pairs, images, PAIR_COLUMNS), _named(nearest, images, NEAREST_COLUMNS), tuple(notes))
+
+
+def _strongest(found: list[pd.DataFrame]) -> pd.DataFrame:
+    """Returns all pairs, the most similar first; copies of one kind are no longer listed under weaker ones."""
     pairs = pd.concat(found, ignore_index=True)
     order = pairs["kind"].map(KINDS.index)
     pairs = pairs.assign(order=order, copy=order < len(COPIES)).sort_values("order", kind="stable")
     pairs = pairs[~(pairs["copy"] & pairs.duplicated(["a", "b", "copy"]))]
-    pairs = pairs.sort_values(["similarity", "order", "a", "b"], ascending=[False, True, True, True])
-    notes += _same_files(images, owners)
-    return Audit(
-        images, _named(pairs, images, PAIR_COLUMNS), _named(pd.concat(tables), images, NEAREST_COLUMNS), tuple(notes)
-    )
+    return pairs.sort_values(["similarity", "order", "a", "b"], ascending=[False, True, True, True])
 
 
 def _list_images(studies: Sequence[Dataset]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
@@ -136,19 +138,19 @@ def _list_images(studies: Sequence[Dataset]) -> tuple[pd.DataFrame, dict[str, np
             part["label"] = [card.class_names[k] for k in table["label"]] if card.classes else ""
             part["path"] = [str(study.path(image)) for image in table["image"]]
             parts.append(part)
-            named = {kind: table[card.groups[kind]] for kind in GROUPS if card.groups.get(kind) in table}
-            groups.append(
-                pd.DataFrame(
-                    {
-                        kind: card.name + "\0" + ids.astype(str).mask(is_missing(ids.astype(str)))
-                        for kind, ids in named.items()
-                    },
-                    index=table.index,
-                )
-            )
+            groups.append(_group_ids(card, table))
     ids = pd.concat(groups, ignore_index=True)
-    codes = {kind: pd.factorize(ids[kind])[0] for kind in ids}
-    return pd.concat(parts, ignore_index=True), codes
+    return pd.concat(parts, ignore_index=True), {kind: pd.factorize(ids[kind])[0] for kind in ids}
+
+
+def _group_ids(card: DatasetManifest, table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the lesion, case and patient of each image, as far as there are columns; missing where it has none."""
+    ids = pd.DataFrame(index=table.index)
+    for kind in GROUPS:
+        if card.groups.get(kind) in table:
+            texts = table[card.groups[kind]].astype(str)
+            ids[kind] = (card.name + "\0" + texts).mask(is_missing(texts))
+    return ids
 
 
 def _fingerprints(images: pd.DataFrame, studies, cache) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
@@ -215,17 +217,20 @@ def _features(studies: Sequence[Dataset], cache, encoder: str) -> tuple[np.ndarr
     notes = []
     if without:
         names = ", ".join(f"{name} ({' '.join(splits)})" for name, splits in without.items())
-        command = f"run_all.py --features {encoder} --datasets {' '.join(without)} --to features.npz"
-        notes.append(f"features of {encoder} are not in the cache: {names}; computed by {command}")
+        labelled = [
+            study.manifest.name for study in studies if study.manifest.classes and study.manifest.name in without
+        ]
+        command = f"; run_all.py --features {encoder} --datasets {' '.join(labelled)} --to features.npz computes them"
+        notes.append(f"features of {encoder} are not in the cache: {names}{command if labelled else ''}")
     kept = [(rows, unit(x)) for (_, _, rows), x in zip(places, found, strict=True) if x is not None and len(x)]
     if not kept:
         return np.zeros((0, 1), np.float32), np.zeros(0, np.int64), notes
     return np.concatenate([x for _, x in kept]), np.concatenate([rows for rows, _ in kept]), notes
 
 
-def _same_files(images: pd.DataFrame, owners: np.ndarray) -> list[str]:
+def _same_files(images: pd.DataFrame) -> list[str]:
     """Returns which datasets list the same files: one image, not a copy."""
-    paths = {name: set(images.loc[owners == name, "path"]) for name in dict.fromkeys(owners)}
+    paths = {name: set(rows["path"]) for name, rows in images.groupby("dataset", sort=False)}
     shared = {(a, b): len(paths[a] & paths[b]) for a, b in combinations(paths, 2)}
     return [f"{a} and {b} list {n:,} of the same files, which are not counted" for (a, b), n in shared.items() if n]
 
