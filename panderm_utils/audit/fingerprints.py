@@ -2,9 +2,10 @@
 
 The perceptual hash is that of ImageHash's `phash` with hash_size 16 (the image in grey at 64 x 64 pixels, the lowest
 16 x 16 frequencies of its discrete cosine transform), but for one point: a bit is the sign of its frequency, not
-whether it exceeds their median (one or two bits in a hundred differ). So the hash of a mirrored or turned image follows from that of the image, and needs no
-second reading. It is these few lines and no dependency, because ImageHash would bring PyWavelets for a hash not used.
-256 bits, because 64 do not tell two dermoscopic images apart: each is a dark disc on a bright ground.
+whether it exceeds their median (one or two bits in a hundred differ). So the hash of a mirrored or turned image
+follows from that of the image, and needs no second reading. It is these few lines and no dependency, because ImageHash
+would bring PyWavelets for a hash not used. 256 bits, because 64 do not tell two dermoscopic images apart: each is a
+dark disc on a bright ground.
 """
 
 import hashlib
