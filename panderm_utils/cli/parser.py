@@ -18,6 +18,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
   python run_all.py --profile paper --plan             which runs can start, what others need, and where to get it
   python run_all.py --fetch                            get datasets and weights: what is there, what to do
   python run_all.py --check-data                       check the data as a run would
+  python run_all.py --audit                            what train and test share, and what it costs
   python run_all.py --profile paper --data-root D --weights-root W --output-root O
   python run_all.py --new-dataset my.csv --images DIR --name mine
   python run_all.py --profile own                      your data: every study that they allow, and a report
@@ -111,6 +112,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     named = other.add_argument(
         "--check-data", nargs="*", metavar="NAME", help="check datasets as a run would; default: all that are there"
+    )
+    complete(named, manifests.list_datasets)
+    named = other.add_argument(
+        "--audit",
+        nargs="*",
+        metavar="NAME",
+        help="find copies, lesions and patients in two splits or datasets, and their cost; default: all that are there",
     )
     complete(named, manifests.list_datasets)
     other.add_argument("--pixels", action="store_true", help="with --check-data: also decode every image")

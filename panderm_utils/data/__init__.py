@@ -9,6 +9,7 @@ OFFERS = {
     "draws": "draw_splits",
     "image_files": "ImageError ImageFolder fold image_error_reason open_image unsafe",
     "image_folder": "ListedImages list_images",
+    "isic_ids": "isic_id",
     "listed_files": "list_rows missing_files",
     "loading": "batch_loader",
     "mask_files": "open_mask",

@@ -5,7 +5,7 @@ import lazy_loader
 OFFERS = {
     "attention": "Attention AttentionError attend patch_colours",
     "checkpoints": "EncoderError digest_of read_tensors where_to_get",
-    "feature_cache": "read_cached",
+    "feature_cache": "IDENTITY SHARD ShardCache current_features read_cached read_identified",
     "feature_files": "FeatureSet check_feature_file features_of_datasets features_of_folder write_features",
     "features": "BATCH Features extract_features extract_files",
     "loading": "Encoder available_precision beit_settings build_model check_precision choose_device describe "

@@ -5,7 +5,8 @@
 
 The key is a hash of everything that decides a feature except the image: weights, architecture, transform, precision. A
 shard's name is a hash of its files' names and sizes; it contains the features [n, D], the identity of every file and
-what computed them, followed by the SHA-256 of all this. A file's identity is the SHA-256 of the bytes that were
+what computed them, followed by the SHA-256 of all this. Anything else that is a row of numbers per image, such as its
+fingerprint, is cached in the same way, in another folder. A file's identity is the SHA-256 of the bytes that were
 decoded. As in git's index, a file with the same size, times and inode is taken to be unchanged; any other is hashed
 again. So a second run reads no image, touched or moved images stay valid, and changed ones never do.
 """
@@ -72,7 +73,7 @@ def read_cached(folder: str | Path, encoder_facts: dict, names: Sequence[str]) -
     `features_sha256` of a record.
 
     Args:
-        folder: As for FeatureCache.
+        folder: The folder whose `features/` is the cache.
         encoder_facts: A record's `encoder_facts`.
         names: The files' names, in extraction order.
     """
@@ -105,32 +106,75 @@ def _stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino & (2**63 - 1)
 
 
-class FeatureCache:
-    """The shards of one encoder below `folder`; failed reads and writes warn and never raise."""
+def feature_cache(folder: str | Path, encoder: "Encoder", images: int) -> "ShardCache":
+    """Returns the cache of an encoder's features below `folder`, for a list of `images` images."""
+    facts = asdict(encoder.manifest)
+    # Not in the weights but decisive: a model with other heads, or another timm model, can load the same file.
+    architecture = {k: facts[k] for k in ("architecture", "timm_name", "width", "depth", "heads")}
+    about = {
+        "format": FORMAT,
+        "weights_sha256": encoder.digest,
+        "architecture": architecture,
+        "num_features": encoder.num_features,
+        "transform": repr(encoder.transform),
+        "precision": encoder.precision,
+    }
+    return ShardCache(Path(folder) / "features", about, encoder.num_features, np.float32, images, encoder.name)
 
-    def __init__(self, folder: str | Path, encoder: "Encoder", images: int):
-        """Opens the cache for a list of `images` images."""
-        facts = asdict(encoder.manifest)
-        # Not in the weights but decisive: a model with other heads, or another timm model, can load the same file.
-        architecture = {k: facts[k] for k in ("architecture", "timm_name", "width", "depth", "heads")}
-        about = {
-            "format": FORMAT,
-            "weights_sha256": encoder.digest,
-            "architecture": architecture,
-            "num_features": encoder.num_features,
-            "transform": repr(encoder.transform),
-            "precision": encoder.precision,
-        }
+
+def current_features(folder: str | Path, encoder: str, lists: Sequence[tuple]) -> list[np.ndarray | None]:
+    """Returns the cached features [n, D] of each list of image files as they are now, None where one is missing.
+
+    No encoder is loaded. If the cache has features of several weights or precisions of the encoder, those of most
+    images are used.
+
+    Args:
+        folder: The folder whose `features/` is the cache.
+        encoder: Its name.
+        lists: Names and paths of the files of a list, in extraction order: those of one split of a dataset.
+    """
+    best, most = [None] * len(lists), 0
+    for path in sorted(Path(folder).glob("features/*/about.json")):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if about.pop("encoder", None) == encoder:
+            store = ShardCache(path.parent.parent, about, about["num_features"], np.float32, 0, encoder)
+            found = [store.load_list(names, paths) for names, paths in lists]
+            if (images := sum(len(x) for x in found if x is not None)) > most:
+                best, most = found, images
+    return best
+
+
+class ShardCache:
+    """The shards of one key below `folder`; failed reads and writes warn and never raise."""
+
+    def __init__(self, folder: Path, about: dict, width: int, dtype, images: int, encoder: str = ""):
+        """Opens the cache for a list of `images` images.
+
+        Args:
+            about: Everything that decides a row except the image.
+            width, dtype: Of a row.
+            encoder: The name of what computes the rows, for human readers.
+        """
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-        self.folder = Path(folder) / "features" / self.key[:20]
-        self.num_features = encoder.num_features
-        self._needed = 4 * images * encoder.num_features  # bytes
-        self._about = {"encoder": encoder.name, **about}
+        self.folder = folder / self.key[:20]
+        self.width, self.dtype = width, np.dtype(dtype)
+        self._needed = self.dtype.itemsize * images * width  # bytes
+        self._about = {"encoder": encoder, **about} if encoder else about
         self._warned = False
         self._sweep()
 
-    def load(self, names: Sequence[str], paths: Sequence[str]) -> tuple[np.ndarray, str] | None:
-        """Returns features [n, D] and what computed them, or None unless every image is cached and unchanged.
+    def load_list(self, names: Sequence[str], paths: Sequence[str]) -> np.ndarray | None:
+        """Returns the rows [N, D] of a list of files, or None unless every file is cached and unchanged."""
+        x = np.empty((len(names), self.width), self.dtype)
+        for at in range(0, len(names), SHARD):
+            part = slice(at, at + SHARD)
+            if (found := self.load(names[part], paths[part])) is None:
+                return None
+            x[part] = found[0]
+        return x
+
+    def load(self, names: Sequence[str], paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray, str] | None:
+        """Returns rows [n, D], identities [n] and what computed the rows, or None unless all are cached and unchanged.
 
         Args:
             names: The files' names, independent of where their folder is.
@@ -145,7 +189,7 @@ class FeatureCache:
         if shard is None:
             return None
         x, identity, computed_by = shard
-        if x.shape != (len(names), self.num_features) or x.dtype != np.float32 or identity.dtype != IDENTITY:
+        if x.shape != (len(names), self.width) or x.dtype != self.dtype or identity.dtype != IDENTITY:
             return self._damaged(path, "its arrays do not match its name")
         seen = np.stack([identity[field] for field in STAMP], axis=1)
         touched = np.flatnonzero((seen != stamps).any(axis=1))
@@ -156,10 +200,10 @@ class FeatureCache:
             if now.tobytes() != identity[touched].tobytes():
                 identity[touched] = now
                 self._write(path, x, identity, computed_by)  # with the new times, so the next run need not read them
-        return x, computed_by
+        return x, identity, computed_by
 
     def save(self, names: Sequence[str], x: np.ndarray, identity: np.ndarray, computed_by: str) -> None:
-        """Stores features [n, D] atomically: killed and concurrent processes do no harm."""
+        """Stores rows [n, D] atomically: killed and concurrent processes do no harm."""
         self._write(self._path(names, identity["size"]), x, identity, computed_by)
 
     def _path(self, names: Iterable[str], sizes: Iterable[int]) -> Path:

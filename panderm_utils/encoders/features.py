@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from panderm_utils.data import CROP_SIZE, Dataset, ImageError, ImageFiles, batch_loader, open_image
-from panderm_utils.encoders.feature_cache import IDENTITY, SHARD, UNREAD, FeatureCache, read_identified
+from panderm_utils.encoders.feature_cache import IDENTITY, SHARD, UNREAD, feature_cache, read_identified
 from panderm_utils.encoders.loading import Encoder
 from panderm_utils.messages import UserError
 
@@ -143,7 +143,7 @@ def extract_files(
     if len(names) != len(files):
         raise FeatureError(f"{len(names)} names for {len(files)} paths; give one name per path")
     batch_size = min(batch_size, SHARD if encoder.device.type != "cpu" else BATCH["cpu"])
-    store = None if cache is None else FeatureCache(cache, encoder, len(files))
+    store = None if cache is None else feature_cache(cache, encoder, len(files))
     x = np.empty((len(files), encoder.num_features), dtype=np.float32)
     todo, computers = [], set()
     shards = [range(at, min(at + SHARD, len(files))) for at in range(0, len(files), SHARD)]
@@ -153,7 +153,7 @@ def extract_files(
         if found is None:
             todo.append(shard)
         else:
-            x[part], computer = found
+            x[part], _, computer = found
             computers.add(computer)
     missing = sum(map(len, todo))
     if missing:

@@ -8,6 +8,7 @@ OFFERS = {
     "protocols_table seeds_table",
     "embedding": "figure_umap",
     "exhibits": "Exhibit upright",
+    "leakage": "costs_table image_pairs similarity_histograms",
     "paper": "FOUR_METRICS extended_data_figure_1 figure_2a figure_2c figure_2d metric_panels scoreboard",
     "plots": "GREY METRIC_TITLES class_counts confusion_matrix feature_map finish_figure labelled_images "
     "loss_curve mistakes roc_pr_curves save_figure shorten style wrap",

@@ -200,8 +200,8 @@ def roc_pr_curves(roc: dict[str, tuple], pr: dict[str, tuple], synthetic: bool =
         return finish_figure(figure, synthetic)
 
 
-def mistakes(images: list, captions: list[str], synthetic: bool = False) -> Figure:
-    """Draws misclassified images, at most six in a row, each with its caption."""
+def mistakes(images: list, captions: list[str], synthetic: bool = False, nothing: str = "no mistakes") -> Figure:
+    """Draws misclassified images, at most six in a row, each with its caption; without any, the text `nothing`."""
     columns = min(6, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
     tallest = min(1.4, max((image.height / image.width for image in images), default=1))
@@ -214,7 +214,7 @@ def mistakes(images: list, captions: list[str], synthetic: bool = False) -> Figu
             axis.imshow(image)
             axis.set_title(caption, fontsize=7, fontweight="normal", loc="center")
         if not images:
-            axes[0, 0].text(0.5, 0.5, "no mistakes", ha="center", va="center", color=GREY)
+            axes[0, 0].text(0.5, 0.5, nothing, ha="center", va="center", color=GREY)
         return finish_figure(figure, synthetic)
 
 

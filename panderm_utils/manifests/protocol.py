@@ -34,6 +34,8 @@ class Protocol:
         settings: Default of every setting that decides a run's numbers; a run's id omits defaults. None: as published,
             unless the profile has its own value.
         recompute: Takes a record and its folder, yields the `Pair`s that `--verify` compares.
+        other_tests: Takes a record's folder; returns the predictions on datasets other than the record's: name -> true
+            labels [N], class probabilities [N, K], image names [N].
         metric: The paper's headline metric for the protocol; "": the dataset's own.
         dataset_keys: Keys that a dataset's manifest must have: "classes", "melanoma", "masks".
         architectures: Supported encoder architectures; (): any.
@@ -77,6 +79,7 @@ class Protocol:
     conflicts: Callable[[Mapping[str, Any]], dict[str, str]] = lambda _: {}
     weights_parameters: tuple[str, ...] = ("weights",)
     single_dataset: tuple[str, ...] = ()
+    other_tests: Callable[[Path], Mapping[str, tuple]] = lambda folder: {}
     published: Callable[[], dict] = dict
     extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = lambda *_: ()
     companions: Callable[[dict], dict[str, list[dict]]] = lambda *_: {}

@@ -8,6 +8,7 @@ OFFERS = {
     "embedding": "choose_examples embed neighbour_agreement place_labels",
     "familiarity": "Familiarity measure_familiarity",
     "image_scores": "compare_group_means compare_image_scores evaluate_image_scores rank_correlation",
+    "left_out": "without_image_scores without_images",
     "masks": "LOWER_IS_BETTER MASK_METRICS TOLERANCE keep_largest mask_scores published_mask_scores",
     "metrics": "FEW_IMAGES METRICS MetricWarning PER_IMAGE Scorer accuracy auroc balanced_accuracy check_predictions "
     "classes_present confusion evaluate on_test_set per_class_report pr_curves roc_curves score_table weighted_f1 "

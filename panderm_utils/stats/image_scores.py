@@ -23,7 +23,7 @@ def evaluate_image_scores(scores: pd.DataFrame, clusters=None, replicates: int =
         scores: One row per image, one column per metric.
         clusters: The cluster of each image [N], such as its lesion's id; an image without an entry is one of its own.
     """
-    return score_table(_mean_scorer(scores, clusters), scores.columns, replicates, seed)
+    return score_table(mean_scorer(scores, clusters), scores.columns, replicates, seed)
 
 
 def compare_image_scores(
@@ -39,7 +39,7 @@ def compare_image_scores(
     if scores_a.shape != scores_b.shape or list(scores_a) != list(scores_b):
         found = " and ".join(f"{len(scores)} images with {', '.join(scores)}" for scores in (scores_a, scores_b))
         raise MetricError(f"the scores are of {found}: pass those of the same images and metrics")
-    a, b = scorers = _mean_scorer(scores_a, clusters), _mean_scorer(scores_b, clusters)
+    a, b = scorers = mean_scorer(scores_a, clusters), mean_scorer(scores_b, clusters)
     both = MeanScorer(np.concatenate([a.sums, b.sums]), np.concatenate([a.sizes, b.sizes]))
     table = compare_scorers(scorers, scores_a.columns, replicates, seed)
     return table.assign(p_value=permute_scorers(scorers, both, scores_a.columns, replicates, seed))
@@ -135,7 +135,8 @@ class RankCorrelationScorer:
         return (np.cumsum(tied, axis=0) - (tied - 1) / 2)[place]
 
 
-def _mean_scorer(scores: pd.DataFrame, clusters) -> MeanScorer:
+def mean_scorer(scores: pd.DataFrame, clusters) -> MeanScorer:
+    """Returns the scorer of scores [N, M] of images, and their clusters [N] or None."""
     values = scores.to_numpy(dtype=np.float64)
     if not values.size:
         raise MetricError("there are no scores: pass one row per test image and one column per metric")

@@ -182,7 +182,7 @@ def test_correlation_by_clusters_and_of_constants():
 
 
 def test_the_block_affects_no_digit():
-    scores = image_scores._mean_scorer(scores_of(), None)
+    scores = image_scores.mean_scorer(scores_of(), None)
     whole, single = (resampling.bootstrap(scores, scores.y, 20, 0, block) for block in (20, 1))
     np.testing.assert_array_equal(whole, single)
 

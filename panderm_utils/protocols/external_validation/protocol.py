@@ -89,6 +89,7 @@ PROTOCOL = Protocol(
     parameters={"targets": text("names of datasets").or_else(None), "target_images": one_of(*TARGET_IMAGES)},
     dataset_keys=("melanoma",),
     recompute=lambda record, folder: external_validation.recompute_targets(record, folder),
+    other_tests=lambda folder: external_validation.read_external_predictions(folder),
     methods=methods,
     exhibits=lambda scores, _: external_validation.study_exhibits(scores),
     extra_inputs=lambda card, encoder, profile, given: choose_targets(card, profile, given.get("targets")),

@@ -21,7 +21,6 @@ Symbols: N test images, 2 classes: 0 the rest, 1 melanoma.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from panderm_utils import encoders  # imports torch only where features are extracted, not to read records
-from panderm_utils.data import Dataset, class_counts, load_dataset
+from panderm_utils.data import Dataset, class_counts, isic_id, load_dataset
 from panderm_utils.manifests import SPLITS, DatasetManifest, Pair, load_dataset_manifest
 from panderm_utils.protocols.external_validation.protocol import TARGET_IMAGES, TargetError
 from panderm_utils.results import (
@@ -267,9 +266,6 @@ def recompute_targets(record: dict, folder: Path) -> Iterator[Pair]:
             yield f"{row['metric']} on {row['dataset']} (external.csv)", column, row[column], again
 
 
-ISIC_ID = re.compile(r"ISIC_\d{7,}", re.IGNORECASE)
-
-
 def find_shared(source: Dataset, target: Dataset) -> pd.DataFrame:
     """Returns the target's images that the source also has, in any split.
 
@@ -286,12 +282,6 @@ def find_shared(source: Dataset, target: Dataset) -> pd.DataFrame:
         if same or namesake:
             rows.append((image, "file" if same else "isic_id", same or namesake))
     return pd.DataFrame(rows, columns=["image", "kind", "source_image"])
-
-
-def isic_id(name: str) -> str:
-    """Returns the ISIC Archive id in a file name, or ""."""
-    found = ISIC_ID.search(Path(name).name)
-    return found[0].upper() if found else ""
 
 
 def _digest(path: Path) -> bytes:
