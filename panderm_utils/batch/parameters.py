@@ -75,9 +75,9 @@ def each_run(protocol: Protocol, overrides: dict[str, str]) -> Iterator[dict[str
     """Yields the overrides of each run: of several numbers, separated by commas, each is a run of its own."""
     rules = {name: protocol.rule(name) for name in overrides}
     several = {name for name, rule in rules.items() if rule and rule.kind in (int, float)}
-    values = [text.split(",") if name in several else [text] for name, text in overrides.items()]
+    values = [list(map(str.strip, text.split(","))) if name in several else [text] for name, text in overrides.items()]
     for combination in product(*values):
-        yield {name: text.strip() for name, text in zip(overrides, combination, strict=True)}
+        yield dict(zip(overrides, combination, strict=True))
 
 
 @dataclass(frozen=True)
