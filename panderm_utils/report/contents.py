@@ -3,12 +3,13 @@
 The same files give the same contents and pages; nothing here depends on the time.
 """
 
+import ast
 import csv
 import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +22,7 @@ from panderm_utils.results import read_record
 from panderm_utils.workspace import Workspace
 
 FAILED = ".failed.ipynb"
-# The name in a call that writes a file: `tables.write_tables(table, folder, "name")`.
-WRITES = re.compile(r'(?:write_tables|save_figure)\([^"]*"([^"]+)"')
+WRITERS = ("write_tables", "save_figure")  # (content, folder, name, ...)
 
 ABOUT_NOTEBOOK = re.compile(r"\s*Only reads records.*", re.DOTALL)  # describes the notebook, not its figure
 
@@ -83,10 +83,24 @@ def read_origins(space: Workspace) -> dict[str, Origin]:
             if kind == "markdown":
                 heading, note = _heading(text)
                 continue
-            for literal in WRITES.findall(text):
-                pattern = ".+".join(map(re.escape, re.split(r"\{[^}]*\}", literal)))
+            for pattern in _written(text):
                 origins.setdefault(pattern, Origin(name, title, caption, heading, note))
     return origins
+
+
+def _written(code: str) -> Iterator[str]:
+    """Yields a pattern of each name under which a cell writes tables or figures."""
+    try:
+        calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and len(node.args) > 2]
+    except SyntaxError:  # a cell that could not run
+        return
+    for call in calls:
+        if ast.unparse(call.func).split(".")[-1] in WRITERS:
+            name = call.args[2]
+            parts = name.values if isinstance(name, ast.JoinedStr) else [name]
+            pattern = "".join(re.escape(part.value) if isinstance(part, ast.Constant) else ".+" for part in parts)
+            if pattern != ".+":  # a name that only the run knows could be any
+                yield pattern
 
 
 def read_figures(folder: Path, origins: dict[str, Origin]) -> list[Exhibit]:

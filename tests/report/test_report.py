@@ -21,7 +21,7 @@ from panderm_utils.batch import execution, plan
 from panderm_utils.figures import plots, tables
 from panderm_utils.manifests import entries as manifest_types
 from panderm_utils.protocols import load_protocol
-from panderm_utils.report import pages
+from panderm_utils.report import contents, pages
 from panderm_utils.report import writing as report
 from panderm_utils.results import records
 from panderm_utils.stats import metrics
@@ -125,7 +125,7 @@ def leave_paper(space, ids):
     leave_notebook(
         space.root / "executed/paper/figure_9.ipynb",
         f"Figure 9: {SCRIPT}",
-        ('tables.write_tables(scores, space.tables, f"scores_{name}")', []),
+        ('tables.write_tables(scores.drop(columns="path"), space.tables, f"scores_{name}")', []),
         ('plots.save_figure(figure, space.figures, "figure_9", ids, alt)', []),
     )
     figure, axis = plt.subplots(figsize=(14, 4))
@@ -495,6 +495,20 @@ def test_a_killed_writing_leaves_no_half_page(tmp_path):
 )
 def test_captions_are_escaped_before_they_are_marked_up(markdown, html):
     assert pages.inline_markdown(markdown) == html
+
+
+def test_a_file_belongs_to_the_notebook_that_writes_it_whatever_else_the_call_says(tmp_path):
+    space = workspace.open_workspace("demo", output_root=tmp_path)
+    leave_notebook(
+        space.root / "executed/paper/figure_9.ipynb",
+        "Figure 9",
+        ('tables.write_tables(rows.drop(columns="path"), space.tables, f"{kind}_rows", ("csv",))', []),
+        ('plots.save_figure(draw(rows["a"], (1, 2)), space.figures, "figure_9", ids, alt)', []),
+        ("tables.write_tables(rows, space.tables, name)", []),
+        ("%matplotlib inline", []),
+    )
+    origins = {name: origin.notebook for name, origin in contents.read_origins(space).items()}
+    assert origins == {".+_rows": "figure_9", "figure_9": "figure_9"}
 
 
 def test_numbers_are_short_and_names_are_words():
