@@ -3,6 +3,7 @@
 import lazy_loader
 
 OFFERS = {
+    "cameras": "draw_camera",
     "lesions": "draw_lesion",
     "signs": "DEFAULT_SIGNS draw_signs recipe_of",
     "stand_ins": "SIDES make_stand_in",

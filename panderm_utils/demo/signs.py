@@ -56,24 +56,64 @@ RECIPES = {
     },
     "vasc": {"lacunae": (0.65, 0.25), "redness": (0.75, 0.15), "size": (0.35, 0.12), "darkness": (0.4, 0.2)},
 }
+# A nevus and a melanoma that look alike, as some do.
+ALIKE = {
+    "irregularity": (0.45, 0.15),
+    "colours": (0.45, 0.15),
+    "darkness": (0.6, 0.15),
+    "veil": (0.12, 0.12),
+    "streaks": (0.15, 0.15),
+    "network": (0.45, 0.2),
+    "globules": (0.25, 0.2),
+    "size": (0.5, 0.15),
+}
+# The diagnoses in a class, each as likely; another class has one.
+DIAGNOSES = {
+    "mel": ("mel", "mel", "early melanoma"),
+    "nv": ("nv", "nv", "atypical nevus"),
+    "other": ("nv", "nv", "atypical nevus", "bkl"),
+    "benign": ("nv", "atypical nevus", "bkl", "df"),
+    "malignant": ("mel", "early melanoma", "bcc", "akiec"),
+}
+# What a tile of pathology shows, and so what the classes there differ in.
+TILE_SIGNS = (
+    "size",
+    "elongation",
+    "irregularity",
+    "darkness",
+    "redness",
+    "network",
+    "globules",
+    "streaks",
+    "veil",
+    "scar",
+)
 # Other datasets' names for the same classes; any other class gets its own random recipe.
 SAME_AS = {
-    **dict.fromkeys(("melanoma", "malignant"), "mel"),
-    **dict.fromkeys(("nev", "naevus", "other", "benign"), "nv"),
+    "melanoma": "mel",
+    **dict.fromkeys(("nev", "naevus"), "nv"),
     **dict.fromkeys(("ack", "ak", "scc", "sqcc"), "akiec"),
     **dict.fromkeys(("sek", "sk", "sl"), "bkl"),
     "vascular": "vasc",
 }
 
 
-def recipe_of(dataset: str, class_name: str) -> dict[str, tuple[float, float]]:
-    """Returns the mean and spread of every sign for a class; for unknown classes, random ones seeded by both names."""
-    recipe = RECIPES.get(SAME_AS.get(class_name, class_name))
+def recipe_of(dataset: str, class_name: str, rng: np.random.Generator | None = None) -> dict[str, tuple[float, float]]:
+    """Returns the mean and spread of every sign for a class; for unknown classes, random ones seeded by both names.
+
+    Args:
+        rng: Draws one of the diagnoses in the class; by default the first, the most typical.
+    """
+    name = SAME_AS.get(class_name, class_name)
+    diagnoses = DIAGNOSES.get(name, (name,))
+    diagnosis = diagnoses[0 if rng is None else rng.integers(len(diagnoses))]
+    recipe = {**RECIPES, "atypical nevus": ALIKE, "early melanoma": ALIKE}.get(diagnosis)
     if recipe is None or dataset == "patch16":
         seed = int.from_bytes(hashlib.sha256(f"{dataset}/{class_name}".encode()).digest()[:8], "big")
         rng = np.random.default_rng(seed)
-        signs = rng.choice(list(DEFAULT_SIGNS), size=5, replace=False)
-        recipe = {sign: (float(rng.uniform(0.1, 0.95)), 0.15) for sign in signs}
+        signs = rng.choice(list(TILE_SIGNS if dataset == "patch16" else DEFAULT_SIGNS), size=5, replace=False)
+        far = {sign: [mean for mean in (0.05, 0.5, 0.95) if abs(mean - DEFAULT_SIGNS[sign][0]) > 0.2] for sign in signs}
+        recipe = {sign: (float(rng.choice(means)), 0.15) for sign, means in far.items()}  # so that it can be learnt
     return {**DEFAULT_SIGNS, **recipe}
 
 
@@ -82,6 +122,6 @@ def draw_signs(recipe: dict[str, tuple[float, float]], rng: np.random.Generator)
     return {sign: float(np.clip(rng.normal(mean, spread), 0, 1)) for sign, (mean, spread) in recipe.items()}
 
 
-def draw_tone(rng: np.random.Generator) -> int:
-    """Returns a random skin tone, 1 (light) to 6 (dark), as unevenly distributed as in public dermatology images."""
-    return 1 + int(rng.choice(6, p=[0.22, 0.3, 0.24, 0.13, 0.07, 0.04]))
+def draw_tone(rng: np.random.Generator, even: bool = False) -> int:
+    """Returns a random skin tone, 1 (light) to 6 (dark): as rare as in public dermatology images, or `even`."""
+    return 1 + int(rng.choice(6, p=None if even else [0.22, 0.3, 0.24, 0.13, 0.07, 0.04]))

@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from panderm_utils.demo import lesions
+from panderm_utils.demo.cameras import camera_of
 from panderm_utils.demo.signs import draw_signs, draw_tone, recipe_of
 from panderm_utils.disk import write_file
 from panderm_utils.manifests import SPLITS, DatasetManifest
@@ -68,7 +69,7 @@ class Size:
 COMMONEST = ("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df")  # of the demo dataset, as in HAM10000
 # Large enough for meaningful label fractions.
 DEMO = Size(train=600, val=80, test=320, imbalance=3.5)
-STAND_IN = Size(train=150, val=25, test=100, imbalance=4.0)
+STAND_IN = Size(train=150, val=25, test=200, imbalance=4.0)
 MASKS_ONLY = Size(train=150, val=25, test=60, imbalance=4.0)
 
 
@@ -175,7 +176,7 @@ def _draw_all(card: DatasetManifest, table: pd.DataFrame, root: Path) -> pd.Data
         table = table.assign(mask=[f"{Path(name).stem}_segmentation.png" for name in table["image"]])
     elif not card.masks:
         table = table.assign(mask="")
-    sides = SIDES.get(card.name, SIDES[card.modality])
+    sides, camera = SIDES.get(card.name, SIDES[card.modality]), camera_of(card.name, card.modality)
 
     def draw(row: tuple) -> dict[str, float]:
         _, name, mask, class_name, lesion, patient, second, n = row
@@ -183,9 +184,10 @@ def _draw_all(card: DatasetManifest, table: pd.DataFrame, root: Path) -> pd.Data
             np.random.default_rng([SEED, _seed(card), *parts])
             for parts in ((1, lesion), (2, lesion), (3, patient), (4, lesion, second, n))
         )
-        signs = draw_signs(recipe_of(card.name, class_name), lesion_rng)
+        signs = draw_signs(recipe_of(card.name, class_name, lesion_rng), lesion_rng)
         side = sides[rng.integers(len(sides))]
-        drawn = lesions.draw_lesion(signs, rng, side, card.modality, draw_tone(patient_rng), outline)
+        tone = draw_tone(patient_rng, even=card.name == "ddi")
+        drawn = lesions.draw_lesion(signs, rng, side, card.modality, tone, outline, camera)
         write_file(images / name, encode(Image.fromarray(drawn.image), Path(name).suffix))
         if mask:
             pixels = Image.fromarray(np.where(drawn.mask, 255, 0).astype(np.uint8))
@@ -251,6 +253,6 @@ def _seed(card: DatasetManifest) -> int:
 def _version(card: DatasetManifest) -> str:
     """Returns a digest of everything a stand-in depends on: the code that draws it and its manifest."""
     digest = hashlib.sha256(repr(card).encode())
-    for module in ("signs.py", "lesions.py", Path(__file__).name):
+    for module in ("signs.py", "cameras.py", "lesions.py", Path(__file__).name):
         digest.update(Path(__file__).with_name(module).read_bytes())
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from panderm_utils.data import dataset as data
-from panderm_utils.demo import lesions
+from panderm_utils.demo import cameras, lesions
 from panderm_utils.demo import stand_ins as demo
 from panderm_utils.demo.signs import DEFAULT_SIGNS, RECIPES, draw_signs, recipe_of
 from panderm_utils.encoders.loading import load_encoder
@@ -66,6 +66,51 @@ def test_the_mask_is_where_the_lesion_is():
         assert middle[mask].mean() < middle[~mask].mean() - 10
 
 
+def test_layers_are_where_the_signs_are():
+    signs = draw_signs(DEFAULT_SIGNS, np.random.default_rng(0)) | {"veil": 0.9, "scar": 0.0}
+    drawn = lesions.draw_lesion(signs, np.random.default_rng(0), (90, 120))
+    assert "scar" not in drawn.layers
+    assert drawn.layers["veil"].shape == drawn.mask.shape
+    assert drawn.layers["veil"].max() > 0.3
+    assert drawn.layers["veil"][~drawn.mask].max() == 0
+
+
+@pytest.mark.parametrize("modality", ["dermoscopic", "clinical", "pathology"])
+def test_cameras_change_the_picture_and_not_the_lesion(modality):
+    signs = draw_signs(recipe_of("demo", "mel"), np.random.default_rng(1))
+    warm = dataclasses.replace(cameras.MODALITIES[modality], colour=(1.15, 0.9, 0.8))
+    one, other = (
+        lesions.draw_lesion(signs, np.random.default_rng(3), (90, 120), modality, camera=camera)
+        for camera in (None, warm)
+    )
+    np.testing.assert_array_equal(one.mask, other.mask)
+    assert one.attributes == other.attributes
+    redness = [drawn.image[..., 0].mean() - drawn.image[..., 2].mean() for drawn in (one, other)]
+    assert redness[1] > redness[0] + 20
+
+
+def test_a_tone_curve_without_a_change_is_none_and_a_gamma_darkens_the_middle_only():
+    plain = np.array(cameras.tone_curve(cameras.Camera())).reshape(3, 256)
+    np.testing.assert_array_equal(plain, np.tile(np.arange(256), (3, 1)))
+    dark = np.array(cameras.tone_curve(cameras.Camera(gamma=2.0)))[:256]
+    assert (dark[0], dark[128], dark[255]) == (0, 64, 255)
+
+
+def test_lesions_stand_out_less_on_dark_skin():
+    signs = draw_signs(recipe_of("demo", "mel"), np.random.default_rng(1)) | {"darkness": 0.5, "size": 0.5}
+    contrast = []
+    for tone in (1, 6):
+        drawn = [lesions.draw_lesion(signs, np.random.default_rng(s), (90, 120), "clinical", tone) for s in range(6)]
+        contrast.append(np.mean([np.std(d.image[d.mask], axis=0).mean() for d in drawn]))
+    assert contrast[1] < 0.8 * contrast[0]
+
+
+def test_institutions_differ_and_a_dataset_keeps_its_camera():
+    one, other = (cameras.camera_of(name, "clinical") for name in ("pad_ufes", "ddi"))
+    assert one != other
+    assert one == cameras.camera_of("pad_ufes", "clinical")
+
+
 def test_signs_stay_in_bounds_and_classes_differ_in_them():
     rng = np.random.default_rng(0)
     drawn = {name: [draw_signs(recipe_of("demo", name), rng) for _ in range(200)] for name in RECIPES}
@@ -82,7 +127,15 @@ def test_unknown_classes_have_recipes_of_their_own_that_last():
     one, other = recipe_of("dermnet", "acne"), recipe_of("dermnet", "eczema")
     assert one != other
     assert one == recipe_of("dermnet", "acne")
-    assert recipe_of("mskcc", "malignant") == recipe_of("demo", "mel")
+    assert sum(abs(one[sign][0] - DEFAULT_SIGNS[sign][0]) > 0.15 for sign in DEFAULT_SIGNS) == 5
+    assert recipe_of("mskcc", "melanoma") == recipe_of("demo", "mel")
+
+
+def test_some_nevi_and_melanomas_look_alike():
+    rng = np.random.default_rng(0)
+    nevi, melanomas = ([recipe_of("demo", name, rng) for _ in range(60)] for name in ("nv", "mel"))
+    assert 5 < sum(nevus in melanomas for nevus in nevi) < 40
+    assert all(recipe_of("demo", "bcc", rng) == recipe_of("demo", "bcc") for _ in range(5))
 
 
 # --- plans ---
@@ -236,8 +289,17 @@ def test_the_shipped_encoder_is_tiny_and_laid_out_as_the_released_large_file():
 def test_pre_training_shares_no_seed_with_the_stand_ins_and_runs(tmp_path):
     script = runpy.run_path(str(ROOT / "scripts/pretrain_panderm_tiny.py"))
     assert script["SEED"] != demo.SEED
-    for objective in ("signs", "masked"):
-        sizes = {"images": 4, "steps": 2, "class_steps": 1, "batch": 2, "lr": 1e-3, "begin": None}
-        options = argparse.Namespace(objective=objective, **sizes)
-        script["save"](script["train"](options), tmp_path / f"{objective}.pth")
-        assert load_encoder("panderm_tiny", weights=tmp_path / f"{objective}.pth", device="cpu").num_features == 192
+    options = argparse.Namespace(images=4, steps=2, batch=2, lr=1e-3, begin=None, work=tmp_path)
+    script["save"](script["train"](options), tmp_path / "tiny.pth")
+    assert load_encoder("panderm_tiny", weights=tmp_path / "tiny.pth", device="cpu").num_features == 192
+
+
+def test_pre_training_goes_on_where_it_stopped_and_can_be_ended_at_another_step(monkeypatch, tmp_path):
+    script = runpy.run_path(str(ROOT / "scripts/pretrain_panderm_tiny.py"))
+    monkeypatch.setitem(script["train"].__globals__, "EVERY", 1)
+    sizes = {"images": 4, "batch": 2, "lr": 1e-3, "begin": None}
+    whole = script["train"](argparse.Namespace(steps=2, work=tmp_path / "whole", **sizes)).state_dict()
+    script["train"](argparse.Namespace(steps=1, work=tmp_path / "parts", **sizes))
+    parts = script["train"](argparse.Namespace(steps=2, work=tmp_path / "parts", **sizes)).state_dict()
+    assert whole.keys() == parts.keys()
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole)
