@@ -170,9 +170,18 @@ def test_the_report_shows_every_run_and_every_number_is_verified(demo):
 
 def test_pretraining_helps_and_nothing_saturates(demo):
     table = records.read_records(demo.records, "linear_probe")
-    headline = table.query("headline and dataset == 'demo' and seed == 0").set_index("encoder")["value"]
-    assert 0.55 < headline["random_tiny"] < headline["panderm_tiny"] - 0.05
-    assert headline["panderm_tiny"] < 0.95
+    headline = table.query("headline and dataset == 'demo' and seed == 0").set_index("encoder")
+    assert headline.loc["panderm_tiny", "low"] > headline.loc["random_tiny", "high"]
+    assert headline.loc["random_tiny", "value"] > 0.3  # 0.14 by chance
+    assert headline.loc["panderm_tiny", "value"] < 0.95
+
+
+@pytest.mark.parametrize("dataset", ["demo", "ham10000", "dermnet"])
+def test_every_class_can_be_learnt(demo, dataset):
+    y, proba, _ = records.read_predictions(demo.records / f"{dataset}-linear_probe-panderm_tiny-seed0")
+    areas = [roc_auc_score(y == label, proba[:, label]) for label in np.unique(y)]
+    assert min(areas) > 0.6
+    assert np.mean(areas) > 0.8
 
 
 def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(demo):
@@ -196,8 +205,8 @@ def test_curves_rise_and_separate_and_the_dashed_line_is_drawn(demo):
     assert mean.loc[1.0, "panderm_tiny"] > mean.loc[0.2, "panderm_tiny"] + 0.04 > mean.loc[0.05, "panderm_tiny"] + 0.08
     assert (mean["panderm_tiny"] > mean["random_tiny"] + 0.02).all()
     needed, *_ = data_needed.find_match(draws)
-    assert needed.state == data_needed.REACHED
-    assert 0.1 < needed.fraction < 0.5
+    assert needed.state != data_needed.NOT_REACHED
+    assert needed.fraction < 0.3
 
 
 @pytest.mark.parametrize("encoder", ["panderm_tiny", "random_tiny"])
@@ -256,8 +265,10 @@ def test_figure_2c_draws_every_record_of_external_validation(demo):
     table = pd.read_csv(demo.figures / "figure_2c.csv")
     assert len(table) == 2 * (1 + 4)
     assert table[table["internal"]]["dataset"].tolist() == ["ham10000"] * 2
-    means = table[~table["internal"]].groupby("encoder")["value"].mean()
-    assert means["panderm_tiny"] > means["random_tiny"] + 0.03
+    home, abroad = (table[table["internal"] == at_home].groupby("encoder")["value"].mean() for at_home in (True, False))
+    assert abroad["panderm_tiny"] > abroad["random_tiny"] + 0.03
+    assert home["panderm_tiny"] > 0.85
+    assert 0.02 < home["panderm_tiny"] - abroad["panderm_tiny"] < 0.2  # as a probe falls when it goes abroad
 
 
 @pytest.mark.parametrize(("dataset", "settings"), TUNED.items())
