@@ -69,7 +69,7 @@ class Size:
 COMMONEST = ("nv", "mel", "bkl", "bcc", "akiec", "vasc", "df")  # of the demo dataset, as in HAM10000
 # Large enough for meaningful label fractions.
 DEMO = Size(train=600, val=80, test=320, imbalance=3.5)
-STAND_IN = Size(train=150, val=25, test=200, imbalance=4.0)
+STAND_IN = Size(train=150, val=60, test=200, imbalance=4.0)
 MASKS_ONLY = Size(train=150, val=25, test=60, imbalance=4.0)
 
 

@@ -275,7 +275,7 @@ def test_figure_2c_draws_every_record_of_external_validation(demo):
 def test_fine_tuning_leaves_its_record(demo, dataset, settings):
     folder = record_of(demo, "fine_tune", dataset, **settings)
     record, card = results.read_record(folder), manifests.load_dataset_manifest(dataset)
-    epochs = settings.get("epochs", 5)
+    epochs = settings.get("epochs", 4)
     assert record["training"]["recipe"]["epochs"] == epochs
     views = [("predictions_tta.csv", "_tta")] if settings.get("tta") != 0 else []
     for file, suffix in (("predictions.csv", ""), *views):
