@@ -99,7 +99,7 @@ def draw(i: int) -> tuple[np.ndarray, list[float], np.ndarray]:
 def scaled(values: np.ndarray) -> np.ndarray:
     """Returns values [N, ..., A] with mean 0 and variance 1 along the last axis."""
     axes = tuple(range(values.ndim - 1))
-    return ((values - np.nanmean(values, axes)) / np.nanstd(values, axes)).astype(np.float32)
+    return ((values - np.nanmean(values, axes)) / (np.nanstd(values, axes) + 1e-6)).astype(np.float32)
 
 
 class PreTraining(nn.Module):
