@@ -1,6 +1,9 @@
 """How institutions take their images: colour, light, hair and what lies in the field of view.
 
-These differences are why a probe that is trained in one place scores lower in another. H, W: pixels.
+These differences are why a probe that is trained in one place scores lower in another, as published networks do: AUROC
+0.76 to 0.86 on 569 images of a hospital that they had not seen (Oloruntoba et al., JMIR Dermatol 2022;5:e35150).
+
+H, W: pixels.
 """
 
 import hashlib
