@@ -22,6 +22,8 @@ INTERRUPTED = 130  # the exit status after Ctrl-C
 
 def main(arguments: list[str] | None = None, notebooks: Path = batch.NOTEBOOKS) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    if options.pixels not in (None, True):
+        os.environ[workspace.PIXELS] = str(options.pixels)  # for the notebooks' kernels too
     try:
         with ending_cleanly():
             status = act(options, notebooks)
@@ -83,6 +85,7 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
         folders = (options.data_root, options.weights_root, options.output_root)
         selection = (options.datasets, options.encoders, options.protocols, options.seeds)
         space = workspace.open_workspace(options.profile, *folders)
+        workspace.pixel_budget()  # refuses a wrong one before anything runs
         gpus = batch.read_gpus(options.gpus) if options.gpus else ()
         planned = batch.make_plan(space, *selection, overrides=options.p, notebooks=notebooks)
         if options.only is not None:
@@ -188,7 +191,7 @@ def check_data(options: argparse.Namespace) -> int:
     if not there:
         print(f"{program_name()}: no dataset is in {root}; see {program()} --profile paper --plan", file=sys.stderr)
         return 1
-    text, usable = batch.check_data(there, root, options.pixels)
+    text, usable = batch.check_data(there, root, options.pixels is True)
     print(text)
     if absent := [card.name for card in cards if card not in there]:
         print(f"\nNot there: {', '.join(absent)}; see {program()} --profile paper --plan")

@@ -76,6 +76,15 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--retries", type=int, default=1, metavar="N", help="retries after a killed kernel (default: 1)")
     how.add_argument("--force", action="store_true", help="repeat runs that have a record")
     how.add_argument("--timeout", type=positive(float), metavar="SECONDS", help="stop a run that takes longer")
+    how.add_argument(
+        "--pixels",
+        nargs="?",
+        type=gigabytes,
+        const=True,
+        metavar="GB",
+        help=f"disk space for decoded images, which the next encoder reuses (default: ${workspace.PIXELS}, else "
+        f"{workspace.USUAL_PIXELS}; 0: none); without a number, with --check-data: also decode every image",
+    )
     slurm = parser.add_argument_group("a Slurm cluster")
     slurm.add_argument(
         "--slurm", action="store_true", help="execute there, --jobs runs at once; repeat the command to attach"
@@ -121,7 +130,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="find copies, lesions and patients in two splits or datasets, and their cost; default: all that are there",
     )
     complete(named, manifests.list_datasets)
-    other.add_argument("--pixels", action="store_true", help="with --check-data: also decode every image")
     other.add_argument(
         "--report", action="store_true", help="write the report of existing records (a batch does so at its end)"
     )
@@ -194,8 +202,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         parser.error("--from DIR and --accept-licence NAME go with --fetch")
     if options.verbose and not options.plan:
         parser.error("--verbose goes with --plan")
-    if options.pixels and options.check_data is None:
-        parser.error("--pixels goes with --check-data")
+    if options.pixels is True and options.check_data is None:
+        parser.error("--pixels without a number of GB goes with --check-data; for a run, write one, or 0")
     if options.jobs and options.gpus:
         parser.error("--gpus runs one notebook per GPU; leave --jobs out")
     if options.slurm_option and not (options.slurm or options.slurm_script):
@@ -221,6 +229,17 @@ def positive(kind):
 
     number.__name__ = f"positive {kind.__name__}"
     return number
+
+
+def gigabytes(text: str) -> float:
+    """Returns a number of GB, from 0; an argparse type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"write a number of GB, such as {workspace.USUAL_PIXELS}, or 0, not {text!r}")
+    return value
 
 
 def program_name() -> str:

@@ -120,6 +120,11 @@ def test_a_csv_that_is_a_folder_is_an_error(tmp_path, capsys):
     assert "there is no CSV" in text
 
 
-def test_pixels_go_with_check_data():
+@pytest.mark.parametrize("wrong", [["--pixels"], ["--pixels", "-3"], ["--plan", "--pixels", "much"]])
+def test_pixels_go_with_check_data_or_a_number_of_gb(wrong, capsys, monkeypatch):
+    monkeypatch.setenv("PANDERM_PIXELS", "1")  # restored afterwards
     with pytest.raises(SystemExit):
-        run_all.main(["--pixels"])
+        run_all.main(wrong)
+    assert "number of GB" in capsys.readouterr().err
+    assert run_all.main(["--plan", "--pixels", "2.5"]) == 0
+    assert "decoded images at most 2.5 GB" in capsys.readouterr().out
