@@ -4,7 +4,8 @@ import lazy_loader
 
 OFFERS = {
     "cards": "Card FAULTS NOT_A_DEVICE Section UNKNOWN dataset_card encoder_card short_card",
-    "entries": "Access ClassName DatasetManifest Draw EncoderManifest Masks POPULATION Profile ProtocolChoice SPLITS",
+    "entries": "Access ClassName DatasetManifest Draw EncoderManifest Masks METADATA_KINDS POPULATION Profile "
+    "ProtocolChoice SPLITS",
     "parameters": "DEVICE ENCODER FLAG FRACTION FRACTIONS PARAMETERS FILE PRECISION ParameterError Rule SEED number "
     "one_of text whole",
     "problems": "NAME_RULE task_of valid_name",

@@ -1,0 +1,239 @@
+"""Makes the model cards: of a classifier or segmenter that a run kept, and of an encoder from all of its runs."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from panderm_utils import figures, manifests, protocols, results, stats
+from panderm_utils.figures import METRIC_TITLES
+from panderm_utils.manifests import FAULTS, NOT_A_DEVICE, UNKNOWN, Card, DatasetManifest, Protocol, Section
+from panderm_utils.manifests import EncoderManifest as Encoder
+
+LEVEL = 0.9  # of sensitivity and of specificity
+NONE_CHOSEN = "the class with the largest probability; no threshold was chosen"
+
+
+def keeps_model(record: Mapping, protocol: Protocol) -> bool:
+    """Whether a run kept a classifier or a segmenter, with which new images can be predicted."""
+    return results.CLASSIFIER_FILE in record.get("files", {}) or protocol.load_segmenter is not None
+
+
+def model_card(record: dict, folder: Path) -> Card:
+    """Returns the card of the model that a run kept, from its record and stored predictions alone."""
+    dataset = manifests.load_dataset_manifest(record["dataset"])
+    encoder = manifests.load_encoder_manifest(record["encoder"])
+    protocol = protocols.load_protocol(record["protocol"])
+    numbers = record["metrics"][record["headline_metric"]]
+    row = {key: record[key] for key in ("run_id", "dataset", "encoder", "protocol", "profile", "seed")}
+    row |= {"metric": record["headline_metric"], "folder": str(folder), "value": numbers["value"]}
+    run = pd.DataFrame([{**row, "dataset_label": dataset.short_title, "encoder_label": encoder.title}])
+    what = f"a classifier of {dataset.num_classes} classes"
+    if protocol.load_segmenter:
+        what = "a segmentation model: from an image to the mask of its lesion"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.MetricWarning)  # the run said so, and its page shows it
+        measured = [] if protocol.load_segmenter else [_thresholds(record, run), _calibration(run)]
+        measured.append(_subgroups(run))
+    return Card(
+        title=f"{protocol.title.capitalize()} of {encoder.title}, {dataset.short_title}",
+        kind="Model card",
+        lede=what,
+        sections=(
+            _details(record, protocol, encoder),
+            _use(record, dataset, protocol),
+            _training(record, dataset),
+            _evaluation(record),
+            *measured,
+            Section(
+                FAULTS, notes=(*dataset.caveats, *encoder.caveats, *record.get("warnings", [])) or ("none on file",)
+            ),
+        ),
+        references=tuple(dict.fromkeys((*dataset.references, *encoder.references))),
+    )
+
+
+def encoder_sections(records: Iterable[Mapping]) -> list[Section]:
+    """Returns what records say of their encoder: one row per run."""
+    rows, digests = [("run", "dataset", "protocol", "metric", "value [95% interval]", "test images")], {}
+    for record in records:
+        digests[(record.get("encoder_facts") or {}).get("digest") or "none: random weights"] = None
+        metric = record.get("headline_metric", "")
+        numbers = record["metrics"].get(metric)
+        images = record["scored"].get("images")
+        if numbers:
+            rows.append(
+                (
+                    record["run_id"],
+                    record["dataset"],
+                    _title(record["protocol"]),
+                    _metric(metric),
+                    _interval(numbers),
+                    f"{images:,}" if images else UNKNOWN,
+                )
+            )
+    facts = {
+        "SHA-256 of the weights": "; ".join(digests) or UNKNOWN,
+        "Class by class, thresholds, calibration, groups of people": "in the model card of each run that kept a model",
+        "Images of other clinics": "only in runs of external validation",
+    }
+    return [Section("Evaluation", facts, tuple(rows) if len(rows) > 1 else ())]
+
+
+def count_people(metadata: pd.DataFrame, of: str) -> dict[str, str]:
+    """Returns how many images of a table `data.metadata_table` are of each age, sex and skin tone, in words.
+
+    Args:
+        of: What the images are: "test images".
+    """
+    found = {}
+    for kind in ("age", "sex", "skin_tone"):
+        if kind in metadata:
+            counts = pd.Series(stats.group_labels(kind, metadata[kind])).value_counts().sort_index()
+            shown = ", ".join(f"{group} {n:,}" for group, n in counts.items())
+            found[kind] = f"of {len(metadata):,} {of}: {shown}"
+    return found
+
+
+def _details(record: Mapping, protocol: Protocol, encoder: Encoder) -> Section:
+    environment = record.get("environment", {})
+    commit = environment.get("git_commit")
+    version = (environment.get("versions") or {}).get("panderm_utils", UNKNOWN)
+    made = f"{record.get('written', UNKNOWN)[:10]} with panderm_utils {version}"
+    digest = (record.get("encoder_facts") or {}).get("digest")
+    facts = {
+        "Run": record["run_id"],
+        "Made": f"{made}, commit {commit[:10]}" if commit else made,
+        "How": protocol.methods(record) or f"see the settings of the run ({protocol.title})",
+        "Encoder": f"{encoder.title}, weights {f'SHA-256 {digest}' if digest else 'random'}",
+        "Licence": f"of the encoder: {encoder.licence}; of the images it was trained on: see its data",
+    }
+    if kept := record["files"].get(results.CLASSIFIER_FILE):
+        facts["File"] = f"{results.CLASSIFIER_FILE}, SHA-256 {kept}"
+    return Section("Model", facts)
+
+
+def _use(record: Mapping, dataset: DatasetManifest, protocol: Protocol) -> Section:
+    always = (
+        "it outlines something in any image"
+        if protocol.load_segmenter
+        else (f"it answers with one of its {dataset.num_classes} classes, whatever the image shows")
+    )
+    facts = {
+        "Intended": "research: to repeat, compare and study this evaluation, and to predict images of the same kind",
+        "Out of scope": f"{NOT_A_DEVICE} Images of other devices, clinics or people were not tested, and {always}.",
+    }
+    if record.get("synthetic"):
+        facts["Drawn images"] = "it was trained on drawn images: its output on real ones means nothing"
+    return Section("Use", facts)
+
+
+def _training(record: Mapping, dataset: DatasetManifest) -> Section:
+    data = record.get("data", {})
+    sizes, counts = data.get("split_sizes", {}), data.get("class_counts", {}).get("train") or []
+    fraction = record["settings"].get("train_fraction", 1)
+    part = f", of which {fraction:.0%} were used" if fraction != 1 else ""
+    facts = {"Dataset": f"{dataset.title}{', drawn stand-in' if record.get('synthetic') else ''} ({dataset.licence})"}
+    facts["Images"] = f"train {sizes['train']:,}{part}; val {sizes.get('val', 0):,}" if "train" in sizes else UNKNOWN
+    if dataset.classes:
+        named = zip((c.long_name for c in dataset.classes), counts, strict=bool(counts))
+        facts["By class"] = ", ".join(f"{name} {n:,}" for name, n in named) or UNKNOWN
+    facts["Rows (image, split, label)"] = f"SHA-256 {data['rows_sha256']}" if "rows_sha256" in data else UNKNOWN
+    sections = {section.title: section.facts for section in manifests.dataset_card(dataset).sections}
+    kind = "Labels" if dataset.classes else "Masks"
+    facts[f"How the {kind.lower()} were made"] = sections[kind]["How they were made"]
+    return Section("Training data", {**facts, **sections["People"]})
+
+
+def _evaluation(record: Mapping) -> Section:
+    targets = ", ".join(record.get("targets", {}))
+    facts = {
+        "Images": f"{record['scored'].get('images', 0):,} test images of the same dataset; not trained on",
+        "Images of other clinics": targets or "none: not tested",
+    }
+    rows = [("metric", "value [95% interval]")]
+    rows += [
+        (f"{_metric(name)}{' (headline)' if name == record['headline_metric'] else ''}", _interval(numbers))
+        for name, numbers in record["metrics"].items()
+        if name in METRIC_TITLES
+    ]
+    return Section("Evaluation", facts, tuple(rows))
+
+
+def _thresholds(record: Mapping, run: pd.DataFrame) -> Section:
+    facts, sets = {"Decision": NONE_CHOSEN}, record.get("prediction_sets")
+    facts["Prediction sets"] = "none: there is no val split, or an older version wrote the record"
+    if sets:
+        facts["Prediction sets"] = (
+            f"classes of probability {sets['threshold']:.3f} or more, chosen on {sets['val_images']:,} val images for "
+            f"{sets['asked']:.0%}; on test {sets['coverage']:.1%} have the true class, with {sets['mean_size']:.2f} "
+            "classes in a set"
+        )
+    facts["Below"] = "thresholds for one rate of 90%, chosen on the test images; a clinic's other rate will be lower"
+    table = figures.points_table(results.operating_points_of_records(run, (LEVEL,)))
+    return Section(
+        "Thresholds",
+        facts,
+        _rows(
+            table.drop(columns=["Dataset", "Encoder", "Others", "Level"]),
+            {
+                "Sensitivity at this specificity": "Sensitivity at 90% specificity",
+                "Specificity at this sensitivity": "Specificity at 90% sensitivity",
+            },
+        ),
+    )
+
+
+def _calibration(run: pd.DataFrame) -> Section:
+    (row,) = figures.calibration_table(results.calibration_of_records(run)[1]).to_dict(orient="records")
+    facts = {
+        "Expected calibration error": f"{row['ECE']}; of perfect probabilities, by chance: {row['ECE by chance']}",
+        "Brier score": row["Brier score"],
+    }
+    return Section("Calibration", facts)
+
+
+def _subgroups(run: pd.DataFrame) -> Section:
+    groups, gaps, without = results.subgroups_of_records(run)
+    judged = [*groups["kind"].unique()] if len(groups) else []
+    missing = [kind.replace("_", " ") for kind in manifests.METADATA_KINDS if kind not in judged]
+    facts = {
+        f"Largest gap by {row['Kind'].lower()}": _gap(row) for row in figures.gaps_table(gaps).to_dict(orient="records")
+    }
+    if missing:
+        why = "; ".join(without["why"]) or "the record has no such column"
+        facts["Not evaluated"] = f"{', '.join(missing)} ({why})"
+    table = figures.groups_table(groups).drop(columns=["Dataset", "Metric"]) if len(groups) else pd.DataFrame()
+    return Section(
+        "Groups of people",
+        facts,
+        _rows(table, {"Rarest": "Rarest class", "Value": f"{_metric(run['metric'].iloc[0])} [95% interval]"}),
+    )
+
+
+def _gap(row: Mapping) -> str:
+    ends = f"{row['Highest']} above {row['Lowest']}: " if row["Highest"] else ""
+    return f"{ends}{row['Largest gap']}{', p ' + row['p'] if row['p'] else ''}"
+
+
+def _rows(table: pd.DataFrame, titles: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    if table.empty:
+        return ()
+    cells = table.rename(columns=titles).astype(object).map(lambda cell: "" if pd.isna(cell) else str(cell))
+    return (tuple(cells), *cells.itertuples(index=False, name=None))
+
+
+def _metric(name: str) -> str:
+    return METRIC_TITLES.get(name, name.replace("_", " "))
+
+
+def _interval(numbers: Mapping) -> str:
+    value, low, high = (numbers.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _title(protocol: str) -> str:
+    return protocols.load_protocol(protocol).title if protocol in protocols.list_protocols() else protocol

@@ -1,0 +1,51 @@
+"""BibTeX of what records used, from the manifests of datasets and encoders. Loads neither torch nor pandas."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from panderm_utils import manifests
+from panderm_utils.manifests import DatasetManifest, EncoderManifest, ManifestError
+
+
+def cite_records(records: Iterable[Mapping]) -> str:
+    """Returns BibTeX of the paper, and of the datasets and encoders of records, sorted by key.
+
+    Comments say what each is cited for, and what has no reference on file.
+    """
+    records = list(records)
+    datasets = {name for record in records for name in (record["dataset"], *record.get("targets", {}))}
+    encoders = {record["encoder"] for record in records}
+    paper = manifests.load_encoder_manifest(manifests.load_profile("paper").encoders[0])
+    found = {"the paper": paper.references}
+    lines = [f"What {len(records)} record{'s' * (len(records) != 1)} used. Cite also this package: see CITATION.cff."]
+    if any(record.get("synthetic") for record in records):
+        lines.append("The images of these runs were drawn: stand-ins of the datasets below.")
+    used = [(name, manifests.load_dataset_manifest) for name in sorted(datasets)]
+    used += [(name, manifests.load_encoder_manifest) for name in sorted(encoders)]
+    for name, load in used:
+        card = _load(load, name)
+        found[name] = card.references if card else ()
+        if not found[name]:
+            lines.append(f"{name}: {_without_reference(card)}")
+    lines += [
+        f"{name}: {', '.join(one.bibtex_key for one in references)}" for name, references in found.items() if references
+    ]
+    comments = "\n".join(f"% {' '.join(line.split()).replace('@', '(at)')}" for line in lines)  # BibTeX reads any @
+    return f"{comments}\n\n{manifests.bibtex(one for references in found.values() for one in references)}\n"
+
+
+def _load(load: Callable, name: str) -> DatasetManifest | EncoderManifest | None:
+    try:
+        return load(name)
+    except ManifestError:
+        return None
+
+
+def _without_reference(card: DatasetManifest | EncoderManifest | None) -> str:
+    if card is None:
+        return "its manifest is gone or invalid, so how to cite it is unknown"
+    if isinstance(card, EncoderManifest):
+        return f"no reference on file; {next((a.url or a.note for a in card.access), 'its weights are random')}"
+    if card.own:
+        remedy = f"write `references` in data_manifests/datasets/{card.name}.yaml"
+        return f"{card.citation or 'your data'}, without a reference; {remedy}"
+    return card.citation or "no reference on file"
