@@ -3,7 +3,7 @@
 import lazy_loader
 
 OFFERS = {
-    "cards": "Card FAULTS NOT_A_DEVICE Section UNKNOWN dataset_card encoder_card short_card",
+    "cards": "ADDRESS Card FAULTS NOT_A_DEVICE Section UNKNOWN dataset_card encoder_card short_card",
     "entries": "Access ClassName DatasetManifest Draw EncoderManifest Masks METADATA_KINDS POPULATION Profile "
     "ProtocolChoice SPLITS",
     "parameters": "DEVICE ENCODER FLAG FRACTION FRACTIONS PARAMETERS FILE PRECISION ParameterError Rule SEED number "

@@ -61,7 +61,7 @@ def dataset_card(m: DatasetManifest, counted: Mapping[str, str] | None = None) -
     """Returns the card of a dataset.
 
     Args:
-        counted: One of POPULATION -> what was counted in the data, such as "of 321 test images: female 158, male 163".
+        counted: One of POPULATION -> what was counted in the data, "female: 158, male: 163 (of 321 test images)".
     """
 
     def mark(key: str) -> str:
@@ -112,7 +112,7 @@ def encoder_card(e: EncoderManifest, evaluation: Iterable[Section] = ()) -> Card
         "Weights file": weights,
         "SHA-256": f"{digest} ({e.sha256_note})" if e.sha256_note else digest,
         "Licence": e.licence,
-        "Cite": cited_text(e.references) or UNKNOWN,
+        "Cite": cited_text(e.references) or "no reference on file",
         **_places(e.access),
     }
     use = {
@@ -127,7 +127,7 @@ def encoder_card(e: EncoderManifest, evaluation: Iterable[Section] = ()) -> Card
         lede="an encoder: from an image to features",
         sections=(
             Section("Model", details),
-            Section("Training data", {"Images": e.trained_on or UNKNOWN, "People in them": UNKNOWN}),
+            Section("Training data", {"Images": e.trained_on or UNKNOWN} | ({} if e.toy else {"People": UNKNOWN})),
             Section("Use", use),
             *evaluation,
             Section(FAULTS, notes=e.caveats or ("none on file",)),
@@ -192,7 +192,8 @@ def _class_table(m: DatasetManifest) -> tuple[tuple[str, ...], ...]:
     numbers = " (unverified)" if "class_counts" in m.unverified else ""
     rows = [("label", f"class{unsure}", *(f"{split}{numbers}" for split in splits))]
     for k, c in enumerate(m.classes):
-        rows.append((str(k), f"{c.long_name} ({c.name})", *(f"{counts[split][k]:,}" for split in splits)))
+        named = f"{c.long_name} ({c.name})" if c.name != c.long_name else c.name
+        rows.append((str(k), named, *(f"{counts[split][k]:,}" for split in splits)))
     return tuple(rows)
 
 

@@ -41,7 +41,7 @@ def model_card(record: dict, folder: Path) -> Card:
         kind="Model card",
         lede=what,
         sections=(
-            _details(record, protocol, encoder),
+            _details(record, protocol, encoder, dataset),
             _use(record, dataset, protocol),
             _training(record, dataset),
             _evaluation(record),
@@ -56,26 +56,17 @@ def model_card(record: dict, folder: Path) -> Card:
 
 def encoder_sections(records: Iterable[Mapping]) -> list[Section]:
     """Returns what records say of their encoder: one row per run."""
-    rows, digests = [("run", "dataset", "protocol", "metric", "value [95% interval]", "test images")], {}
+    rows, digests = [("dataset", "protocol", "metric", "value [95% interval]", "test images", "run")], {}
     for record in records:
         digests[(record.get("encoder_facts") or {}).get("digest") or "none: random weights"] = None
-        metric = record.get("headline_metric", "")
-        numbers = record["metrics"].get(metric)
-        images = record["scored"].get("images")
-        if numbers:
-            rows.append(
-                (
-                    record["run_id"],
-                    record["dataset"],
-                    _title(record["protocol"]),
-                    _metric(metric),
-                    _interval(numbers),
-                    f"{images:,}" if images else UNKNOWN,
-                )
-            )
+        metric, images = record.get("headline_metric", ""), record["scored"].get("images")
+        if numbers := record["metrics"].get(metric):
+            score = (_metric(metric), _interval(numbers), f"{images:,}" if images else UNKNOWN)
+            rows.append((record["dataset"], _title(record["protocol"]), *score, record["run_id"]))
     facts = {
         "SHA-256 of the weights": "; ".join(digests) or UNKNOWN,
-        "Class by class, thresholds, calibration, groups of people": "in the model card of each run that kept a model",
+        "Details": "class by class, thresholds, calibration and groups of people are in the card of each run that kept "
+        "a model",
         "Images of other clinics": "only in runs of external validation",
     }
     return [Section("Evaluation", facts, tuple(rows) if len(rows) > 1 else ())]
@@ -91,12 +82,12 @@ def count_people(metadata: pd.DataFrame, of: str) -> dict[str, str]:
     for kind in ("age", "sex", "skin_tone"):
         if kind in metadata:
             counts = pd.Series(stats.group_labels(kind, metadata[kind])).value_counts().sort_index()
-            shown = ", ".join(f"{group} {n:,}" for group, n in counts.items())
-            found[kind] = f"of {len(metadata):,} {of}: {shown}"
+            shown = ", ".join(f"{group}: {n:,}" for group, n in counts.items())
+            found[kind] = f"{shown} (of {len(metadata):,} {of})"
     return found
 
 
-def _details(record: Mapping, protocol: Protocol, encoder: Encoder) -> Section:
+def _details(record: Mapping, protocol: Protocol, encoder: Encoder, dataset: DatasetManifest) -> Section:
     environment = record.get("environment", {})
     commit = environment.get("git_commit")
     version = (environment.get("versions") or {}).get("panderm_utils", UNKNOWN)
@@ -107,7 +98,7 @@ def _details(record: Mapping, protocol: Protocol, encoder: Encoder) -> Section:
         "Made": f"{made}, commit {commit[:10]}" if commit else made,
         "How": protocol.methods(record) or f"see the settings of the run ({protocol.title})",
         "Encoder": f"{encoder.title}, weights {f'SHA-256 {digest}' if digest else 'random'}",
-        "Licence": f"of the encoder: {encoder.licence}; of the images it was trained on: see its data",
+        "Licence": f"of the encoder: {encoder.licence}; of the training images: {dataset.licence}",
     }
     if kept := record["files"].get(results.CLASSIFIER_FILE):
         facts["File"] = f"{results.CLASSIFIER_FILE}, SHA-256 {kept}"
@@ -134,7 +125,7 @@ def _training(record: Mapping, dataset: DatasetManifest) -> Section:
     sizes, counts = data.get("split_sizes", {}), data.get("class_counts", {}).get("train") or []
     fraction = record["settings"].get("train_fraction", 1)
     part = f", of which {fraction:.0%} were used" if fraction != 1 else ""
-    facts = {"Dataset": f"{dataset.title}{', drawn stand-in' if record.get('synthetic') else ''} ({dataset.licence})"}
+    facts = {"Dataset": f"{dataset.title}{', drawn stand-in' if record.get('synthetic') else ''}"}
     facts["Images"] = f"train {sizes['train']:,}{part}; val {sizes.get('val', 0):,}" if "train" in sizes else UNKNOWN
     if dataset.classes:
         named = zip((c.long_name for c in dataset.classes), counts, strict=bool(counts))

@@ -3,6 +3,7 @@
 The templates are in templates/. All text in them is escaped, except the output of `inline_markdown`.
 """
 
+import hashlib
 import html
 import os
 import re
@@ -13,10 +14,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
+from markupsafe import Markup
 
 from panderm_utils import protocols
 from panderm_utils.batch import format_duration
 from panderm_utils.disk import replacing, write_file
+from panderm_utils.manifests import ADDRESS
+from panderm_utils.workspace import REPOSITORY
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -69,6 +73,15 @@ def stamp_of(page: Path) -> str:
     return found[1] if found else ""
 
 
+@lru_cache
+def code_digest() -> str:
+    """Returns the SHA-256 of the package's code and the templates: what numbers and pages are made by."""
+    digest = hashlib.sha256()
+    for path in [*sorted((REPOSITORY / "panderm_utils").rglob("*.py")), *sorted(TEMPLATES.iterdir())]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def copy_file(source: Path, target: Path) -> Path:
     """Copies a file, unless the copy is there already; returns its path."""
     there = target.stat() if target.is_file() else None
@@ -85,6 +98,13 @@ def inline_markdown(text: str) -> str:
     for pattern, replacement in MARKDOWN:
         text = re.sub(pattern, replacement, text)
     return text
+
+
+def linked(text: str) -> Markup:
+    """Returns a plain text as HTML, its addresses as links."""
+    parts = [Markup.escape(part) for part in ADDRESS.split(text)]
+    parts[1::2] = [Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(address) for address in parts[1::2]]
+    return Markup("").join(parts)
 
 
 def readable_name(name: str) -> str:
@@ -129,5 +149,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"words": readable_name, "number": short_number, "score": score, "duration": format_duration}
-    environment.filters |= {"tone": tone, "zip": zip, "markdown": inline_markdown, "brief": brief}
+    environment.filters |= {"tone": tone, "zip": zip, "markdown": inline_markdown, "brief": brief, "linked": linked}
     return environment

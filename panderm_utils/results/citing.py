@@ -15,22 +15,15 @@ def cite_records(records: Iterable[Mapping]) -> str:
     datasets = {name for record in records for name in (record["dataset"], *record.get("targets", {}))}
     encoders = {record["encoder"] for record in records}
     paper = manifests.load_encoder_manifest(manifests.load_profile("paper").encoders[0])
-    found = {"the paper": paper.references}
     lines = [f"What {len(records)} record{'s' * (len(records) != 1)} used. Cite also this package: see CITATION.cff."]
     if any(record.get("synthetic") for record in records):
         lines.append("The images of these runs were drawn: stand-ins of the datasets below.")
-    used = [(name, manifests.load_dataset_manifest) for name in sorted(datasets)]
-    used += [(name, manifests.load_encoder_manifest) for name in sorted(encoders)]
-    for name, load in used:
-        card = _load(load, name)
-        found[name] = card.references if card else ()
-        if not found[name]:
-            lines.append(f"{name}: {_without_reference(card)}")
-    lines += [
-        f"{name}: {', '.join(one.bibtex_key for one in references)}" for name, references in found.items() if references
-    ]
+    used = [("the paper", paper)]
+    used += [(name, _load(manifests.load_dataset_manifest, name)) for name in sorted(datasets)]
+    used += [(name, _load(manifests.load_encoder_manifest, name)) for name in sorted(encoders)]
+    lines += [f"{name}: {_keys(card) or _without_reference(card)}" for name, card in used]
     comments = "\n".join(f"% {' '.join(line.split()).replace('@', '(at)')}" for line in lines)  # BibTeX reads any @
-    return f"{comments}\n\n{manifests.bibtex(one for references in found.values() for one in references)}\n"
+    return f"{comments}\n\n{manifests.bibtex(one for _, card in used if card for one in card.references)}\n"
 
 
 def _load(load: Callable, name: str) -> DatasetManifest | EncoderManifest | None:
@@ -38,6 +31,10 @@ def _load(load: Callable, name: str) -> DatasetManifest | EncoderManifest | None
         return load(name)
     except ManifestError:
         return None
+
+
+def _keys(card: DatasetManifest | EncoderManifest | None) -> str:
+    return ", ".join(one.bibtex_key for one in card.references) if card else ""
 
 
 def _without_reference(card: DatasetManifest | EncoderManifest | None) -> str:

@@ -110,7 +110,7 @@ def leave_study(space, name, *more):
         space.root / "executed/linear_probe" / f"{name}.ipynb",
         "A study",
         ("table", [{"text/html": tables.readable(classes).to_html(), "text/plain": "x"}]),
-        ("card", [{"text/markdown": card.card_markdown(), "text/plain": "x"}]),
+        ("card", [{"text/markdown": card._repr_markdown_(), "text/plain": "x"}]),
         ("figure", [{"image/png": picture(), "text/plain": "x"}]),
         (f"print({SCRIPT!r})", [{"text/plain": SCRIPT * 30}]),
         ("bar", [{"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "progress 3%"}]),
