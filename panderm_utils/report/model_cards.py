@@ -204,7 +204,7 @@ def _subgroups(run: pd.DataFrame) -> Section:
 
 
 def _gap(row: Mapping) -> str:
-    ends = f"{row['Highest']} above {row['Lowest']}: " if row["Highest"] else ""
+    ends = f"{row['Highest']} above {row['Lowest']}: " if row["Highest"] != row["Lowest"] else ""
     return f"{ends}{row['Largest gap']}{', p ' + row['p'] if row['p'] else ''}"
 
 

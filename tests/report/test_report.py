@@ -523,6 +523,7 @@ def test_the_pages_are_in_the_package():
     files = {path.name for path in Path(pages.__file__).with_name("templates").iterdir()}
     assert files == {
         "base.html",
+        "card.html",
         "parts.html",
         "index.html",
         "runs.html",
