@@ -9,20 +9,18 @@ manifest or the code has changed.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from panderm_utils import protocols
+from panderm_utils import protocols, results, stats
 from panderm_utils.disk import write_file
-from panderm_utils.manifests import Card, dataset_card, encoder_card
+from panderm_utils.manifests import UNKNOWN, Card, Protocol, Section, dataset_card, encoder_card
 from panderm_utils.messages import UserError
 from panderm_utils.report.contents import Contents, Run
-from panderm_utils.report.model_cards import count_people, encoder_sections, keeps_model, model_card
-from panderm_utils.report.pages import code_digest, stamp_of, write_page
-from panderm_utils.results import cite_records
+from panderm_utils.report.pages import code_digest, interval, readable_name, stamp_of, write_page
 
 Places = dict[tuple[str, str], str]  # ("dataset", name), ("encoder", name) or ("run", id) -> place below the report
 
@@ -57,20 +55,22 @@ def card_tasks(report: Path, contents: Contents, shared: dict) -> list[partial]:
 def write_cards(report: Path, contents: Contents, shared: dict) -> set[Path]:
     """Writes all other cards and references.bib; returns the paths of all, also of the cards of runs."""
     records = [run.record for run in contents.done]
-    written = {write_file(report / "references.bib", cite_records(records))}
+    written = {write_file(report / "references.bib", results.cite_records(records))}
     places = shared["cards"]
     for m in contents.datasets:
         if "#" not in (place := places["dataset", m.name]):
             card = dataset_card(m, _counted(m.name, contents))
             written |= _write_card(report, place, card, shared)
     for model in contents.encoders:
-        evaluation = encoder_sections(record for record in records if record["encoder"] == model.name)
+        evaluation = _evaluations(record for record in records if record["encoder"] == model.name)
         written |= _write_card(report, places["encoder", model.name], encoder_card(model, evaluation), shared)
     runs = [report / place for (kind, _), place in places.items() if kind == "run"]
     return written.union(*((page, page.with_suffix(".md")) for page in runs))
 
 
 def _write_model_card(report: Path, place: str, record: dict, folder: Path, shared: dict, stamp: str) -> None:
+    from panderm_utils.report.model_cards import model_card  # takes seconds: only in the process that draws
+
     try:
         card = model_card(record, folder)
     except UserError as error:  # predictions that do not fit a manifest, say; the rest of the report is written
@@ -84,13 +84,51 @@ def _write_card(report: Path, place: str, card: Card, shared: dict, stamp: str =
     return {copy, write_page(report, place, "card.html", **{**shared, **facts})}
 
 
+def count_people(metadata: pd.DataFrame, of: str) -> dict[str, str]:
+    """Returns how many images of a table `data.metadata_table` are of each age, sex and skin tone, in words.
+
+    Args:
+        of: What the images are: "test images".
+    """
+    found = {}
+    for kind in ("age", "sex", "skin_tone"):
+        if kind in metadata:
+            counts = pd.Series(stats.group_labels(kind, metadata[kind])).value_counts().sort_index()
+            shown = ", ".join(f"{group}: {n:,}" for group, n in counts.items())
+            found[kind] = f"{shown} (of {len(metadata):,} {of})"
+    return found
+
+
 def _has_card(run: Run, contents: Contents) -> bool:
     """Whether a run kept a model, and its dataset and encoder are still those of their manifests."""
     classes = {m.name: m.num_classes for m in contents.datasets}
     data = run.record.get("data", {}).get("class_counts", {})
     known = run.protocol in protocols.list_protocols() and run.record["encoder"] in {m.name for m in contents.encoders}
     fits = len(data.get("test", ())) == classes.get(run.record["dataset"])
-    return known and fits and keeps_model(run.record, protocols.load_protocol(run.protocol))
+    return known and fits and _keeps_model(run.record, protocols.load_protocol(run.protocol))
+
+
+def _keeps_model(record: Mapping, protocol: Protocol) -> bool:
+    """Whether a run kept a classifier or a segmenter, with which new images can be predicted."""
+    return results.CLASSIFIER_FILE in record.get("files", {}) or protocol.load_segmenter is not None
+
+
+def _evaluations(records: Iterable[Mapping]) -> list[Section]:
+    """Returns what records say of their encoder: one row per run."""
+    rows, digests = [("dataset", "protocol", "metric", "value [95% interval]", "test images", "run")], {}
+    for record in records:
+        digests[(record.get("encoder_facts") or {}).get("digest") or "none: random weights"] = None
+        metric, images = record.get("headline_metric", ""), record["scored"].get("images")
+        if numbers := record["metrics"].get(metric):
+            score = (readable_name(metric), interval(numbers), f"{images:,}" if images else UNKNOWN)
+            rows.append((record["dataset"], readable_name(record["protocol"]), *score, record["run_id"]))
+    facts = {
+        "SHA-256 of the weights": "; ".join(digests) or UNKNOWN,
+        "Details": "class by class, thresholds, calibration and groups of people are in the card of each run that kept "
+        "a model",
+        "Images of other clinics": "only in runs of external validation",
+    }
+    return [Section("Evaluation", facts, tuple(rows) if len(rows) > 1 else ())]
 
 
 def _counted(dataset: str, contents: Contents) -> dict[str, str]:

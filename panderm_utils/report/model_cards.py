@@ -1,7 +1,7 @@
-"""Makes the model cards: of a classifier or segmenter that a run kept, and of an encoder from all of its runs."""
+"""Makes the card of a classifier or segmenter that a run kept."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -10,14 +10,10 @@ from panderm_utils import figures, manifests, protocols, results, stats
 from panderm_utils.figures import METRIC_TITLES
 from panderm_utils.manifests import FAULTS, NOT_A_DEVICE, UNKNOWN, Card, DatasetManifest, Protocol, Section
 from panderm_utils.manifests import EncoderManifest as Encoder
+from panderm_utils.report.pages import interval
 
 LEVEL = 0.9  # of sensitivity and of specificity
 NONE_CHOSEN = "the class with the largest probability; no threshold was chosen"
-
-
-def keeps_model(record: Mapping, protocol: Protocol) -> bool:
-    """Whether a run kept a classifier or a segmenter, with which new images can be predicted."""
-    return results.CLASSIFIER_FILE in record.get("files", {}) or protocol.load_segmenter is not None
 
 
 def model_card(record: dict, folder: Path) -> Card:
@@ -52,39 +48,6 @@ def model_card(record: dict, folder: Path) -> Card:
         ),
         references=tuple(dict.fromkeys((*dataset.references, *encoder.references))),
     )
-
-
-def encoder_sections(records: Iterable[Mapping]) -> list[Section]:
-    """Returns what records say of their encoder: one row per run."""
-    rows, digests = [("dataset", "protocol", "metric", "value [95% interval]", "test images", "run")], {}
-    for record in records:
-        digests[(record.get("encoder_facts") or {}).get("digest") or "none: random weights"] = None
-        metric, images = record.get("headline_metric", ""), record["scored"].get("images")
-        if numbers := record["metrics"].get(metric):
-            score = (_metric(metric), _interval(numbers), f"{images:,}" if images else UNKNOWN)
-            rows.append((record["dataset"], _title(record["protocol"]), *score, record["run_id"]))
-    facts = {
-        "SHA-256 of the weights": "; ".join(digests) or UNKNOWN,
-        "Details": "class by class, thresholds, calibration and groups of people are in the card of each run that kept "
-        "a model",
-        "Images of other clinics": "only in runs of external validation",
-    }
-    return [Section("Evaluation", facts, tuple(rows) if len(rows) > 1 else ())]
-
-
-def count_people(metadata: pd.DataFrame, of: str) -> dict[str, str]:
-    """Returns how many images of a table `data.metadata_table` are of each age, sex and skin tone, in words.
-
-    Args:
-        of: What the images are: "test images".
-    """
-    found = {}
-    for kind in ("age", "sex", "skin_tone"):
-        if kind in metadata:
-            counts = pd.Series(stats.group_labels(kind, metadata[kind])).value_counts().sort_index()
-            shown = ", ".join(f"{group}: {n:,}" for group, n in counts.items())
-            found[kind] = f"{shown} (of {len(metadata):,} {of})"
-    return found
 
 
 def _details(record: Mapping, protocol: Protocol, encoder: Encoder, dataset: DatasetManifest) -> Section:
@@ -145,7 +108,7 @@ def _evaluation(record: Mapping) -> Section:
     }
     rows = [("metric", "value [95% interval]")]
     rows += [
-        (f"{_metric(name)}{' (headline)' if name == record['headline_metric'] else ''}", _interval(numbers))
+        (f"{_metric(name)}{' (headline)' if name == record['headline_metric'] else ''}", interval(numbers))
         for name, numbers in record["metrics"].items()
         if name in METRIC_TITLES
     ]
@@ -217,14 +180,3 @@ def _rows(table: pd.DataFrame, titles: Mapping[str, str]) -> tuple[tuple[str, ..
 
 def _metric(name: str) -> str:
     return METRIC_TITLES.get(name, name.replace("_", " "))
-
-
-def _interval(numbers: Mapping) -> str:
-    value, low, high = (numbers.get(key) for key in ("value", "low", "high"))
-    if value is None:
-        return "undefined"
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _title(protocol: str) -> str:
-    return protocols.load_protocol(protocol).title if protocol in protocols.list_protocols() else protocol

@@ -8,6 +8,7 @@ import html
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -132,6 +133,14 @@ def score(value: float | None) -> str:
 def brief(value: float | None) -> str:
     """Returns a score with three decimals."""
     return "undefined" if value is None or value != value else f"{value:.3f}"
+
+
+def interval(numbers: Mapping) -> str:
+    """Returns the value of a metric in a record, with its interval."""
+    value, low, high = (numbers.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def tone(verdict: str) -> str:
