@@ -27,7 +27,7 @@ def model_card(record: dict, folder: Path) -> Card:
     run = pd.DataFrame([{**row, "dataset_label": dataset.short_title, "encoder_label": encoder.title}])
     what = f"a classifier of {dataset.num_classes} classes"
     if protocol.load_segmenter:
-        what = "a segmentation model: from an image to the mask of its lesion"
+        what = "a model of outlines: from an image to the mask of its lesion"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.MetricWarning)  # the run said so, and its page shows it
         measured = [] if protocol.load_segmenter else [_thresholds(record, run), _calibration(run)]

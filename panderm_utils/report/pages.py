@@ -1,6 +1,6 @@
 """Renders the pages of the report: every text is escaped, every file written completely or not at all.
 
-The templates are in templates/. All text in them is escaped, except the output of `inline_markdown`.
+The templates are in templates/. All text in them is escaped, except the output of `inline_markdown` and `linked`.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
 
 from panderm_utils import protocols
 from panderm_utils.batch import format_duration
@@ -101,11 +100,10 @@ def inline_markdown(text: str) -> str:
     return text
 
 
-def linked(text: str) -> Markup:
+def linked(text: str) -> str:
     """Returns a plain text as HTML, its addresses as links."""
-    parts = [Markup.escape(part) for part in ADDRESS.split(text)]
-    parts[1::2] = [Markup('<a href="{0}" rel="noreferrer">{0}</a>').format(address) for address in parts[1::2]]
-    return Markup("").join(parts)
+    parts = [html.escape(part) for part in ADDRESS.split(text)]
+    return "".join(f'<a href="{part}" rel="noreferrer">{part}</a>' if i % 2 else part for i, part in enumerate(parts))
 
 
 def readable_name(name: str) -> str:
