@@ -471,6 +471,25 @@ FAULTS = {
         "fetch: by hand, files: {a.zip: ../x}",
         r"access\[0\].files.a.zip: '../x' is not below the root",
     ),
+    "reference without a year": ("year: 2022, ", "", r"references\[0\]: year: missing; write year: a whole number"),
+    "reference by nobody": ("[Daneshjou R, et al]", "[et al]", r"references\[0\].authors: begin with no name; write"),
+    "year that is none": ("year: 2022", "year: 22", r"references\[0\].year: 22 is no year"),
+    "address for a DOI": (
+        "doi: 10.1126",
+        "doi: https://doi.org/10.1126",
+        r"is no DOI; write 10.1038/\.\.\. without https",
+    ),
+    "braces for BibTeX": ("pages: eabq6147", 'pages: "1}2"', r"references\[0\].pages: '1}2' has blanks, braces"),
+    "people of another kind": (
+        "population: {",
+        "population: {height: tall, ",
+        "population.height: no such kind; write one",
+    ),
+    "number of images twice": (
+        "licence:",
+        "images: 647\nlicence:",
+        "images: 647; write the number of all images, or re",
+    ),
     "key given twice": (
         "modality: clinical",
         "modality: clinical\nmodality: x",
