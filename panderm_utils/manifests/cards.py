@@ -146,14 +146,18 @@ def short_card(m: DatasetManifest) -> list[str]:
         return " *(unverified)*" if key in m.unverified else ""
 
     known = {kind: m.population.get(kind, "") for kind in ("patients", "lesions")}
-    counts = [f"{_total(m)} images", *(f"{text} {kind}" for kind, text in known.items() if text[-1:].isdigit())]
+    counts = [f"{text} {kind}{mark('population')}" for kind, text in known.items() if text[-1:].isdigit()]
     kinds = {has: [_words(k) for k in ("age", "sex", "skin_tone") if (k in m.metadata) == has] for has in (True, False)}
-    people = [f"{word} {' and '.join(kinds[has])}" for word, has in (("with", True), ("without", False)) if kinds[has]]
+    people = [f"with {', '.join(kinds[True])}{mark('metadata')}"] if kinds[True] else []
+    people += [f"without {', '.join(kinds[False])}"] if kinds[False] else []
+    data = "; ".join(
+        [_escape(m.institution) + mark("institution"), ", ".join([f"{_total(m)} images", *counts]), *people]
+    )
     labels = m.labelling or f"how the {'labels' if m.classes else 'masks'} were made is unknown"
     several = "faults are" if len(m.caveats) > 1 else "fault is"
     faults = f"; {len(m.caveats)} known {several} in its card below" if m.caveats else ""
     return [
-        f"- **Data:** {_escape(m.institution)}{mark('institution')}; {_escape(', '.join((*counts, *people)))}.",
+        f"- **Data:** {data}.",
         f"- **{'Labels' if m.classes else 'Masks'}:** {_linked(labels.rstrip('.'))}{mark('labelling')}{faults}.",
         f"- **Licence:** {_linked(m.licence)}{mark('licence')}. **Cite:** {_linked(m.cited or UNKNOWN)}.",
     ]
