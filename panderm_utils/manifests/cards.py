@@ -105,12 +105,11 @@ def encoder_card(e: EncoderManifest, evaluation: Iterable[Section] = ()) -> Card
     """Returns the card of an encoder; `evaluation`: its sections about records."""
     size = f"BEiT, width {e.width}, depth {e.depth}, {e.heads} heads" if e.width else f"timm's {e.timm_name}"
     weights = "random" if e.layout == "none" else e.weights_file or "timm's"
-    digest = e.sha256 or ("none" if e.layout == "none" else UNKNOWN)
     details = {
         "Architecture": size,
         "Features of an image": f"{e.num_features:,}" if e.num_features else UNKNOWN,
         "Weights file": weights,
-        "SHA-256": f"{digest} ({e.sha256_note})" if e.sha256_note else digest,
+        "Published SHA-256": f"{e.sha256 or 'none on file'}{f' ({e.sha256_note})' if e.sha256_note else ''}",
         "Licence": e.licence,
         "Cite": cited_text(e.references) or "no reference on file",
         **_places(e.access),

@@ -61,7 +61,7 @@ def _details(record: Mapping, protocol: Protocol, encoder: Encoder, dataset: Dat
         "Made": f"{made}, commit {commit[:10]}" if commit else made,
         "How": protocol.methods(record) or f"see the settings of the run ({protocol.title})",
         "Encoder": f"{encoder.title}, weights {f'SHA-256 {digest}' if digest else 'random'}",
-        "Licence": f"of the encoder: {encoder.licence}; of the training images: {dataset.licence}",
+        "Licence": f"of the encoder: {encoder.licence}; of the training images: {_facts(dataset, 'Use')['Licence']}",
     }
     if kept := record["files"].get(results.CLASSIFIER_FILE):
         facts["File"] = f"{results.CLASSIFIER_FILE}, SHA-256 {kept}"
@@ -70,7 +70,7 @@ def _details(record: Mapping, protocol: Protocol, encoder: Encoder, dataset: Dat
 
 def _use(record: Mapping, dataset: DatasetManifest, protocol: Protocol) -> Section:
     always = (
-        "it outlines something in any image"
+        "it does not say what a lesion is"
         if protocol.load_segmenter
         else (f"it answers with one of its {dataset.num_classes} classes, whatever the image shows")
     )
@@ -94,10 +94,14 @@ def _training(record: Mapping, dataset: DatasetManifest) -> Section:
         named = zip((c.long_name for c in dataset.classes), counts, strict=bool(counts))
         facts["By class"] = ", ".join(f"{name} {n:,}" for name, n in named) or UNKNOWN
     facts["Rows (image, split, label)"] = f"SHA-256 {data['rows_sha256']}" if "rows_sha256" in data else UNKNOWN
-    sections = {section.title: section.facts for section in manifests.dataset_card(dataset).sections}
     kind = "Labels" if dataset.classes else "Masks"
-    facts[f"How the {kind.lower()} were made"] = sections[kind]["How they were made"]
-    return Section("Training data", {**facts, **sections["People"]})
+    facts[f"How the {kind.lower()} were made"] = _facts(dataset, kind)["How they were made"]
+    return Section("Training data", {**facts, **_facts(dataset, "People")})
+
+
+def _facts(dataset: DatasetManifest, title: str) -> Mapping[str, str]:
+    """Returns the facts of a section of the dataset's card."""
+    return next(section.facts for section in manifests.dataset_card(dataset).sections if section.title == title)
 
 
 def _evaluation(record: Mapping) -> Section:

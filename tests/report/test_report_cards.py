@@ -179,6 +179,7 @@ def test_a_segmentation_model_has_scores_but_neither_thresholds_nor_calibration(
     assert "mask of its lesion" in text
     assert "Jaccard (headline)" in text
     assert "**How the masks were made:** unknown" in text
+    assert "the terms of single images vary (unverified)" in text
     assert "@article{codella2019," in text
 
 
