@@ -34,7 +34,10 @@ def _load(load: Callable, name: str) -> DatasetManifest | EncoderManifest | None
 
 
 def _keys(card: DatasetManifest | EncoderManifest | None) -> str:
-    return ", ".join(one.bibtex_key for one in card.references) if card else ""
+    if not card or not card.references:
+        return ""
+    remark = card.citation if isinstance(card, DatasetManifest) else ""
+    return ", ".join(one.bibtex_key for one in card.references) + (f"; {remark}" if remark else "")
 
 
 def _without_reference(card: DatasetManifest | EncoderManifest | None) -> str:

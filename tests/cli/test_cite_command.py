@@ -29,11 +29,20 @@ def test_each_publication_is_cited_once_sorted_by_key(capsys, tmp_path):
     leave(tmp_path, "b", dataset="ham10000", encoder="dinov2_large")
     leave(tmp_path, "c", dataset="ham10000_masks", targets={"hiba": {}})
     leave(tmp_path, "d", "demo", dataset="patch16")
+    leave(tmp_path, "e", dataset="isic2018_task1")
     status, text, error = cite(capsys, tmp_path, "--profile", "paper")
     assert (status, error) == (0, "")
-    assert list(parse_bibtex(text)) == ["pacheco2020", "riccilara2023", "tschandl2018", "tschandl2020", "yan2025"]
+    assert list(parse_bibtex(text)) == [
+        "codella2019",
+        "pacheco2020",
+        "riccilara2023",
+        "tschandl2018",
+        "tschandl2020",
+        "yan2025",
+    ]
     assert "% the paper: yan2025\n" in text
     assert "% ham10000_masks: tschandl2020, tschandl2018\n" in text
+    assert "% isic2018_task1: codella2019; the paper cites Milton, arXiv:1901.10802, instead\n" in text
     assert "% dinov2_large: no reference on file; https://huggingface.co/timm/" in text
     assert "drawn" not in text
     assert cite(capsys, tmp_path, "--profile", "paper")[1] == text
