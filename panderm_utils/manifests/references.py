@@ -3,9 +3,8 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-from panderm_utils.messages import UserError
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 OTHERS = "et al"  # the last of `Reference.authors`, if not all are named
 SPECIAL = re.compile(r"([&%$#_{}])")
@@ -59,8 +58,8 @@ class Reference:
         plain = unicodedata.normalize("NFKD", surname).encode("ascii", "ignore").decode().lower()
         return self.key or f"{re.sub('[^a-z0-9]', '', plain) or 'anonymous'}{self.year}"
 
-    def bibtex(self) -> str:
-        """Returns its BibTeX entry; fields that are unknown are left out."""
+    def bibtex(self, key: str = "") -> str:
+        """Returns its BibTeX entry, under another key if one is given; fields that are unknown are left out."""
         kind = "article" if self.journal else "misc"
         if self.book:
             kind = "incollection" if self.publisher else "inproceedings"
@@ -77,7 +76,7 @@ class Reference:
             "url": self.url,
         }
         lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value]
-        return "\n".join([f"@{kind}{{{self.bibtex_key},", *lines, "}"])
+        return "\n".join([f"@{kind}{{{key or self.bibtex_key},", *lines, "}"])
 
 
 def cited_text(references: Sequence[Reference]) -> str:
@@ -87,20 +86,15 @@ def cited_text(references: Sequence[Reference]) -> str:
 
 
 def bibtex(references: Iterable[Reference]) -> str:
-    """Returns the BibTeX entries of references, each once, sorted by key.
+    """Returns the BibTeX entries of references, each publication once, sorted by key."""
+    return "\n\n".join(one.bibtex(key) for one, key in bibtex_keys(references).items())
 
-    Raises:
-        UserError: Two different publications have the same key.
-    """
-    entries: dict[str, Reference] = {}
-    for one in references:
-        other = entries.setdefault(one.bibtex_key, one)
-        if other.bibtex() != one.bibtex():
-            raise UserError(
-                f"{other.text} and {one.text} have the same BibTeX key; add `key: {one.bibtex_key}b` to one of them, "
-                "in its manifest"
-            )
-    return "\n\n".join(entries[key].bibtex() for key in sorted(entries))
+
+def bibtex_keys(references: Iterable[Reference]) -> dict[Reference, str]:
+    """Returns publication (a reference without `cites`) -> key; of several with one key, later ones get a number."""
+    found = sorted({replace(one, cites="") for one in references}, key=lambda one: (one.bibtex_key, one.link, one.text))
+    groups = [list(group) for _, group in groupby(found, key=lambda one: one.bibtex_key)]
+    return {one: f"{one.bibtex_key}{f'-{i}' if i > 1 else ''}" for group in groups for i, one in enumerate(group, 1)}
 
 
 def reference_problems(references: Iterable[Reference | None]) -> list[str]:

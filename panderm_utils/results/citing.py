@@ -1,9 +1,10 @@
 """BibTeX of what records used, from the manifests of datasets and encoders. Loads neither torch nor pandas."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from panderm_utils import manifests
-from panderm_utils.manifests import DatasetManifest, EncoderManifest, ManifestError
+from panderm_utils.manifests import DatasetManifest, EncoderManifest, ManifestError, Reference
 
 
 def cite_records(records: Iterable[Mapping]) -> str:
@@ -21,9 +22,10 @@ def cite_records(records: Iterable[Mapping]) -> str:
     used = [("the paper", paper)]
     used += [(name, _load(manifests.load_dataset_manifest, name)) for name in sorted(datasets)]
     used += [(name, _load(manifests.load_encoder_manifest, name)) for name in sorted(encoders)]
-    lines += [f"{name}: {_keys(card) or _without_reference(card)}" for name, card in used]
+    keys = manifests.bibtex_keys(one for _, card in used if card for one in card.references)
+    lines += [f"{name}: {_cited(card, keys) or _without_reference(card)}" for name, card in used]
     comments = "\n".join(f"% {' '.join(line.split()).replace('@', '(at)')}" for line in lines)  # BibTeX reads any @
-    return f"{comments}\n\n{manifests.bibtex(one for _, card in used if card for one in card.references)}\n"
+    return f"{comments}\n\n{manifests.bibtex(keys)}\n"
 
 
 def _load(load: Callable, name: str) -> DatasetManifest | EncoderManifest | None:
@@ -33,11 +35,11 @@ def _load(load: Callable, name: str) -> DatasetManifest | EncoderManifest | None
         return None
 
 
-def _keys(card: DatasetManifest | EncoderManifest | None) -> str:
+def _cited(card: DatasetManifest | EncoderManifest | None, keys: Mapping[Reference, str]) -> str:
     if not card or not card.references:
         return ""
     remark = card.citation if isinstance(card, DatasetManifest) else ""
-    return ", ".join(one.bibtex_key for one in card.references) + (f"; {remark}" if remark else "")
+    return ", ".join(keys[replace(one, cites="")] for one in card.references) + (f"; {remark}" if remark else "")
 
 
 def _without_reference(card: DatasetManifest | EncoderManifest | None) -> str:
