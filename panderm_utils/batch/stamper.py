@@ -120,7 +120,7 @@ def stamp_parameters(source: str, card: DatasetManifest, place: Path) -> str:
 
 
 def title_markdown(protocol: Protocol, card: DatasetManifest) -> str:
-    """Returns the title cell: the question, what it reproduces, the published score, the cost, what a reader learns."""
+    """Returns the title cell: question, what it reproduces, published score, cost, what one learns, data."""
     lines = [
         f"# {' '.join(card.title.split())}: {protocol.title}",
         "",
@@ -130,6 +130,7 @@ def title_markdown(protocol: Protocol, card: DatasetManifest) -> str:
         *[f"- **Published:** {line}" for line in _published(protocol, card)],
         f"- **Takes:** {_cost(protocol, card)}",
         f"- **You learn** {protocol.teaches}.",
+        *manifests.short_card(card),
     ]
     return "\n".join(lines)
 

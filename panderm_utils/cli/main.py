@@ -11,6 +11,7 @@ from pathlib import Path
 
 from panderm_utils import batch, manifests, pool, protocols, results, workspace
 from panderm_utils.cli.audit import audit_data
+from panderm_utils.cli.cite import cite
 from panderm_utils.cli.features import write_features
 from panderm_utils.cli.fetch import fetch
 from panderm_utils.cli.own_data import add_dataset
@@ -80,6 +81,8 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
             return check_data(options)
         if options.audit is not None:
             return audit_data(options)
+        if options.cite:
+            return cite(options)
         if options.sync or options.check:
             return sync_or_check(options, notebooks)
         folders = (options.data_root, options.weights_root, options.output_root)

@@ -25,6 +25,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
   python run_all.py --features panderm_large --images DIR --to features.npz
   python run_all.py --predict RUN --images DIR --to FILE.csv    or, for masks, --to DIR
   python run_all.py --verify                           recompute every number from the stored predictions
+  python run_all.py --cite > used.bib                  what to cite: datasets and encoders of existing records
 
 Runs that have a record are skipped, a failure does not stop the rest, and Ctrl-C leaves only complete records.
 Exit status: 0 all done; 1 something failed or is missing; 2 nothing was started, because of wrong arguments, an output
@@ -136,6 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     other.add_argument(
         "--verify", action="store_true", help="recompute every metric of every record from its predictions"
     )
+    other.add_argument("--cite", action="store_true", help="print the BibTeX of all that existing records used")
     other.add_argument("--sync", action="store_true", help="rewrite the sibling notebooks from the canonical ones")
     other.add_argument(
         "--check", action="store_true", help="check manifests and notebooks; with --sync: notebooks only"

@@ -6,13 +6,15 @@ from pathlib import Path, PurePath
 
 from panderm_utils.manifests.entries import (
     METADATA_KINDS,
+    POPULATION,
     SPLITS,
     DatasetManifest,
     Draw,
     EncoderManifest,
     Masks,
-    PaperItem,
 )
+from panderm_utils.manifests.published import PaperItem
+from panderm_utils.manifests.references import reference_problems
 
 WITHOUT_CLASSES = "segmentation"  # the task of a dataset with masks alone
 HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1", WITHOUT_CLASSES: "jaccard"}  # the paper's rule
@@ -49,7 +51,9 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
         problems.append("external: a test-only dataset needs `melanoma`; name those classes, or remove `external`")
     invalid = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
     problems += [f"metadata.{kind}: no such kind; write one of {', '.join(METADATA_KINDS)}" for kind in invalid]
-    problems += _access_problems(m)
+    unknown = [kind for kind in m.population or () if kind not in POPULATION]
+    problems += [f"population.{kind}: no such kind; write one of {', '.join(POPULATION)}" for kind in unknown]
+    problems += _access_problems(m) + reference_problems(m.references or ())
     keys = [field.name for field in dataclasses.fields(m)]
     for name in m.unverified or ():
         if name is not None and name not in keys:
@@ -65,7 +69,7 @@ def task_of(num_classes: int) -> tuple[str, str]:
 
 def encoder_problems(e: EncoderManifest) -> list[str]:
     """Returns `key: problem; remedy` for each problem of an encoder."""
-    problems = _access_problems(e)
+    problems = _access_problems(e) + reference_problems(e.references or ())
     if e.name is not None and e.name != (proposal := valid_name(e.name)):
         problems.append(f"name: {e.name!r} becomes part of file names ({NAME_RULE}); write {proposal}")
     if e.architecture not in (None, "beit", "timm"):
@@ -198,6 +202,10 @@ def _access_problems(m: DatasetManifest | EncoderManifest) -> list[str]:
 
 def _size_problems(m: DatasetManifest) -> list[str]:
     sizes, class_counts, problems = m.split_sizes or {}, m.class_counts or {}, []
+    if m.images is not None and (m.images < 1 or sizes or m.draw):
+        problems.append(
+            f"images: {m.images}; write the number of all images, or remove it if split_sizes or draw say it"
+        )
     named = {"split_folders": m.split_folders or {}, "draw.percent": (m.draw and m.draw.percent) or {}}
     for key, splits in ({"split_sizes": sizes, "class_counts": class_counts} | named).items():
         invalid = [split for split in splits if split not in SPLITS]

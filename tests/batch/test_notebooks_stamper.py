@@ -75,6 +75,14 @@ def test_the_title_is_a_contract():
     text = notebooks.title_markdown(load_protocol("linear_probe"), manifests.load_dataset_manifest("ham10000"))
     for part in ("HAM10000", "linear_probe", "Fig. 2a", "0.9225", "weighted F1", "CPU cores", "learn"):
         assert part in text
+    for part in (
+        "7,470 lesions; with age, sex; without skin tone",
+        "histology for 5,340",
+        "5 known faults",
+        "sdata.2018.161",
+    ):
+        assert part in text
+    assert "**Licence:** CC BY-NC 4.0 *(unverified)*" in text
     result = json.loads(
         json.dumps(manifests.published_value("ham10000", "linear_probe", "panderm_large", "weighted_f1"))
     )
@@ -82,6 +90,7 @@ def test_the_title_is_a_contract():
     ddi = notebooks.title_markdown(load_protocol("linear_probe"), manifests.load_dataset_manifest("ddi"))
     assert "0.9225" not in ddi
     assert "AUROC" in ddi
+    assert "how the labels were made is unknown" in ddi
     demo = notebooks.title_markdown(load_protocol("linear_probe"), manifests.load_dataset_manifest("demo"))
     assert "nothing of the paper" in demo
 
