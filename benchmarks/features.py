@@ -70,13 +70,15 @@ class NaiveFiles(Dataset):
 
 
 @torch.no_grad()
-def extract_naively(model: torch.nn.Module, paths: list[Path], batch_size: int, workers: int) -> np.ndarray:
+def extract_naively(
+    model: torch.nn.Module, paths: list[Path], batch_size: int, workers: int, device: torch.device | str = "cpu"
+) -> np.ndarray:
     """Returns features [N, D]; the last batch is padded with zeros, whose features are dropped."""
     features = []
     for images in DataLoader(NaiveFiles(paths), batch_size=batch_size, num_workers=workers):
         count = len(images)
         padding = torch.zeros(batch_size - count, *images.shape[1:])
-        features.append(model(torch.cat([images, padding]))[:count])
+        features.append(model(torch.cat([images, padding]).to(device))[:count].cpu())
     return torch.cat(features).numpy()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measuring import Pairs, describe_machine, draw_images, timed, unfuse_attention
-from benchmarks.steps import KINDS, compare_steps, measure_gpu, print_peak
+from benchmarks.steps import KINDS, compare_steps, print_peak
 
 # isort: split
 import torch
@@ -208,5 +208,3 @@ if __name__ == "__main__":
     torch.set_num_threads(threads)
     if "steps" in parts:
         compare_steps("finetune", f"ViT-B, batch {BATCH}", Step, STEP_GOALS, 0.6, pairs)
-        if torch.cuda.is_available():  # upstream: 0.85 s per step, 39,406 MiB on an RTX 6000 Ada
-            measure_gpu("panderm_large, batch 128", lambda kind: Step(kind, "panderm_large", 128, "cuda"), 128)

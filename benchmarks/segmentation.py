@@ -14,7 +14,7 @@ import sys
 import warnings
 
 from benchmarks.measuring import Pairs, describe_machine, timed, unfuse_attention
-from benchmarks.steps import KINDS, compare_steps, measure_gpu, print_peak
+from benchmarks.steps import KINDS, compare_steps, print_peak
 
 # isort: split
 from pathlib import Path
@@ -38,8 +38,14 @@ SECONDS = 5  # for the evaluation of MASKS
 class Step:
     """A training step of a segmentation model on random images; `kind` is one of KINDS."""
 
-    def __init__(self, kind: str, encoder: str = "panderm_base", batch: int = BATCH, device: str = "cpu"):
-        channels = CHANNELS if device == "cpu" else segmentation.SegmentationRecipe.channels
+    def __init__(
+        self,
+        kind: str,
+        encoder: str = "panderm_base",
+        batch: int = BATCH,
+        device: str = "cpu",
+        channels: int = CHANNELS,
+    ):
         recipe = segmentation.SegmentationRecipe(batch_size=batch, channels=channels)
         self.naive = kind == "naive"
         self.model = segmentation.SegmentationModel(load_encoder_manifest(encoder), channels).to(device).train()
@@ -138,7 +144,3 @@ if __name__ == "__main__":
         compare_masks(MASKS // 5 if options.quick else MASKS, pairs)
     if "steps" in parts:
         compare_steps("segmentation", f"panderm_base, batch {BATCH}, {CHANNELS} channels", Step, STEP_GOALS, 0.6, pairs)
-        if torch.cuda.is_available():
-            for batch in (2, 16):
-                title = f"segmentation, panderm_large, batch {batch}"
-                measure_gpu(title, lambda kind, n=batch: Step(kind, "panderm_large", n, "cuda"), batch)

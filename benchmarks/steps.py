@@ -74,23 +74,3 @@ def compare_steps(
             + (f" (goal {memory_goal}: {reached})" if "checkpointed" in kind else ""),
             flush=True,
         )
-
-
-def measure_gpu(title: str, make: Callable[[str], Callable], batch: int, count: int = 10) -> None:
-    """Prints speed and memory of steps on a GPU; the naive step's come first, for ratios of one run."""
-    for kind, compiled in (("naive", False), ("bf16", False), ("bf16 checkpointed", False), ("bf16", True)):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        step = make(kind)
-        if compiled:
-            step.model.compile()
-        for _ in range(3):
-            step()
-        seconds = median(timed(step)[1] for _ in range(count))
-        print(
-            f"{torch.cuda.get_device_name()}: {title}, {kind}{', compiled' if compiled else ''}: "
-            f"{seconds:.3f} s per step, {batch / seconds:.0f} images per second, peak "
-            f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB",
-            flush=True,
-        )
-        del step
