@@ -120,8 +120,8 @@ class Device:
 
     def free(self) -> int:
         """Releases cached memory and resets the peak; returns the bytes that are still allocated."""
-        gc.collect()
         if self.cuda:
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
         return self.allocated()

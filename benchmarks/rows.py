@@ -105,8 +105,8 @@ def _guarded(row: Row, seconds: float) -> Result:
         out_of_memory = should_reduce_batch_size(error)
         failed = Result("out of memory" if out_of_memory else "failed", remark=f"{type(error).__name__}: {short}")
     # outside the handlers, whose error would hold the memory of the failed row
-    gc.collect()
     if torch.cuda.is_available():
+        gc.collect()
         with contextlib.suppress(RuntimeError):  # after an error of the device itself, nothing works any more
             torch.cuda.empty_cache()
     return failed

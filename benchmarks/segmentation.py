@@ -13,7 +13,7 @@ import argparse
 import sys
 import warnings
 
-from benchmarks.measuring import Pairs, describe_machine, timed, unfuse_attention
+from benchmarks.measuring import Pairs, conclude, describe_machine, timed, unfuse_attention
 from benchmarks.steps import KINDS, compare_steps, print_peak
 
 # isort: split
@@ -118,12 +118,9 @@ def compare_masks(count: int, pairs: int) -> None:
         np.testing.assert_allclose(found[columns].to_numpy()[: len(tenth)], expected, rtol=0, atol=1e-9)
         print(measured.add(10 * naive, seconds), flush=True)
     seconds = np.median(measured.ours) * MASKS / count
-    print(
-        f"evaluation of {MASKS:,} masks, {WIDTH} x {HEIGHT}: {seconds:.1f} s (goal {SECONDS}: "
-        f"{'reached' if seconds <= SECONDS else 'missed'}); distance transforms alone: {measured.verdict(3)}; "
-        f"masks.zip {len(content) / count * MASKS / 1e6:.1f} MB",
-        flush=True,
-    )
+    title = f"evaluation of {MASKS:,} masks, {WIDTH} x {HEIGHT}"
+    conclude(title, seconds, SECONDS, "s", True, f"masks.zip {len(content) / count * MASKS / 1e6:.1f} MB")
+    measured.conclude(f"{title}, against distance transforms alone", 3)
 
 
 if __name__ == "__main__":
