@@ -13,12 +13,13 @@ import argparse
 import platform
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu_device import CPU, CUDA, Device, Sizes
-from benchmarks.measuring import describe_machine
+from benchmarks.measuring import STARTED, describe_machine
 from benchmarks.rows import Row, Table
 
 # isort: split
@@ -35,9 +36,9 @@ def plan(device: Device) -> list[Row]:
         *gpu_speed.main_rows(device),
         *gpu_steps.main_rows(device),
         *gpu_speed.further_rows(device),
-        *([*compiled, *others] if device.cuda else [*others, *compiled]),
+        *([*compiled, *others] if device.cuda else [*gpu_checks.late_rows(device), *others, *compiled]),
     ]
-    return list({row.title: row for row in reversed(rows)}.values())[::-1]  # without bf16, some would come twice
+    return list({row.title: row for row in rows}.values())  # without bf16, some would come twice
 
 
 def measure(device: torch.device, sizes: Sizes, seconds: float, only: Sequence[str] = ()) -> Table:
@@ -76,7 +77,8 @@ def main() -> int:
         return 2
     warnings.simplefilter("ignore")
     sizes = CUDA if options.device == "cuda" else CPU
-    measure(torch.device(options.device), sizes, 60 * options.minutes, options.only)
+    left = 60 * options.minutes - (time.perf_counter() - STARTED)
+    measure(torch.device(options.device), sizes, left, options.only)
     return 0
 
 

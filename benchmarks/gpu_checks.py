@@ -8,12 +8,13 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 
 from benchmarks.gpu_device import CLASSES, Device, random_weights, unfused
 from benchmarks.rows import Result, Row
+from benchmarks.steps import has_bf16
 
 # isort: split
 import numpy as np
@@ -41,36 +42,49 @@ SCALE = 1024.0  # of the loss, in float16
 
 
 def rows(device: Device) -> list[Row]:
-    """Returns the rows, the most important first."""
-    sizes, first = device.sizes, {"panderm_large": 30, "panderm_base": 8}
-    precisions = [name for name in FEATURES if name != "fp16" or device.cuda]  # CPUs have no fast float16
-    features = [
-        Row(
-            f"features, {name}, {precision}, against fp32 on the CPU",
-            partial(check_features, device, name, precision),
-            (first.get(name, 3) if precision == "fp32" else 3),
-        )
-        for name in sizes.encoders
-        for precision in precisions
-    ]
-    name, batch = sizes.step_check
+    """Returns the rows, the most important first; on a CPU only those that take seconds."""
+    name, batch = device.sizes.step_check
     steps = [
         Row(
             f"fine-tuning step, {name}, batch {batch}, {precision}, against fp32 on the CPU",
             partial(check_step, device, precision),
             15 if precision == "fp32" else 8,
         )
-        for precision in precisions
+        for precision in _precisions(device)
     ]
-    large = [row for row in features if "panderm_large" in row.title and not device.cuda]  # last, as it is slow there
     return [
-        *(row for row in features if row not in large),
+        *_feature_rows(device, device.sizes.encoders[: None if device.cuda else 1]),
         *steps,
         Row("fine-tuning stopped and resumed, against uninterrupted", partial(check_resume, device), 20),
         Row(f"out of memory, {name}, batch {4 * batch}", partial(check_halving, device), 20),
         Row("probe on features of the device", partial(check_probe, device), 20),
-        *large,
     ]
+
+
+def late_rows(device: Device) -> list[Row]:
+    """Returns the rows that take longest on a CPU."""
+    return [] if device.cuda else _feature_rows(device, device.sizes.encoders[1:])
+
+
+def _feature_rows(device: Device, names: Sequence[str]) -> list[Row]:
+    """Returns the rows of features; the first of an encoder also makes it and computes what is expected."""
+    making = {"panderm_large": 30, "panderm_base": 8}
+    return [
+        Row(
+            f"features, {name}, {precision}, against fp32 on the CPU",
+            partial(check_features, device, name, precision),
+            making.get(name, 3) if precision == "fp32" else 3,
+        )
+        for name in names
+        for precision in _precisions(device, small=name == "panderm_tiny")
+    ]
+
+
+def _precisions(device: Device, small: bool = True) -> list[str]:
+    """Returns what the device can compute in; a CPU emulates what it lacks, in a time that only small models allow."""
+    if device.cuda:
+        return ["fp32", "bf16", "fp16"]
+    return ["fp32", "bf16"] if small or has_bf16() else ["fp32"]
 
 
 def check_features(device: Device, name: str, precision: str) -> Result:

@@ -72,14 +72,14 @@ CUDA = Sizes(
     copy=4 * 2**30,
 )
 CPU = Sizes(
-    encoders=("panderm_base", "panderm_tiny", "panderm_large"),
+    encoders=("panderm_tiny", "panderm_base", "panderm_large"),
     checked=2,
     batches=(4, 8),
     naive_batch=4,
     files=16,
     reads=(1, 1),
-    step=("panderm_tiny", 16),
-    step_check=("panderm_tiny", 8),
+    step=("panderm_tiny", 8),
+    step_check=("panderm_tiny", 4),
     masks=("panderm_tiny", 64, (2,)),
     views=(8, 8),
     probe=(400, 192, 4),

@@ -21,6 +21,7 @@ from PIL import Image
 
 from panderm_utils.results import describe_environment
 
+STARTED = time.perf_counter()  # before torch is imported, which takes seconds
 RESULTS = "PANDERM_BENCHMARK_RESULTS"  # environment variable: the file to which results are added
 
 
