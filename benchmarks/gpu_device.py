@@ -23,6 +23,7 @@ from panderm_utils.protocols.fine_tune import FineTuneModel
 
 CLASSES = 7
 GROUPS, GROUP_SECONDS, MOST = 3, 0.4, 50  # of a timing: groups of calls, seconds of each, calls in one at most
+SLOW = 2  # seconds of a call that is timed only once
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,9 @@ class Device:
         started = time.perf_counter()
         call()
         self.synchronise()
-        calls = min(max(1, int(GROUP_SECONDS / (time.perf_counter() - started))), MOST)
-        groups = []
-        for _ in range(GROUPS):
+        one = time.perf_counter() - started
+        calls, groups = min(max(1, int(GROUP_SECONDS / one)), MOST), []
+        for _ in range(GROUPS if one < SLOW else 1):
             started = time.perf_counter()
             for _ in range(calls):
                 call()
