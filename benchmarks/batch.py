@@ -16,6 +16,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
+from benchmarks.measuring import conclude
 from panderm_utils import batch, results, workspace
 
 ROUNDS = 5
@@ -62,5 +63,5 @@ if __name__ == "__main__":
             skipping.append((time.perf_counter() - started) / len(planned.runs))
             assert {outcome.status for outcome in outcomes} == {"skipped"}
     runs = len(planned.runs)
-    print(f"planning {runs:,} runs: {median(planning):.3f} s, first time {planning[0]:.3f} s (goal: under 1 s)")
-    print(f"a skipped run: {1e3 * median(skipping):.2f} ms, median of {ROUNDS} batches of {runs:,} (goal: under 10 ms)")
+    conclude(f"planning {runs:,} runs", median(planning), 1, "s", True, f"first time {planning[0]:.3f} s")
+    conclude("a skipped run", 1e3 * median(skipping), 10, "ms", True, f"median of {ROUNDS} batches of {runs:,}")

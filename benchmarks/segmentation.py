@@ -13,8 +13,8 @@ import argparse
 import sys
 import warnings
 
-from benchmarks.measuring import Pairs, describe_machine, timed, unfuse_attention
-from benchmarks.steps import KINDS, compare_steps, measure_gpu, print_peak
+from benchmarks.measuring import Pairs, conclude, describe_machine, timed, unfuse_attention
+from benchmarks.steps import KINDS, compare_steps, print_peak
 
 # isort: split
 from pathlib import Path
@@ -39,8 +39,14 @@ SECONDS = 5  # for the evaluation of MASKS
 class Step:
     """A training step of a segmentation model on random images; `kind` is one of KINDS."""
 
-    def __init__(self, kind: str, encoder: str = "panderm_base", batch: int = BATCH, device: str = "cpu"):
-        channels = CHANNELS if device == "cpu" else segmentation.SegmentationRecipe.channels
+    def __init__(
+        self,
+        kind: str,
+        encoder: str = "panderm_base",
+        batch: int = BATCH,
+        device: str = "cpu",
+        channels: int = CHANNELS,
+    ):
         recipe = segmentation.SegmentationRecipe(batch_size=batch, channels=channels)
         self.naive = kind == "naive"
         self.model = segmentation.SegmentationModel(load_encoder_manifest(encoder), channels).to(device).train()
@@ -113,12 +119,9 @@ def compare_masks(count: int, pairs: int) -> None:
         np.testing.assert_allclose(found[columns].to_numpy()[: len(tenth)], expected, rtol=0, atol=1e-9)
         print(measured.add(10 * naive, seconds), flush=True)
     seconds = np.median(measured.ours) * MASKS / count
-    print(
-        f"evaluation of {MASKS:,} masks, {WIDTH} x {HEIGHT}: {seconds:.1f} s (goal {SECONDS}: "
-        f"{'reached' if seconds <= SECONDS else 'missed'}); distance transforms alone: {measured.verdict(3)}; "
-        f"masks.zip {len(content) / count * MASKS / 1e6:.1f} MB",
-        flush=True,
-    )
+    title = f"evaluation of {MASKS:,} masks, {WIDTH} x {HEIGHT}"
+    conclude(title, seconds, SECONDS, "s", True, f"masks.zip {len(content) / count * MASKS / 1e6:.1f} MB")
+    measured.conclude(f"{title}, against distance transforms alone", 3)
 
 
 if __name__ == "__main__":
@@ -140,7 +143,3 @@ if __name__ == "__main__":
     if "steps" in parts:
         title = f"panderm_base, {CHANNELS} channels, batch {BATCH}, memory of batch {MEMORY_BATCH}"
         compare_steps("segmentation", title, Step, STEP_GOALS, 0.6, pairs)
-        if torch.cuda.is_available():
-            for batch in (2, 16):
-                title = f"segmentation, panderm_large, batch {batch}"
-                measure_gpu(title, lambda kind, n=batch: Step(kind, "panderm_large", n, "cuda"), batch)
