@@ -114,11 +114,11 @@ def test_every_module_can_be_imported_and_processes_start_and_end(windows):
 def test_a_notebook_runs_from_the_command_line_to_its_record(windows, tmp_path):
     space = workspace.open_workspace("demo", output_root=tmp_path)
     with mock.patch.object(stand_ins, "STAND_IN", SMALL):
-        stand_ins.make_stand_in(load_dataset_manifest("demo"), space.data_root)
-    one = ("--protocols", "linear_probe", "--datasets", "demo", "--encoders", "panderm_tiny", "-p", "replicates=20")
+        stand_ins.make_stand_in(load_dataset_manifest("ddi"), space.data_root)
+    one = ("--protocols", "linear_probe", "--datasets", "ddi", "--encoders", "panderm_tiny", "-p", "replicates=20")
     command = ("run_all.py", "--profile", "demo", *one, "--only", "*", "--output-root", tmp_path)
     assert "1 done" in windows(*command, "--jobs", "1")
-    probe = results.run_id(load_protocol("linear_probe"), "demo", "demo", "panderm_tiny", 0, replicates=20)
+    probe = results.run_id(load_protocol("linear_probe"), "demo", "ddi", "panderm_tiny", 0, replicates=20)
     assert results.read_record(space.records / probe)["peak_memory_mb"]["process"] > 50
     assert "Slurm runs on Linux" in windows(*command, "--slurm", status=2)
 

@@ -58,7 +58,7 @@ def lab(tmp_path_factory):
     shutil.copy(ROOT / "README.md", folder)
     space = open_workspace("demo", output_root=folder / "outputs")
     with mock.patch.object(stand_ins, "STAND_IN", SMALL):
-        stand_ins.make_stand_in(load_dataset_manifest("demo"), space.data_root)
+        stand_ins.make_stand_in(load_dataset_manifest("ddi"), space.data_root)
     recipe = re.search(r"^lab:.*\n\t(.+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
     command = recipe.replace("$(BIN)", str(Path(sys.executable).parent))
     root = "--allow-root" if os.getuid() == 0 else ""
@@ -106,7 +106,7 @@ def run_all_cells(page, path, before=0):
 
     def executed():
         page.keyboard.press("Control+s")
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(2000)
         cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         failed = [output.evalue for cell in cells for output in cell.outputs if output.output_type == "error"]
         assert failed == []
@@ -132,14 +132,14 @@ def test_the_start_page_is_rendered_and_its_links_lead_to_files_of_the_repositor
 
 def test_a_notebook_opened_from_it_runs_and_runs_again_with_a_changed_parameter(lab, page):
     folder, _ = lab
-    notebook, records = folder / "notebooks/linear_probe/demo.ipynb", folder / "outputs/demo/records"
-    page.click(".jp-RenderedMarkdown a:text-is('linear probing')")
-    page.locator(".jp-CodeCell", has_text='dataset = "demo"').wait_for()
+    notebook, records = folder / "notebooks/linear_probe/ddi.ipynb", folder / "outputs/demo/records"
+    page.click(".jp-RenderedMarkdown a[href*='linear_probe/ddi.ipynb']")
+    page.locator(".jp-CodeCell", has_text='dataset = "ddi"').wait_for()
     page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
     cells = run_all_cells(page, notebook)
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
     (first,) = records.iterdir()
-    parameters = page.locator(".jp-CodeCell", has_text='dataset = "demo"').locator(".cm-content")
+    parameters = page.locator(".jp-CodeCell", has_text='dataset = "ddi"').locator(".cm-content")
     parameters.click()
     page.keyboard.press("Control+End")
     page.keyboard.insert_text("\nseed, replicates = 1, 20")
