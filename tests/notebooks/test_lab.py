@@ -73,7 +73,7 @@ def lab(tmp_path_factory):
         yield folder, wait_for(lambda: re.search(r"http://localhost:\d+/\S+token=\w+", log.read_text()), log)[0]
     finally:
         server.terminate()
-        server.wait()
+        server.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")
