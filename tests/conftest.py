@@ -30,6 +30,7 @@ SLOW = (
     "test_disk",
     "test_messages",
     "test_pool",
+    "test_system",
     "test_torchvision",
     "test_project",
     "data/test_hostile",

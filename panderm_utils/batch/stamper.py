@@ -157,7 +157,7 @@ def _published(protocol: Protocol, card: DatasetManifest) -> list[str]:
 
 
 def _cost(protocol: Protocol, card: DatasetManifest) -> str:
-    demo = "`demo` about a minute on two CPU cores, on drawn images with a tiny encoder"
+    demo = f"`demo` about {protocol.demo_time} on two CPU cores, on drawn images with a tiny encoder"
     sizes = card.split_sizes or {}
     images = sum(sizes.get(split, 0) for split in ("train", "test"))
     if not images:

@@ -9,7 +9,7 @@ from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
 
-from panderm_utils import batch, manifests, pool, protocols, results, workspace
+from panderm_utils import batch, manifests, pool, protocols, results, system, workspace
 from panderm_utils.cli.audit import audit_data
 from panderm_utils.cli.cite import cite
 from panderm_utils.cli.features import write_features
@@ -52,7 +52,7 @@ def ending_cleanly():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         signal.default_int_handler(number, frame)
 
-    numbers = [getattr(signal, name, signal.SIGTERM) for name in ("SIGTERM", "SIGHUP")]
+    numbers = [number for number in system.END_SIGNALS if number != signal.SIGINT]
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
         if before[number] != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 
+from panderm_utils import system
 from panderm_utils.workspace import REPOSITORY
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "accelerate", "numpy", "pandas", "scipy", "scikit-learn", "pillow")
@@ -33,14 +34,7 @@ def peak_memory_mb() -> dict:
     gpu = None
     if torch and torch.cuda.is_available():  # a run may use another GPU than the current one
         gpu = round(max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 1e6)
-    if sys.platform == "win32":
-        import psutil
-
-        return {"process": round(psutil.Process().memory_info().peak_wset / 1e6), "gpu": gpu}
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes elsewhere
-    return {"process": round(peak / (1e6 if sys.platform == "darwin" else 1e3)), "gpu": gpu}
+    return {"process": system.peak_memory(), "gpu": gpu}
 
 
 def _version(package: str) -> str | None:
@@ -52,7 +46,7 @@ def _version(package: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True)
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository: a downloaded archive
         return None
     return done.stdout.strip()

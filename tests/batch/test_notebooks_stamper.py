@@ -95,6 +95,13 @@ def test_the_title_is_a_contract():
     assert "nothing of the paper" in demo
 
 
+@pytest.mark.parametrize("canonical", CANONICALS, ids=lambda path: path.parent.name)
+def test_the_time_of_the_demo_is_in_the_title_alone_and_comes_from_the_protocol(canonical):
+    title, *others = nbformat.read(canonical, as_version=4).cells
+    assert f"`demo` about {load_protocol(canonical.parent.name).demo_time} on two CPU cores" in title.source
+    assert [cell.id for cell in others if "minute" in cell.source] == []
+
+
 def test_own_data_run_on_real_images_by_default():
     own = dataclasses.replace(manifests.load_dataset_manifest("ddi"), name="mine", title="mine", own=True)
     cells = nbformat.reads(notebooks.stamp(CANONICALS[0], own), as_version=4).cells
