@@ -12,6 +12,7 @@ OFFERS = {
     "reading": "MANIFEST_ROOT check_manifests list_datasets list_encoders load_dataset_manifest "
     "load_encoder_manifest load_paper_items load_profile load_published_results published_value "
     "weights_places write_dataset_manifest",
+    "releases": "Release",
     "typed_yaml": "ManifestError read_fractions read_numbers unknown_name",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

@@ -7,6 +7,8 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from panderm_utils.manifests.releases import Release
+
 SPLITS = ("train", "val", "test")
 METADATA_KINDS = ("age", "sex", "site", "skin_tone", "institution")
 GREY = "#767676"
@@ -25,8 +27,8 @@ class Access:
     """Where something is available.
 
     Attributes:
-        fetch: How `run_all.py --fetch` gets it: "automatic" (it downloads), "by hand" (it says what to do), or "" (not
-            at all: an alternative, from which the published data cannot be put together).
+        fetch: How `run_all.py --fetch` gets it: "automatic" (it downloads), "instead" (it downloads, if what is
+            automatic cannot be had), "by hand" (it says what to do), or "" (not at all).
         files: Name of a file or folder at the source, with or without suffix -> its place below the data root or the
             weights root, where that has another name.
     """
@@ -91,6 +93,7 @@ class DatasetManifest:
         csv, image_root: Below the data root, or absolute for your own data. Without a `csv`, the splits are folders.
         split_folders: Split -> folder of its images below the image root, for a dataset without a CSV.
         draw: How the splits are drawn, if no list of them was published; `csv` is where they are written down.
+        release: How the table is made from the original release, or why it cannot be.
         split_sizes: Images in train, val and test, if known; `class_counts`: the same per class, in label order.
         headline_metric: AUROC for two classes, weighted F1 for more, as in the paper.
         groups: Kind ("lesion", "patient") -> CSV column whose values must not be in two splits.
@@ -114,6 +117,7 @@ class DatasetManifest:
     split_folders: dict[str, str] = dataclasses.field(default_factory=dict)
     masks: Masks | None = None
     draw: Draw | None = None
+    release: Release | None = None
     headline_metric: str
     licence: str
     citation: str

@@ -11,7 +11,7 @@ def site(monkeypatch):
     site = Site()
     monkeypatch.setattr(downloads, "PAUSES", (0, 0, 0))
     monkeypatch.setattr(drive, "DOWNLOAD", f"{site.url}/uc?export=download&id={{id}}")
-    for name in ("HUGGING_FACE", "FIGSHARE", "MENDELEY", "ZENODO"):
+    for name in ("HUGGING_FACE", "FIGSHARE", "MENDELEY", "ZENODO", "GITHUB", "ISIC"):
         monkeypatch.setattr(repositories, name, f"{site.url}/{name.lower()}")
     dataverses = dict.fromkeys(repositories.DATAVERSES, f"{site.url}/dataverse")
     monkeypatch.setattr(repositories, "DATAVERSES", dataverses)
