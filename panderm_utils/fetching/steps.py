@@ -121,17 +121,23 @@ def _place_one(item: Item, catalogue: Catalogue) -> Placed:
 
 
 def _get_instead(item: Item, downloads: Path, say: Callable[[str], None], problems: dict[str, list[str]]) -> bool:
-    """Gets what is still missing from the original release, source by source; returns whether nothing is missing."""
-    usable = item.accepted() and (item.main_file[1].is_file() or not item.lacking_release)
-    why = problems.get(item.name, [])[:1] or [f"{item.lacks()} missing"]
-    for access in item.instead if usable else ():
-        say(f"{item.name}: {why[0]}\n  so from the original release, {access.what}: {access.url}")
+    """Gets what is still missing from the original release, source by source; returns whether nothing is missing.
+
+    The first source has the list of the images, if the release has one; without it the others are of no use.
+    """
+    why = "; ".join(problems.get(item.name, [])[:1])
+    for position, access in enumerate(item.instead if item.accepted() else ()):
+        if (position or item.lacking_release) and not item.main_file[1].is_file():
+            break
+        say(f"{item.name}: {why or f'still lacks {item.lacks()}'}")
+        say(f"  so from the original release, {access.what}: {access.url}")
         failed = transfer([(item, access)], downloads, say)
         left, found = _place([item], [downloads], say)
         if not left:
             return True
         _add(problems, failed)
         _add(problems, found)
+        why = ""
     return False
 
 

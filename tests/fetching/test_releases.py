@@ -37,7 +37,8 @@ def clean_list() -> list[dict[str, str]]:
             ]
     rows = [{"image_id": f"ISIC_{24306 + i:07}", **row} for i, row in enumerate(rows)]
     quirk = next(row for row in rows if (row["split"], row["dx"]) == ("train", "bkl"))
-    quirk["image_id"] = "ISIC_0025033"
+    twin = next((row for row in rows if row["image_id"] == "ISIC_0025033"), {})
+    quirk["image_id"], twin["image_id"] = "ISIC_0025033", quirk["image_id"]
     return rows
 
 
@@ -150,6 +151,14 @@ def test_a_release_with_other_counts_is_refused(fetch, root, small, change):
 def test_a_list_of_another_form_says_what_is_wrong(fetch, root, table, words):
     status, text, _ = fetch("ham10000", "--from", write(root.parent / "mine", {LIST: table}))
     assert (status, words in text) == (1, True), text
+
+
+def test_without_the_list_no_image_is_downloaded(fetch, site, ham):
+    publish_ham(site, (as_csv(clean_list()[1:]), ham[1]))
+    site.collections["212"] = {name[:-4]: image for name, image in ham[1].items()}
+    status, text, _ = fetch("ham10000", "--accept-licence", "ham10000")
+    assert (status, "another release or a part of one" in text) == (1, True)
+    assert not [path for path, _ in site.requests if "dataverse" in path or "isic" in path]
 
 
 def test_another_table_than_the_recorded_one_is_not_made(fetch, root, ham):
