@@ -102,5 +102,6 @@ def weights_need(model: manifests.EncoderManifest, space: Workspace, override: s
 
 
 def _sources(manifest) -> str:
-    places = [f"{a.url} ({a.note})" if a.url and a.note else a.url or a.note for a in manifest.access]
+    access = [a for a in manifest.access if a.fetch != "instead"]  # several of those together stand in for the others
+    places = [f"{a.url} ({a.note})" if a.url and a.note else a.url or a.note for a in access]
     return "; or ".join(places) or "ask its authors"

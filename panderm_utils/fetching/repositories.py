@@ -125,8 +125,10 @@ def _isic(url: str, collection: str) -> Iterable[Remote]:
 
 def renewed(remote: Remote) -> Remote:
     """Returns an image of the ISIC Archive with a new address: those of a list are signed, and expire."""
-    file = read_json(remote.record, remote.page)["files"]["full"]
-    return replace(remote, url=file["url"])
+    try:
+        return replace(remote, url=read_json(remote.record, remote.page)["files"]["full"]["url"])
+    except (KeyError, TypeError) as error:
+        raise FetchError(f"{remote.page}: what the site knows of an image has another form: {error!r}") from error
 
 
 def _digest(algorithm: str, value: str | None) -> str:

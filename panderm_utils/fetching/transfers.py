@@ -50,10 +50,11 @@ def transfer(due: list[tuple[Item, Access]], downloads: Path, say: Callable[[str
         else:
             for name in users[home, remote]:
                 problems[name].append(str(outcome))
-    collections = {
-        (home, remote.folder, remote.page): names for (home, remote), names in users.items() if remote.folder
-    }
-    for (home, folder, page), names in collections.items():
+    collections: dict[tuple[str, str, str], list[str]] = defaultdict(list)  # the same -> its files
+    for home, remote in users:
+        if remote.folder:
+            collections[home, remote.folder, remote.page].append(remote.name)
+    for (home, folder, page), files in collections.items():
         hidden = downloads / home / f".{folder}"
         try:
             if errors := failed[home, folder, page]:
@@ -61,9 +62,9 @@ def transfer(due: list[tuple[Item, Access]], downloads: Path, say: Callable[[str
                     f"{page}: {len(errors):,} of its images are missing, the first because of {errors[0]}; repeat the "
                     f"command, it continues; or do without them: --from {hidden}"
                 )
-            say(f"downloaded {_keep_collection(hidden, downloads / home / folder, page)}")
+            say(f"downloaded {_keep_collection(hidden, files, downloads / home / folder, page)}")
         except (UserError, OSError) as error:
-            for name in names:
+            for name in {name for (_, remote), names in users.items() if remote.page == page for name in names}:
                 problems[name].append(str(error))
     return dict(problems)
 
@@ -170,18 +171,17 @@ def _wrong(remote: Remote, part: Path) -> str:
     return ""
 
 
-def _keep_collection(hidden: Path, folder: Path, page: str) -> Path:
+def _keep_collection(hidden: Path, names: list[str], folder: Path, page: str) -> Path:
     """Returns the folder of a whole collection, under its final name; in the lock file it has one digest.
 
     That is the SHA-256 of a line `<SHA-256>  <name>` for each file, in the order of the names.
     """
-    files = sorted(path for path in hidden.iterdir() if path.suffix != PART)
-    lines = "".join(f"{digest_of(path)}  {path.name}\n" for path in files)
+    lines = "".join(f"{digest_of(hidden / name)}  {name}\n" for name in sorted(names))
     root, sha256 = folder.parents[2], hashlib.sha256(lines.encode()).hexdigest()
     file = folder.relative_to(root).as_posix()
     ledger.check(root, file, sha256)
     hidden.rename(folder)
-    ledger.record(root, file, page, sum((folder / path.name).stat().st_size for path in files), sha256)
+    ledger.record(root, file, page, sum((folder / name).stat().st_size for name in names), sha256)
     return folder
 
 
