@@ -75,7 +75,7 @@ class Item:
             return ""
         if self.lacking_release:
             return f"lacks {PurePosixPath(self.manifest.csv).name}"
-        return "enough, other splits" if self.manifest.release and self.manifest.release.indexes else "enough"
+        return "enough, own splits" if self.manifest.release and self.manifest.release.indexes else "enough"
 
     @property
     def lacking_release(self) -> str:
