@@ -482,21 +482,6 @@ FAULTS = {
     ),
     "absolute path": ("csv: DDI/", "csv: /data/DDI/", "csv: '/data/DDI/ddi_clean.csv' is not below the data"),
     "path out of the root": ("image_root: DDI/", "image_root: ../", r"image_root: '\.\./images' is not below"),
-    "unknown way to fetch": (
-        "fetch: by hand",
-        "fetch: robot",
-        r"access\[0\].fetch: 'robot' is unknown; write automatic",
-    ),
-    "nothing to download": (
-        'url: "https://ddi-dataset.github.io/index.html", note: registration',
-        'url: "ddi-dataset.github.io", fetch: automatic, note: registration',
-        r"access\[1\].url: 'ddi-dataset.github.io' cannot be downloaded; write one that begins with https://",
-    ),
-    "place out of the root": (
-        "fetch: by hand",
-        "fetch: by hand, files: {a.zip: ../x}",
-        r"access\[0\].files.a.zip: '../x' is not below the root",
-    ),
     "a release that makes a table and cannot": (
         "release: {",
         "release: {table: ddi_metadata.csv, ",
@@ -526,6 +511,21 @@ FAULTS = {
         "release: {lacks:",
         "release: {table: t.csv, image: f, label: m, split: s, counts: [1], note:",
         "release.counts: 1 numbers for 2 classes",
+    ),
+    "unknown way to fetch": (
+        "fetch: by hand",
+        "fetch: robot",
+        r"access\[0\].fetch: 'robot' is unknown; write automatic",
+    ),
+    "nothing to download": (
+        'url: "https://ddi-dataset.github.io/index.html", note: registration',
+        'url: "ddi-dataset.github.io", fetch: automatic, note: registration',
+        r"access\[1\].url: 'ddi-dataset.github.io' cannot be downloaded; write one that begins with https://",
+    ),
+    "place out of the root": (
+        "fetch: by hand",
+        "fetch: by hand, files: {a.zip: ../x}",
+        r"access\[0\].files.a.zip: '../x' is not below the root",
     ),
     "key given twice": (
         "modality: clinical",
