@@ -14,7 +14,7 @@ from panderm_utils import data, disk, manifests
 from panderm_utils.fetching.catalogue import Catalogue, Found, describe, is_below, loose, read_all, read_bytes
 from panderm_utils.fetching.downloads import digest_of
 from panderm_utils.fetching.errors import FetchError
-from panderm_utils.fetching.releases import class_folders, make_table
+from panderm_utils.fetching.releases import make_table, whole_release
 from panderm_utils.manifests import DatasetManifest, EncoderManifest
 
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -153,7 +153,7 @@ def _nearness(card: DatasetManifest, catalogue: Catalogue) -> Callable[[Found], 
         table = catalogue.find(place)
     except FetchError:  # several differ: it has been put in place by hand
         table = None
-    homes = class_folders(card, catalogue)
+    homes = whole_release(card, catalogue)
     beside = table and table.path.parents[min(len(place.parts), len(table.path.parts)) - 2]
 
     def near(found: Found) -> bool:

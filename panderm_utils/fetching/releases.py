@@ -58,6 +58,13 @@ def class_folders(card: DatasetManifest, catalogue: Catalogue) -> dict[PurePosix
     return {home: names for home, names in sorted(homes.items()) if len(names) == len(wanted)}
 
 
+def whole_release(card: DatasetManifest, catalogue: Catalogue) -> set[PurePosixPath]:
+    """Returns the folders that have the folders of all classes and, in those, as many images as the dataset."""
+    size = sum((card.split_sizes or {}).values())
+    found = class_folders(card, catalogue)
+    return {home for home, names in found.items() if sum(map(len, names.values())) == size}
+
+
 def _listed(card: DatasetManifest, found: Found, catalogue: Catalogue) -> Rows:
     """Returns the rows of the release's table that are in the dataset: image, split and label before its own cells."""
     release, made = card.release, []
@@ -107,17 +114,17 @@ def _read(found: Found, separator: str) -> Rows:
     else:
         lines = [line.split(separator) for line in text.splitlines() if separator in line]
     header, *lines = [[cell.strip() for cell in line] for line in lines if line] or [[]]
-    return [dict(zip(header, line, strict=False)) for line in lines if len(line) >= len(header)]
+    return [dict(zip(header, line, strict=False)) for line in lines]
 
 
 def _require(rows: Rows, found: Found, card: DatasetManifest, *columns: str) -> None:
-    lacking = [column for column in columns if column and (not rows or column not in rows[0])]
-    if lacking:
-        there = ", ".join(filter(None, rows[0])) if rows else "no rows"
-        raise FetchError(
-            f"{describe(found)}: is not the list of the release of {card.name}: it lacks the column "
-            f"{', '.join(lacking)}; it has {there}"
-        )
+    for number, row in enumerate(rows or [{}], 1):
+        if lacking := [column for column in columns if column and column not in row]:
+            place = f"row {number}" if number > 1 else "it"
+            raise FetchError(
+                f"{describe(found)}: is not the list of the release of {card.name}, or damaged: {place} lacks the "
+                f"column {', '.join(lacking)}; it has {', '.join(filter(None, row)) or 'no rows'}"
+            )
 
 
 def _checked(card: DatasetManifest, rows: Rows, source: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import pytest
 
+import run_all
 from panderm_utils.fetching import downloads, drive, repositories
 from tests.fetching.site_on_loopback import Site
 
@@ -19,3 +20,15 @@ def site(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     yield site
     site.close()
+
+
+@pytest.fixture
+def fetch(tmp_path, capsys):
+    """Runs `--fetch` with these arguments; returns exit status, output and errors."""
+
+    def run(*arguments):
+        folders = ["--data-root", str(tmp_path / "D"), "--weights-root", str(tmp_path / "W")]
+        status = run_all.main(["--fetch", *map(str, arguments), *folders])
+        return status, *capsys.readouterr()
+
+    return run

@@ -12,8 +12,7 @@ from panderm_utils import data, disk, manifests
 from panderm_utils.fetching import repositories
 from panderm_utils.fetching.errors import FetchError
 from tests.fetching.site_on_loopback import QUOTA_PAGE
-from tests.fetching.test_fetch import DRIVE_ID, HAM, below, drive_id, packed, tree, write
-from tests.fetching.test_fetch import fetch as fetch  # a fixture
+from tests.fetching.test_fetch import CLEAN, DRIVE_ID, HAM, below, drive_id, packed, tree, write
 
 LIST = "combined_metadata_corrected.csv"
 LIST_PATH = re.sub(r".*?\.com/", "/github/", next(a.url for a in HAM.access if a.url.endswith(LIST))).replace(
@@ -104,11 +103,16 @@ def test_ham10000_is_put_together_from_its_release_when_drive_refuses(fetch, sit
 
 
 def test_upstream_s_archive_comes_first_and_nothing_else_is_asked_for(fetch, site, root):
-    from tests.fetching.test_fetch import CLEAN
-
     site.publish(f"/drive/{DRIVE_ID}", packed(CLEAN))
     assert fetch("ham10000", "--accept-licence", "ham10000")[0] == 0
     assert len(site.requests) == 1
+
+
+def test_upstream_s_table_comes_before_one_made_of_the_release(fetch, root, ham):
+    source = write(root.parent / "mine", below("HAM10000_clean", CLEAN) | {LIST: ham[0]})
+    assert fetch("ham10000", "--from", source)[0] == 0
+    assert (root / HAM.csv).read_bytes() == CLEAN["ISIC2018_splits/HAM_clean.csv"]
+    assert lock(root)[HAM.csv]["url"] == HAM.access[0].url
 
 
 def test_images_that_one_release_lacks_come_from_the_next(fetch, site, root, ham):
@@ -201,7 +205,8 @@ def med_node(naevi=100, melanomas=70) -> dict[str, bytes]:
 def test_med_node_from_a_folder_for_each_class(fetch, root, packing):
     files = below("complete_mednode_dataset", med_node())
     mine = {"x.zip": packed(files)} if packing == "archive" else files
-    mine |= below("others", med_node(naevi=3)) | {"elsewhere/7.jpg": b"not this one"}
+    others = dict.fromkeys(med_node(naevi=3), b"another image")
+    mine |= below("others", others) | {"elsewhere/7.jpg": b"not this one"}
     status, text, _ = fetch("med_node", "--from", write(root.parent / "mine", mine))
     assert status == 0, text
     dataset = data.load_dataset(manifests.load_dataset_manifest("med_node"), root)
@@ -227,6 +232,10 @@ def derm7pt(drop: int = 0) -> dict[str, bytes]:
     return below("release_v0", files)
 
 
+def cut_off(files: dict[str, bytes], name: str) -> dict[str, bytes]:
+    return files | {name: files[name].rpartition(b",")[0]}
+
+
 def test_derm7pt_from_its_files_of_row_numbers(fetch, root):
     source = write(root.parent / "mine", {"release_v0.zip": packed(derm7pt())})
     status, text, _ = fetch("derm7pt_dermoscopic", "derm7pt_clinical", "--from", source)
@@ -244,9 +253,10 @@ def test_derm7pt_from_its_files_of_row_numbers(fetch, root):
     [
         (lambda files: derm7pt(drop=1), "(619, 252) images of other, mel, not (620, 252)"),
         (lambda files: {n: c for n, c in files.items() if "valid" not in n}, "valid_indexes.csv: is not beside"),
+        (lambda files: cut_off(files, "release_v0/meta/meta.csv"), "damaged: row 1011 lacks the column derm"),
         (lambda files: files | {"release_v0/meta/test_indexes.csv": b"indexes\n0\n"}, "'0' is no number of a row"),
     ],
-    ids=["a case less", "no file of val", "a row in two splits"],
+    ids=["a case less", "no file of val", "a list cut off", "a row in two splits"],
 )  # fmt: skip
 def test_a_release_of_derm7pt_that_is_not_whole_is_refused(fetch, root, changes, words):
     status, text, _ = fetch("derm7pt_dermoscopic", "--from", write(root.parent / "mine", changes(derm7pt())))
