@@ -102,6 +102,5 @@ def weights_need(model: manifests.EncoderManifest, space: Workspace, override: s
 
 
 def _sources(manifest) -> str:
-    access = [a for a in manifest.access if a.fetch != "instead"]  # several of those together stand in for the others
-    places = [f"{a.url} ({a.note})" if a.url and a.note else a.url or a.note for a in access]
+    places = [f"{a.url} ({a.note})" if a.url and a.note else a.url or a.note for a in manifest.access]
     return "; or ".join(places) or "ask its authors"

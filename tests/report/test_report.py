@@ -406,7 +406,7 @@ def test_the_index_tells_what_was_not_run_and_why(browser, demo, paper):
     assert "bcn20000" in left
     assert " ddi " not in left  # failed, or rather with one encoder
     text = Visit(browser, paper.root / "report/index.html").text()
-    for told in ("https://drive.google.com/file/d/1D9Q4B", "CC BY-NC-ND 4.0", str(paper.weights_root), "reproduced"):
+    for told in ("https://doi.org/10.7910/DVN/DBW86T", "CC BY-NC-ND 4.0", str(paper.weights_root), "reproduced"):
         assert told in text
 
 
