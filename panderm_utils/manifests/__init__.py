@@ -15,6 +15,7 @@ OFFERS = {
     "load_encoder_manifest load_paper_items load_profile load_published_results published_value "
     "weights_places write_dataset_manifest",
     "references": "Reference bibtex bibtex_keys",
+    "releases": "Release",
     "typed_yaml": "ManifestError read_fractions read_numbers unknown_name",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}

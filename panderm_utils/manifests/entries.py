@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from panderm_utils.manifests.references import Reference, cited_text
+from panderm_utils.manifests.releases import Release
 
 SPLITS = ("train", "val", "test")
 METADATA_KINDS = ("age", "sex", "site", "skin_tone", "institution")
@@ -26,8 +27,8 @@ class Access:
     """Where something is available.
 
     Attributes:
-        fetch: How `run_all.py --fetch` gets it: "automatic" (it downloads), "by hand" (it says what to do), or "" (not
-            at all: an alternative, from which the published data cannot be put together).
+        fetch: How `run_all.py --fetch` gets it: "automatic" (it downloads), "instead" (it downloads, if what is
+            automatic cannot be had), "by hand" (it says what to do), or "" (not at all).
         files: Name of a file or folder at the source, with or without suffix -> its place below the data root or the
             weights root, where that has another name.
     """
@@ -93,6 +94,7 @@ class DatasetManifest:
         split_folders: Split -> folder of its images below the image root, for a dataset without a CSV.
         draw: How the splits are drawn, if no list of them was published; `csv` is where they are written down.
         images: Of all splits, in the paper, for a dataset whose `split_sizes` are unknown.
+        release: How the table is made from the original release, or why it cannot be.
         split_sizes: Images in train, val and test, if known; `class_counts`: the same per class, in label order.
         headline_metric: AUROC for two classes, weighted F1 for more, as in the paper.
         references: Publications to cite; `citation`: in words, what has none, or a remark.
@@ -119,6 +121,7 @@ class DatasetManifest:
     split_folders: dict[str, str] = dataclasses.field(default_factory=dict)
     masks: Masks | None = None
     draw: Draw | None = None
+    release: Release | None = None
     headline_metric: str
     licence: str
     citation: str = ""

@@ -456,6 +456,36 @@ FAULTS = {
     ),
     "absolute path": ("csv: DDI/", "csv: /data/DDI/", "csv: '/data/DDI/ddi_clean.csv' is not below the data"),
     "path out of the root": ("image_root: DDI/", "image_root: ../", r"image_root: '\.\./images' is not below"),
+    "a release that makes a table and cannot": (
+        "release: {",
+        "release: {table: ddi_metadata.csv, ",
+        "release.lacks: then it makes no table; remove table and labels",
+    ),
+    "a release without columns": (
+        "release: {lacks:",
+        "release: {table: ddi_metadata.csv, note:",
+        "release.image: missing; write a column of the table",
+    ),
+    "a release without splits": (
+        "release: {lacks:",
+        "release: {table: ddi_metadata.csv, image: DDI_file, label: malignant, note:",
+        r"release.split: write a column of splits, or indexes: \{train, val, test\}",
+    ),
+    "a release of folders with splits": (
+        "release: {lacks:",
+        "release: {labels: {a: benign}, note:",
+        "release.table: missing; folders of classes have no splits",
+    ),
+    "a release of unknown classes": (
+        "release: {lacks:",
+        "release: {table: t.csv, image: f, label: m, split: s, labels: {x: melanoma}, note:",
+        "release.labels: 'melanoma' is not a class; write one of benign, malignant",
+    ),
+    "counts of a release": (
+        "release: {lacks:",
+        "release: {table: t.csv, image: f, label: m, split: s, counts: [1], note:",
+        "release.counts: 1 numbers for 2 classes",
+    ),
     "unknown way to fetch": (
         "fetch: by hand",
         "fetch: robot",
