@@ -41,7 +41,7 @@ def curves(
     with style():
         figure, axis = plt.subplots(figsize=(6.4, 3.2))
         for (name, values), colour in zip(lines.items(), COLOURS, strict=False):
-            axis.plot(x, values, marker=".", color=colour, label=name)
+            axis.plot(x, values, marker="." if len(values) <= 30 else None, color=colour, label=name)
         axis.set(title=title, xlabel=x_label)
         axis.set_ylim(bottom=0)
         figure.legend(loc="outside right upper", fontsize=8)
