@@ -26,7 +26,7 @@ def rarest_in_draw(answer, y: np.ndarray, names: Sequence[str]) -> str:
     hint = "Read it in the column of the smallest fraction: the smallest number of any class."
     expect_number(answer, counts.min(), mistakes, hint, tolerance=0)
     rarest = ", ".join(name for name, n in zip(names, counts, strict=True) if n == counts.min())
-    return f"A probe has to learn {rarest} from {counts.min()}, for one {len(y)} images in all."
+    return f"From {counts.min()} of the {len(y)} labelled images a probe has to learn {rarest}."
 
 
 def wider_source(answer, row: pd.Series) -> str:
