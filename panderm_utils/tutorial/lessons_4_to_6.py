@@ -101,7 +101,7 @@ def stopping_step(answer, step: Sequence[int], val: Sequence[float], patience: i
             break
     mistakes = [
         (step[val.argmin()], "There the loss is lowest. But at that moment nobody knows: it takes some checks to see."),
-        (stop, "That is the number of the check. The question is about the step; see the column `step`."),
+        (stop, "That is the number of the check, counted from 0. The question is about the step."),
         (step[-1], "That is where this training ended. The rule stops earlier."),
     ]
     hint = f"Go through `val` in order. Remember the lowest so far, and count to {patience} checks without a lower one."
