@@ -50,7 +50,7 @@ def curves(
 
 def score_histogram(p: np.ndarray, y: np.ndarray, threshold: float, names: Sequence[str], synthetic: bool = False):
     """Draws how the probabilities [N] of two classes, y 0 or 1, are distributed, and a threshold between them."""
-    bins = np.linspace(0, 1, 26)
+    bins = np.linspace(0, 1, 21)
     with style():
         figure, axes = plt.subplots(2, 1, figsize=(6.4, 3.6), sharex=True)
         for k, (axis, name) in enumerate(zip(axes, names, strict=True)):
