@@ -48,7 +48,9 @@ def curves(
         return finish_figure(figure, synthetic)
 
 
-def score_histogram(p: np.ndarray, y: np.ndarray, threshold: float, names: Sequence[str], synthetic: bool = False):
+def score_histogram(
+    p: np.ndarray, y: np.ndarray, threshold: float, names: Sequence[str], synthetic: bool = False
+) -> Figure:
     """Draws how the probabilities [N] of two classes, y 0 or 1, are distributed, and a threshold between them."""
     bins = np.linspace(0, 1, 21)
     with style():
