@@ -86,18 +86,18 @@ def reveal(guess, value: float, what: str) -> Verdict:
     Args:
         guess: The number predicted before the cells were run; an Ellipsis is none.
         value: What the lesson measured.
-        what: What the number is, to follow it: "of the test images".
+        what: What the number is, as "fraction of the test images".
     """
     if guess is ...:
-        return Verdict(None, f"It is {value:.2f} {what}. You made no prediction: next time write one first.")
+        return Verdict(None, f"It is {value:.2f} ({what}). You made no prediction: next time write one first.")
     try:
         guessed = number_of(guess)
     except Hint as hint:
-        return Verdict(None, f"It is {value:.2f} {what}. Your prediction cannot be compared. {hint}")
+        return Verdict(None, f"It is {value:.2f} ({what}). Your prediction cannot be compared. {hint}")
     difference = guessed - value
     side = "too high" if difference > 0 else "too low"
     distance = "just right" if abs(difference) < 0.005 else f"{abs(difference):.2f} {side}"
-    return Verdict(None, f"You predicted {guessed:.2f}; it is {value:.2f} {what}: {distance}.")
+    return Verdict(None, f"You predicted {guessed:.2f}. It is {value:.2f} ({what}): {distance}.")
 
 
 def _solution(exercise: str) -> str:

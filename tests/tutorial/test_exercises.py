@@ -211,10 +211,10 @@ def test_an_unknown_exercise_and_missing_facts_say_what_to_write():
 @pytest.mark.parametrize(
     ("guess", "text"),
     [
-        (0.7, "You predicted 0.70; it is 0.60 of all: 0.10 too high."),
+        (0.7, "You predicted 0.70. It is 0.60 (of all): 0.10 too high."),
         (0.5, "0.10 too low"),
         (0.6, "just right"),
-        (..., "It is 0.60 of all. You made no prediction"),
+        (..., "It is 0.60 (of all). You made no prediction"),
         ("much", "cannot be compared"),
     ],
 )
