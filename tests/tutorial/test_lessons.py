@@ -20,8 +20,8 @@ from panderm_utils.demo import stand_ins
 FOLDER = Path(__file__).parents[2] / "notebooks/tutorial"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
 NUMBERS = [path.stem[:2] for path in LESSONS]
-SIZES = {"DEMO": stand_ins.Size(140, 28, 84, 2), "STAND_IN": stand_ins.Size(40, 8, 40, 2)}
-SHORTER = {"04": "fractions, draws = '0.1, 0.3, 1', 2", "05": "steps = 6"}  # lines that follow the parameters
+SIZES = {"DEMO": stand_ins.Size(105, 21, 70, 2), "STAND_IN": stand_ins.Size(40, 8, 40, 2)}
+SHORTER = {"04": "fractions, draws = '0.2, 0.5, 1', 2", "05": "steps = 4"}  # lines that follow the parameters
 
 
 @pytest.fixture(scope="module")
