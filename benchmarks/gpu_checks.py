@@ -129,7 +129,9 @@ def check_step(device: Device, precision: str) -> Result:
     difference = relative_difference(gradients_of(model, scale), gradients_of(plain))
     goal = GRADIENTS[precision]
     losses = f"losses {found.item():.6f}, {expected.item():.6f}"
-    return Result(f"gradients differ by {difference:.1e}", remark=f"{_goal(f'{goal:g}', difference <= goal)}; {losses}")
+    return Result(
+        f"gradients differ by {difference:.1e}", remark=f"{_goal(f'at most {goal:g}', difference <= goal)}; {losses}"
+    )
 
 
 def step_parts(name: str, batch: int) -> tuple[FineTuneModel, torch.Tensor, torch.Tensor, MixedLoss]:

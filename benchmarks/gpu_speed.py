@@ -187,7 +187,7 @@ def read_paths(device: Device) -> Result:
     with batch_loader(ImageFiles(paths), chunks, device.device, ahead=8) as loader:
         count = sum(len(images) for _, images in loader)
     device.rates["reading"] = count / (time.perf_counter() - started)
-    return Result(f"{device.rates['reading']:,.1f} images/s", remark=f"{reading_processes(device)} processes")
+    return Result(f"{device.rates['reading']:,.1f} images/s", remark=f"processes: {reading_processes(device)}")
 
 
 def extract_paths(device: Device, name: str, kind: str, batch: int) -> Result:

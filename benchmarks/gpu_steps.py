@@ -144,7 +144,7 @@ def _view_rows(device: Device) -> list[Row]:
     name, low = device.sizes.step[0], precisions(device)[0]
     return [
         Row(f"five views of JPEGs, {name}, {kind}", partial(predict_views, device, name, kind), seconds)
-        for kind, seconds in (("naive", 20), (low, 15))
+        for kind, seconds in (("naive", 30), (low, 15))
     ]
 
 

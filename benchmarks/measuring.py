@@ -46,9 +46,10 @@ def conclude(
     """
     reached = value <= goal if at_most else value >= goal
     goal_text = f"{'at most' if at_most else 'at least'} {goal:,g}: {'reached' if reached else 'MISSED'}"
-    print(f"{title}: {value:,.4g} {unit} (goal {goal_text}){'; ' if detail else ''}{detail}", flush=True)
+    measured = f"{value:,.4g} {unit}".rstrip()
+    print(f"{title}: {measured} (goal {goal_text}){'; ' if detail else ''}{detail}", flush=True)
     if RESULTS in os.environ:
-        facts = {"title": title, "value": f"{value:,.4g} {unit}", "goal": goal_text, "detail": detail}
+        facts = {"title": title, "value": measured, "goal": goal_text, "detail": detail}
         with Path(os.environ[RESULTS]).open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 

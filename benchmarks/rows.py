@@ -13,7 +13,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 HEADER = ("what", "result", "times naive", "of the limit", "peak MiB", "remark")
 WIDTHS = (80, 30, 11, 12, 9)
-RESERVE = 5  # seconds kept for the last lines
+RESERVE = 8  # seconds kept for the last lines
 OVERTIME = 2  # times as long as expected, and ten seconds, a row may take
 
 
