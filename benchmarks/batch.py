@@ -18,6 +18,7 @@ import pandas as pd
 
 from benchmarks.measuring import conclude
 from panderm_utils import batch, results, workspace
+from panderm_utils.protocols import linear_probe
 
 ROUNDS = 5
 SEEDS = range(20)  # times 10 datasets and 5 encoders
@@ -26,7 +27,9 @@ SEEDS = range(20)  # times 10 datasets and 5 encoders
 def write_records(planned: batch.Plan, images: int = 1_232) -> None:
     """Writes one real record, and copies of it under every other run's name."""
     first = planned.runs[0]
-    run = results.begin_run("linear_probe", "ham10000", "panderm_large", 0, planned.space)
+    run = results.begin_run(
+        linear_probe.PROTOCOL, first.notebook.stem, first.parameters["encoder"], first.parameters["seed"], planned.space
+    )
     proba = np.random.default_rng(0).dirichlet(np.ones(7), size=images)
     table = results.prediction_table([f"ISIC_{i:07}.jpg" for i in range(images)], np.arange(images) % 7, proba)
     scores = pd.DataFrame(dict.fromkeys(("value", "low", "high"), 0.5), index=["accuracy", "auroc", "weighted_f1"])
@@ -53,7 +56,7 @@ if __name__ == "__main__":
         planning, skipping = [], []
         for number in range(ROUNDS):
             started = time.perf_counter()
-            planned = batch.make_plan(space, seeds=SEEDS)
+            planned = batch.make_plan(space, protocols=["linear_probe"], seeds=SEEDS)
             planning.append(time.perf_counter() - started)
             if number == 0:
                 write_records(planned)

@@ -84,6 +84,15 @@ def test_a_benchmark_that_fails_is_a_row_and_the_exit_status(monkeypatch, capfd)
     assert "| missing | failed with exit status 1: see its output above |" in capfd.readouterr().out
 
 
+def test_tf32_is_switched_back_even_after_an_error() -> None:
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [each.allow_tf32 for each in switches]
+    with pytest.raises(ValueError), gpu_device.tf32():
+        assert all(each.allow_tf32 for each in switches)
+        raise ValueError
+    assert [each.allow_tf32 for each in switches] == before
+
+
 @pytest.mark.slow
 def test_every_row_of_the_gpu_script_but_compiling_runs_on_a_cpu(monkeypatch) -> None:
     monkeypatch.setattr(gpu_device, "GROUP_SECONDS", 0)
