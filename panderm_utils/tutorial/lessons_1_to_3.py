@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from panderm_utils.encoders import Features
+from panderm_utils import encoders  # imports torch, which no check needs, only if it is used
 from panderm_utils.stats import balanced_accuracy, confusion
 from panderm_utils.tutorial.answers import Hint, array_of, expect_number, name_of, number_of, share
 
@@ -122,7 +122,7 @@ def shared_lesions(answer, table: pd.DataFrame, lesion: str, patient: str) -> st
     return f"They touch {images} test images."
 
 
-def smallest_leak(answer, train: Features, test: Features) -> str:
+def smallest_leak(answer, train: "encoders.Features", test: "encoders.Features") -> str:
     """Row numbers of test images that, added to the training images, lift the nearest neighbour's accuracy to GOAL."""
     rows = array_of(answer)
     if rows.dtype == bool and rows.shape == test.y.shape:
@@ -139,7 +139,7 @@ def smallest_leak(answer, train: Features, test: Features) -> str:
     return f"{len(rows)} copies turn {before.mean():.2f} into {after:.2f}. About new patients it knows no more."
 
 
-def _with_copies(train: Features, test: Features, rows: Sequence[int]) -> np.ndarray:
+def _with_copies(train: "encoders.Features", test: "encoders.Features", rows: Sequence[int]) -> np.ndarray:
     """Returns which test images [N] have a nearest neighbour of their class, once some rows are copied to train."""
     x, y = np.vstack([train.x, test.x[rows]]), np.concatenate([train.y, test.y[rows]])
     unit, pool = (one / np.linalg.norm(one, axis=1, keepdims=True) for one in (test.x, x))
