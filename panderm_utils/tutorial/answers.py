@@ -56,7 +56,7 @@ def array_of(answer) -> np.ndarray:
     """Returns an answer as an array; what cannot be one, such as lists of different lengths, raises a Hint."""
     try:
         return np.asarray(answer)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # the last from a tensor that has a gradient
         raise Hint(f"That cannot be read as numbers ({error}). Look at it: `print(answer)`.") from error
 
 

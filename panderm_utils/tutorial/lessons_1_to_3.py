@@ -149,7 +149,7 @@ def _with_copies(train: "encoders.Features", test: "encoders.Features", rows: Se
 def repaired_split(answer, table: pd.DataFrame, groups: Sequence[str]) -> str:
     """A split of each row, "train" or "test", that keeps the values of the columns `groups` whole."""
     split = np.asarray(answer, dtype=object).reshape(-1)
-    if len(split) != len(table) or not set(split) <= {"train", "test"}:
+    if len(split) != len(table) or not all(isinstance(word, str) and word in ("train", "test") for word in split):
         raise Hint(f"The answer is {len(table)} words, `'train'` or `'test'`, one for each row, in the table's order.")
     table, part = table.assign(split=split), share((split == "test").sum(), len(split))
     for column in groups:

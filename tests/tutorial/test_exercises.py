@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from panderm_utils import tutorial
 from panderm_utils.messages import UserError
@@ -95,6 +96,7 @@ CASES = {
         [["test"] * 3 + ["train"] * 9],
         [
             (["train"] * 3, "12 words"),
+            ([["train", "test"], ["train"]] * 6, "12 words"),
             (["train", "test"] + ["train"] * 10, "values of `lesion`"),
             (["train"] * 2 + ["test"] + ["train"] * 9, "values of `patient`"),
             (["train"] * 12, "test has 0%"),
@@ -193,6 +195,18 @@ def test_an_unanswered_exercise_is_neither_right_nor_wrong():
         verdict = tutorial.check("01-1", ..., patches=PATCHES)
         assert verdict.right is None
         assert verdict.link == ""
+
+
+def test_an_answer_that_is_no_number_says_what_it_is():
+    for answer, text in (
+        ([1, 2], "yours is 2 values"),
+        (None, "yours is a NoneType"),
+        (True, "yours is a bool"),
+        ([[1], [1, 2]], "cannot be read as numbers"),
+        (torch.ones(1, requires_grad=True), "cannot be read as numbers"),
+    ):
+        assert text in str(tutorial.check("01-1", answer, patches=PATCHES))
+    assert tutorial.check("01-1", torch.tensor([196]), patches=PATCHES).right
 
 
 def test_what_is_shown_is_safe_and_marks_code():
