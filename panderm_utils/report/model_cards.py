@@ -128,7 +128,9 @@ def _thresholds(record: Mapping, run: pd.DataFrame) -> Section:
             f"{sets['asked']:.0%}; on test {sets['coverage']:.1%} have the true class, with {sets['mean_size']:.2f} "
             "classes in a set"
         )
-    facts["Operating points"] = "for one rate of 90%, chosen on the test images; at another clinic the other rate will be lower"
+    facts["Operating points"] = (
+        "for one rate of 90%, chosen on the test images; at another clinic the other rate will be lower"
+    )
     table = figures.points_table(results.operating_points_of_records(run, (LEVEL,)))
     return Section(
         "Thresholds",
