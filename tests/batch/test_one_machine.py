@@ -166,7 +166,9 @@ def test_a_plan_tells_what_like_runs_took_and_never_guesses(tmp_path):
     assert "GPU time: 90 min for 1 runs" in text
     assert "Time and memory of 3 runs: unknown" in text
     size = 4 * (8207 + 575 + 1232) * (1024 + 768) / 1e6
-    assert f"features {size:.0f} MB; checkpoints 3 MB, checkpoints of 1 runs unknown" in text
+    pixels = (8207 + 575 + 1232) * 3 * 224 * 224 / 1e9  # once for all encoders
+    needed = f"features {size:.0f} MB; decoded images {pixels:.1f} GB; checkpoints 3 MB, checkpoints of 1 runs unknown"
+    assert needed in text
     other = plan.make_plan(space, datasets=["ddi"], encoders=["panderm_large"], protocols=["linear_probe"])
     assert "Registration or a signed agreement is needed for: ddi" in estimates.describe_plan(other)
     quicker = plan.make_plan(space, **chosen, protocols=["fine_tune"], seeds=[0], overrides=["epochs=5"])
