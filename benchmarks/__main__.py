@@ -25,6 +25,7 @@ from panderm_utils.workspace import REPOSITORY
 PAIRS, QUICK = ("--pairs", "5"), ("--quick",)
 PARTS = {  # benchmark: its arguments, and those of a quick run
     "features": (PAIRS, QUICK),
+    "pixels": (PAIRS, ("--images", "60", "--pairs", "1")),
     "finetune": (PAIRS, QUICK),
     "segmentation": (PAIRS, QUICK),
     "probe": (PAIRS, QUICK),

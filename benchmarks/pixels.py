@@ -44,7 +44,7 @@ def compare(title: str, encoders: list[Encoder], paths: list[Path], goal: float,
             for x, y in zip(found, expected, strict=True):
                 np.testing.assert_array_equal(x, y)
             print(measured.add(apart, together), flush=True)
-    print(f"{len(paths):,} JPEGs of {SIDE} x {SIDE}, {title}: {measured.verdict(goal)}", flush=True)
+    measured.conclude(f"{len(paths):,} JPEGs of {SIDE} x {SIDE}, {title}", goal)
 
 
 def make_encoders(count: int, instant: bool = False) -> list[Encoder]:

@@ -66,7 +66,7 @@ def pixel_budget() -> int:
     """Returns the bytes that decoded images below a cache folder may use (`encoders.pixels`); 0: none are kept.
 
     Raises:
-        UserError: PANDERM_PIXELS is not a number of GB.
+        UserError: The variable, which --pixels sets, is not a number of GB.
     """
     text = os.environ.get(PIXELS) or str(USUAL_PIXELS)
     try:
@@ -74,9 +74,8 @@ def pixel_budget() -> int:
     except ValueError:
         gigabytes = -1.0
     if not 0 <= gigabytes < float("inf"):
-        raise UserError(
-            f"{PIXELS}={text}: write a number of GB, such as {USUAL_PIXELS}, or 0 to keep no decoded images"
-        )
+        remedy = f"write a number of GB, such as {USUAL_PIXELS}, or 0 to keep no decoded images"
+        raise UserError(f"--pixels or {PIXELS}: {text!r}; {remedy}")
     return int(gigabytes * 1e9)
 
 

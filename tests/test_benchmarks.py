@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ import torch
 
 from panderm_utils.manifests import load_encoder_manifest
 
+MAIN = 'if __name__ == "__main__":'
 TINY = replace(
     gpu_device.CPU,
     encoders=("panderm_tiny",),
@@ -82,6 +84,17 @@ def test_a_benchmark_that_fails_is_a_row_and_the_exit_status(monkeypatch, capfd)
     monkeypatch.setattr(all_benchmarks, "PARTS", {"missing": ((), ())})
     assert all_benchmarks.main([]) == 1
     assert "| missing | failed with exit status 1: see its output above |" in capfd.readouterr().out
+
+
+def test_the_table_of_all_has_every_benchmark() -> None:
+    scripts = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("[!_]*.py") if MAIN in path.read_text()}
+    assert scripts - {"gpu"} == set(all_benchmarks.PARTS)
+
+
+@pytest.mark.slow
+def test_kept_pixels_are_timed() -> None:
+    found, status = all_benchmarks.run_part("pixels", ("--images", "3", "--pairs", "1"))
+    assert (len(found), status) == (2, 0)
 
 
 def test_tf32_is_switched_back_even_after_an_error() -> None:

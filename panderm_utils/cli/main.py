@@ -24,7 +24,7 @@ INTERRUPTED = 130  # the exit status after Ctrl-C
 def main(arguments: list[str] | None = None, notebooks: Path = batch.NOTEBOOKS) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     if options.pixels not in (None, True):
-        os.environ[workspace.PIXELS] = str(options.pixels)  # for the notebooks' kernels too
+        os.environ[workspace.PIXELS] = options.pixels  # for the notebooks' kernels too
     try:
         with ending_cleanly():
             status = act(options, notebooks)

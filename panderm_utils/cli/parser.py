@@ -80,7 +80,6 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--pixels",
         nargs="?",
-        type=gigabytes,
         const=True,
         metavar="GB",
         help=f"disk space for decoded images, which the next encoder reuses (default: ${workspace.PIXELS}, else "
@@ -231,17 +230,6 @@ def positive(kind):
 
     number.__name__ = f"positive {kind.__name__}"
     return number
-
-
-def gigabytes(text: str) -> float:
-    """Returns a number of GB, from 0; an argparse type."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"write a number of GB, such as {workspace.USUAL_PIXELS}, or 0, not {text!r}")
-    return value
 
 
 def program_name() -> str:

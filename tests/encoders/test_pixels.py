@@ -160,7 +160,7 @@ def test_a_shard_with_an_unreadable_image_is_not_kept(two, paths, tmp_path, deco
 @pytest.mark.parametrize("text", ["-1", "much", "inf", "nan"])
 def test_a_budget_that_is_none_is_refused(monkeypatch, text):
     monkeypatch.setenv(workspace.PIXELS, text)
-    with pytest.raises(UserError, match=r"PANDERM_PIXELS=.* write a number of GB"):
+    with pytest.raises(UserError, match=r"PANDERM_PIXELS: .* write a number of GB"):
         workspace.pixel_budget()
 
 
