@@ -164,10 +164,8 @@ def _cost(protocol: Protocol, card: DatasetManifest) -> str:
         return f"profile {demo}."
     minutes = images * protocol.seconds_an_image / 60
     duration = f"{max(1, round(minutes))} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours"
-    paper = (
-        f"`paper` minutes on a GPU or about {duration} on two CPU cores, for {images:,} images through a large encoder"
-        f"{protocol.extra_time}"
-    )
+    large = f"for {images:,} images through a large encoder{protocol.extra_time}"
+    paper = f"`paper` about {duration} on two CPU cores, on a GPU not yet timed, {large}"
     return f"profile {paper}." if card.own else f"profile {demo}; profile {paper}."
 
 

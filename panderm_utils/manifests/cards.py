@@ -14,6 +14,7 @@ from panderm_utils.manifests.references import Reference, bibtex, cited_text
 
 UNKNOWN = "unknown"
 NOT_A_DEVICE = "Research only: this is not a medical device; do not use its output for diagnosis or treatment."
+LONG = 90  # characters of an address that fit a line
 ADDRESS = re.compile(r"(https?://[^\s<>]*[^\s<>.,;)])")
 FAULTS = "Known faults"
 
@@ -215,7 +216,15 @@ def _words(key: str) -> str:
 def _linked(text: str) -> str:
     """Returns text escaped for Markdown, its addresses as links."""
     parts = ADDRESS.split(text)
-    return "".join(f"<{html.escape(part)}>" if i % 2 else _escape(part) for i, part in enumerate(parts))
+    return "".join(_link(part) if i % 2 else _escape(part) for i, part in enumerate(parts))
+
+
+def _link(address: str) -> str:
+    """Returns a Markdown link; a long address, which a notebook would cut off, shows its site and its end."""
+    if len(address) <= LONG:
+        return f"<{html.escape(address)}>"
+    site, last = address.split("/")[2], address.rstrip("/").rsplit("/", 1)[1]
+    return f"[{_escape(f'{site}/…/{last}')}]({html.escape(address)})"
 
 
 def _escape(text: str) -> str:

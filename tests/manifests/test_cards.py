@@ -6,7 +6,7 @@ import re
 import pytest
 
 from panderm_utils import manifests
-from panderm_utils.manifests import Reference
+from panderm_utils.manifests import Card, Reference, Section
 
 SHIPPED = [name for name in manifests.list_datasets() if not manifests.load_dataset_manifest(name).own]
 ENTRY = re.compile(r"@(\w+)\{([A-Za-z0-9:_-]+),\n((?:  \w+ = \{.+\},\n)+)\}")
@@ -145,3 +145,12 @@ def test_two_publications_never_share_a_key():
     named = dataclasses.replace(other, key="li2020second")
     assert set(parse_bibtex(manifests.bibtex([one, named]))) == {"li2020", "li2020second"}
     assert manifests.bibtex([one, dataclasses.replace(one, cites="the masks")]) == one.bibtex()
+
+
+def test_a_long_address_is_a_link_that_fits_a_line():
+    long = f"https://example.org/{'a' * 100}/list_of_images.csv"
+    card = Card(
+        "title", "Datasheet", "", (Section("Use", {"List": f"{long}, the list alone", "Site": "https://a.org/b"}),)
+    )
+    assert rf"- **List:** [example.org/…/list\_of\_images.csv]({long}), the list alone" in card.markdown()
+    assert "- **Site:** <https://a.org/b>" in card.markdown()
