@@ -31,8 +31,8 @@ lint: $(BIN)/.installed  ## run the checks of CI and pre-commit
 	$(BIN)/nbstripout --verify --keep-id $$(git ls-files '*.ipynb')
 	$(BIN)/python run_all.py --sync --check
 
-lab: $(BIN)/.installed  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks/README.md
+lab: $(BIN)/.installed  ## open the start page in JupyterLab
+	JUPYTER_CONFIG_PATH=.jupyter $(BIN)/jupyter lab
 
 sync: $(BIN)/.installed  ## rewrite the sibling notebooks from the canonical ones
 	$(BIN)/python run_all.py --sync

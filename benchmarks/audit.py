@@ -11,7 +11,7 @@ core, once.
 
 import argparse
 
-from benchmarks.measuring import describe_machine, timed
+from benchmarks.measuring import conclude, describe_machine, timed
 
 # isort: split
 import numpy as np
@@ -77,7 +77,9 @@ def main(images: int, rows: int) -> None:
         print(f"{kind}, {len(table):,} x {x.shape[1]}: {seconds:.1f} s, one by one {one_by_one:,.0f} s", flush=True)
         print(f"  ratio {one_by_one / seconds:.1f}; all {IMAGES:,}: {at_all:.1f} minutes; peak memory {memory:,} MB")
     at_all = minutes * (IMAGES / len(table)) ** 2
-    print(f"together {at_all:.1f} minutes for {IMAGES:,} images (goal: {GOAL_MINUTES}, and {GOAL_MB:,} MB)")
+    title = f"search for shared images among {IMAGES:,}, from {len(table):,}"
+    conclude(title, at_all, GOAL_MINUTES, "minutes", at_most=True)
+    conclude(f"peak memory of {title}", memory, GOAL_MB, "MB", at_most=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 
+from benchmarks.measuring import conclude
 from panderm_utils import batch, results, workspace
+from panderm_utils.protocols import linear_probe
 
 ROUNDS = 5
 SEEDS = range(20)  # times 10 datasets and 5 encoders
@@ -25,7 +27,9 @@ SEEDS = range(20)  # times 10 datasets and 5 encoders
 def write_records(planned: batch.Plan, images: int = 1_232) -> None:
     """Writes one real record, and copies of it under every other run's name."""
     first = planned.runs[0]
-    run = results.begin_run("linear_probe", "ham10000", "panderm_large", 0, planned.space)
+    run = results.begin_run(
+        linear_probe.PROTOCOL, first.notebook.stem, first.parameters["encoder"], first.parameters["seed"], planned.space
+    )
     proba = np.random.default_rng(0).dirichlet(np.ones(7), size=images)
     table = results.prediction_table([f"ISIC_{i:07}.jpg" for i in range(images)], np.arange(images) % 7, proba)
     scores = pd.DataFrame(dict.fromkeys(("value", "low", "high"), 0.5), index=["accuracy", "auroc", "weighted_f1"])
@@ -52,7 +56,7 @@ if __name__ == "__main__":
         planning, skipping = [], []
         for number in range(ROUNDS):
             started = time.perf_counter()
-            planned = batch.make_plan(space, seeds=SEEDS)
+            planned = batch.make_plan(space, protocols=["linear_probe"], seeds=SEEDS)
             planning.append(time.perf_counter() - started)
             if number == 0:
                 write_records(planned)
@@ -62,5 +66,5 @@ if __name__ == "__main__":
             skipping.append((time.perf_counter() - started) / len(planned.runs))
             assert {outcome.status for outcome in outcomes} == {"skipped"}
     runs = len(planned.runs)
-    print(f"planning {runs:,} runs: {median(planning):.3f} s, first time {planning[0]:.3f} s (goal: under 1 s)")
-    print(f"a skipped run: {1e3 * median(skipping):.2f} ms, median of {ROUNDS} batches of {runs:,} (goal: under 10 ms)")
+    conclude(f"planning {runs:,} runs", median(planning), 1, "s", True, f"first time {planning[0]:.3f} s")
+    conclude("a skipped run", 1e3 * median(skipping), 10, "ms", True, f"median of {ROUNDS} batches of {runs:,}")

@@ -15,13 +15,13 @@ import numpy as np
 from sklearn import metrics as sk
 from sklearn.preprocessing import label_binarize
 
-from benchmarks.measuring import Pairs, describe_machine, timed
+from benchmarks.measuring import Pairs, conclude, describe_machine, timed
 from panderm_utils import stats
 from panderm_utils.results import peak_memory_mb
 
 REPLICATES = 1_000
 # images, classes, replicates of the loop per pair, goal: a common test split, and the largest tried
-SIZES = ((1_232, 7, 20, 300), (38_000, 16, 3, 20))
+SIZES = ((1_232, 7, 20, 800), (38_000, 16, 3, 200))
 
 
 def draw_predictions(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -60,13 +60,10 @@ def compare(images: int, classes: int, loop: int, goal: float, pairs: int) -> No
         ours = stats.bootstrap(stats.Scorer(y, proba), y, loop, seed=pair)
         difference = max(difference, np.abs(ours - naive).max())
         print(measured.add(naive_seconds * REPLICATES / loop, seconds / repeats), flush=True)
-    print(
-        f"{images:,} x {classes}, {REPLICATES:,} replicates: {measured.verdict(goal)}; the loop "
-        f"extrapolated from {loop} replicates per pair; largest difference from scikit-learn over {pairs * loop} "
-        f"replicates {difference:.1e} (goal <= 1e-12); peak memory of the process "
-        f"{peak_memory_mb()['process']} MB",
-        flush=True,
-    )
+    title = f"bootstrap, {images:,} x {classes}, {REPLICATES:,} replicates"
+    memory = f"peak memory of the process {peak_memory_mb()['process']} MB"
+    measured.conclude(title, goal, f"the loop extrapolated from {loop} replicates per pair; {memory}")
+    conclude(f"{title}: largest difference from scikit-learn, of {pairs * loop}", difference, 1e-12, "", True)
 
 
 if __name__ == "__main__":

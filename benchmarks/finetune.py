@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measuring import Pairs, describe_machine, draw_images, timed, unfuse_attention
-from benchmarks.steps import KINDS, compare_steps, measure_gpu, print_peak
+from benchmarks.steps import KINDS, compare_steps, print_peak
 
 # isort: split
 import torch
@@ -54,7 +54,7 @@ IMAGE_CASES = {  # width, height, suffix: (images, goal)
     (1500, 1500, "png"): (20, 15),
 }
 CLASSES, BATCH = 7, 16
-STEP_GOALS = {"fp32": 1.1, "fp32 checkpointed": 0.8, "bf16": 2, "bf16 checkpointed": 1.4}
+STEP_GOALS = {"fp32": 1.1, "fp32 checkpointed": 0.8, "bf16": 2.8, "bf16 checkpointed": 1.4}
 VIEW_CASES = {(600, 450, "jpg"): (40, 1.1), (1500, 1500, "jpg"): (20, 1.8)}
 
 
@@ -113,12 +113,9 @@ def compare_training_images(folder: Path, width: int, height: int, suffix: str, 
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), "not bit-equal"
         measured.add(naive, ours)
         without_copies.add(uncached, ours)
-    print(
-        f"training images, {width} x {height} {suffix.upper()}: {measured.verdict(goal)}; "
-        f"{measured.per_image(count)}, first epoch {1000 * first / count:.1f} ms; bit-equal; "
-        f"to this package without copies {median(without_copies.ratios):.2f}",
-        flush=True,
-    )
+    detail = f"{measured.per_image(count)}, first epoch {1000 * first / count:.1f} ms; bit-equal; "
+    detail += f"to this package without copies {median(without_copies.ratios):.2f}"
+    measured.conclude(f"training images, {width} x {height} {suffix.upper()}", goal, detail)
 
 
 def compare_views(folder: Path, width: int, height: int, suffix: str, count: int, goal: float, pairs: int):
@@ -140,11 +137,8 @@ def compare_views(folder: Path, width: int, height: int, suffix: str, count: int
         found, ours = timed(lambda: [tta_views(open_image(path), 5, 0, i) for i, path in enumerate(paths)])
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)), "not bit-equal"
         measured.add(naive, ours)
-    print(
-        f"five views from file, {width} x {height} {suffix.upper()}: {measured.verdict(goal)}; "
-        f"{measured.per_image(count)}; bit-equal",
-        flush=True,
-    )
+    title = f"five views from file, {width} x {height} {suffix.upper()}"
+    measured.conclude(title, goal, f"{measured.per_image(count)}; bit-equal")
 
 
 class Step:
@@ -208,5 +202,3 @@ if __name__ == "__main__":
     torch.set_num_threads(threads)
     if "steps" in parts:
         compare_steps("finetune", f"ViT-B, batch {BATCH}", Step, STEP_GOALS, 0.6, pairs)
-        if torch.cuda.is_available():  # upstream: 0.85 s per step, 39,406 MiB on an RTX 6000 Ada
-            measure_gpu("panderm_large, batch 128", lambda kind: Step(kind, "panderm_large", 128, "cuda"), 128)

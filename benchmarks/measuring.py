@@ -1,8 +1,9 @@
-"""Shared by the benchmarks: paired timings, median ratios with goals, drawn images, unfused attention.
+"""Shared by the benchmarks: paired timings, results beside their goals, drawn images, unfused attention.
 
 Import it before torch and the package: it disables progress bars, which tqdm checks only once.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -20,12 +21,37 @@ from PIL import Image
 
 from panderm_utils.results import describe_environment
 
+STARTED = time.perf_counter()  # before torch is imported, which takes seconds
+RESULTS = "PANDERM_BENCHMARK_RESULTS"  # environment variable: the file to which results are added
+
 
 def timed(call: Callable, *arguments, **options) -> tuple:
     """Returns the call's result and its seconds."""
     started = time.perf_counter()
     result = call(*arguments, **options)
     return result, time.perf_counter() - started
+
+
+def conclude(
+    title: str,
+    value: float,
+    goal: float,
+    unit: str = "times as fast as the naive way",
+    at_most: bool = False,
+    detail: str = "",
+) -> None:
+    """Prints a result beside its goal, which is a lower bound, or with `at_most` an upper one.
+
+    It is also added to the table of `python -m benchmarks`, if that runs the benchmark.
+    """
+    reached = value <= goal if at_most else value >= goal
+    goal_text = f"{'at most' if at_most else 'at least'} {goal:,g}: {'reached' if reached else 'MISSED'}"
+    measured = f"{value:,.4g} {unit}".rstrip()
+    print(f"{title}: {measured} (goal {goal_text}){'; ' if detail else ''}{detail}", flush=True)
+    if RESULTS in os.environ:
+        facts = {"title": title, "value": measured, "goal": goal_text, "detail": detail}
+        with Path(os.environ[RESULTS]).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
 
 
 @dataclass
@@ -45,10 +71,10 @@ class Pairs:
     def ratios(self) -> list[float]:
         return [naive / ours for naive, ours in zip(self.naive, self.ours, strict=True)]
 
-    def verdict(self, goal: float) -> str:
-        """Returns the median ratio and whether it reaches the goal; single pairs vary, as the host may stall."""
-        middle, pairs = median(self.ratios), " ".join(f"{ratio:.2f}" for ratio in self.ratios)
-        return f"median ratio {middle:.2f} (goal {goal}: {'reached' if middle >= goal else 'missed'}; pairs {pairs})"
+    def conclude(self, title: str, goal: float, detail: str = "") -> None:
+        """Prints the median ratio beside its goal; single pairs vary, as the host may stall."""
+        pairs = f"pairs {' '.join(f'{ratio:.2f}' for ratio in self.ratios)}"
+        conclude(title, median(self.ratios), goal, detail="; ".join(filter(None, [pairs, detail])))
 
     def per_image(self, count: int) -> str:
         """Returns the median times of both ways per image, for pairs of `count` images."""

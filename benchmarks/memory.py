@@ -57,6 +57,7 @@ def peak_of(what: str, *arguments: str) -> tuple[float, str]:
 
 def main() -> None:
     from benchmarks.batch import mark_drawn, write_records
+    from benchmarks.measuring import conclude
     from panderm_utils import batch, workspace
 
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +66,7 @@ def main() -> None:
         write_records(planned, images=20)
         mark_drawn(planned)
         peak, _ = peak_of("run_batch", folder)
-    print(f"a batch with {len(planned.runs):,} planned runs: {peak:.0f} MB (goal: under {GOAL})", flush=True)
+    conclude(f"peak memory of a batch with {len(planned.runs):,} planned runs", peak, GOAL, "MB", at_most=True)
     for count in COUNTS:
         with tempfile.TemporaryDirectory() as folder:
             peak, line = peak_of("extract", folder, str(count))

@@ -9,7 +9,7 @@ transformer's: a spectrum that falls as 1/rank, class means along it, an offset,
 
 import argparse
 
-from benchmarks.measuring import Pairs, describe_machine
+from benchmarks.measuring import Pairs, conclude, describe_machine
 
 # isort: split
 import torch
@@ -41,12 +41,11 @@ def compare(rows: int, width: int, classes: int, goal: float, pairs: int) -> Non
         naive = fit_linear_probe(x, y, classes, solver="published")
         ours = fit_linear_probe(x, y, classes, solver="converged")
         print(measured.add(naive.seconds, ours.seconds), flush=True)
-    print(
-        f"{rows:,} x {width:,} x {classes}: {measured.verdict(goal)}; iterations "
-        f"{naive.iterations} / {ours.iterations}; objective published {naive.objective:.9f}, "
-        f"converged {ours.objective:.9f}, difference {ours.objective - naive.objective:+.1e} (goal <= +1e-7)",
-        flush=True,
-    )
+    title = f"probe, {rows:,} x {width:,} x {classes}"
+    measured.conclude(title, goal, f"iterations {naive.iterations} / {ours.iterations}")
+    objectives = f"published {naive.objective:.9f}, converged {ours.objective:.9f}"
+    above = ours.objective - naive.objective
+    conclude(f"{title}: objective above the published one's", above, 1e-7, "", True, objectives)
 
 
 if __name__ == "__main__":

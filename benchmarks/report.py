@@ -17,7 +17,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 
-from benchmarks.measuring import describe_machine, timed
+from benchmarks.measuring import conclude, describe_machine, timed
 from panderm_utils import batch, results, stats, workspace
 from panderm_utils.pool import in_processes
 from panderm_utils.protocols import linear_probe
@@ -62,10 +62,6 @@ def command(flag: str, outputs: Path) -> str:
     return done.stdout.strip()
 
 
-def verdict(title: str, seconds: float) -> str:
-    return f"{title}: {seconds:.1f} s (goal: under {GOAL} s, {'reached' if seconds < GOAL else 'missed'})"
-
-
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         outputs = Path(folder).resolve()
@@ -76,9 +72,9 @@ if __name__ == "__main__":
         size = sum(path.stat().st_size for path in space.records.rglob("*")) / 1e6
         print(f"{describe_machine()}\n{RECORDS} records written in {seconds:.0f} s: {size:.0f} MB", flush=True)
         _, bare = timed(command, "--report", outputs)
-        print(verdict(f"--report of {RECORDS} records", bare), flush=True)
+        conclude(f"--report of {RECORDS} records", bare, GOAL, "s", at_most=True)
         text, seconds = timed(command, "--verify", outputs)
-        print(verdict(f"--verify of {RECORDS} records", seconds), f"\n  {text}", flush=True)
+        conclude(f"--verify of {RECORDS} records", seconds, GOAL, "s", at_most=True, detail=text)
         for run in planned.runs[:NOTEBOOKS]:
             write_notebook(run)
         mb = planned.runs[0].output.stat().st_size / 1e6

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from statistics import median
 
-from benchmarks.measuring import Pairs, timed
+from benchmarks.measuring import Pairs, conclude, timed
 
 # isort: split
 import torch
@@ -67,30 +67,10 @@ def compare_steps(
             print(f"  pair {turn}: {times}", flush=True)
     for kind, goal in ((kind, goal) for kind, goal in goals.items() if kind in kinds):
         measured, ratio = Pairs(spent["naive"], spent[kind]), memory[kind] / memory["naive"]
-        reached = "reached" if ratio <= memory_goal else "missed"
-        print(
-            f"training step, {title}, {kind}: {measured.verdict(goal)}; {median(spent['naive']):.2f} -> "
-            f"{median(spent[kind]):.2f} s; peak memory {memory['naive']:.1f} -> {memory[kind]:.1f} GB, {ratio:.2f}"
-            + (f" (goal {memory_goal}: {reached})" if "checkpointed" in kind else ""),
-            flush=True,
-        )
-
-
-def measure_gpu(title: str, make: Callable[[str], Callable], batch: int, count: int = 10) -> None:
-    """Prints speed and memory of steps on a GPU; the naive step's come first, for ratios of one run."""
-    for kind, compiled in (("naive", False), ("bf16", False), ("bf16 checkpointed", False), ("bf16", True)):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        step = make(kind)
-        if compiled:
-            step.model.compile()
-        for _ in range(3):
-            step()
-        seconds = median(timed(step)[1] for _ in range(count))
-        print(
-            f"{torch.cuda.get_device_name()}: {title}, {kind}{', compiled' if compiled else ''}: "
-            f"{seconds:.3f} s per step, {batch / seconds:.0f} images per second, peak "
-            f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB",
-            flush=True,
-        )
-        del step
+        peaks = f"peak memory {memory['naive']:.1f} -> {memory[kind]:.1f} GB"
+        seconds = f"{median(spent['naive']):.2f} -> {median(spent[kind]):.2f} s"
+        measured.conclude(f"training step, {title}, {kind}", goal, f"{seconds}; {peaks}")
+        if "checkpointed" in kind:
+            conclude(
+                f"memory of a training step, {title}, {kind}", ratio, memory_goal, "of the naive way's", True, peaks
+            )

@@ -18,6 +18,7 @@ from threading import Event
 
 import nbformat
 
+from benchmarks.measuring import conclude
 from panderm_utils.batch.execution import child_environment, execute_once
 from panderm_utils.batch.jobs import Job
 from panderm_utils.batch.warm_kernels import START, Server
@@ -63,18 +64,14 @@ def main() -> None:
     cold, warm = (median(seconds[how]) for how in ("cold", "warm"))
     for how in seconds:
         print(f"a notebook that prints, {how}: {' '.join(f'{s:.2f}' for s in seconds[how])} s", flush=True)
-    verdict = "reached" if warm <= GOAL else "missed"
-    print(
-        f"medians: cold {cold:.2f} s, warm {warm:.2f} s (goal {GOAL}: {verdict}), ratio {warm / cold:.2f}", flush=True
-    )
+    conclude("a warm start of a notebook that prints", warm, GOAL, "s", at_most=True, detail=f"cold {cold:.2f} s")
     print(f"the first run, which waits for the server's imports: {first:.2f} s", flush=True)
     if "--demo" in sys.argv:
         with tempfile.TemporaryDirectory() as folder:
             took = {how: demo(f"{folder}/{how}", how) for how in ("warm", "cold")}
         ratio = took["warm"] / took["cold"]
-        verdict = "reached" if ratio <= DEMO_GOAL else "missed"
-        print(f"the demo: cold {took['cold']:.0f} s, warm {took['warm']:.0f} s,", end=" ")
-        print(f"ratio {ratio:.2f} (goal {DEMO_GOAL}: {verdict})")
+        seconds = f"cold {took['cold']:.0f} s, warm {took['warm']:.0f} s"
+        conclude("the demo with warm starts", ratio, DEMO_GOAL, "of the time of cold ones", True, seconds)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_file(path: Path, content: str | bytes) -> Path:
+def write_file(path: Path, content: str | bytes | memoryview) -> Path:
     """Writes a file, text as UTF-8, by `replacing`; returns its path."""
     with replacing(path) as new:
         new.write_bytes(content.encode() if isinstance(content, str) else content)

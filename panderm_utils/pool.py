@@ -11,6 +11,8 @@ from functools import partialmethod
 
 from tqdm import tqdm
 
+from panderm_utils.system import has_parent
+
 POLL = 1.0  # seconds between checks whether the parent is alive
 
 
@@ -64,6 +66,6 @@ def _prepare(parent: int, leaf: bool) -> None:
 
 def _end_with(parent: int) -> None:
     """Ends this process if its parent is killed; it would wait forever for the next item."""
-    while os.getppid() == parent:
+    while has_parent(parent):
         time.sleep(POLL)
     os._exit(1)

@@ -20,6 +20,7 @@ FOLDERS = {
     "weights_root": ("PANDERM_WEIGHTS_ROOT", "weights"),
     "output_root": ("PANDERM_OUTPUT_ROOT", "outputs"),
 }
+PIXELS, USUAL_PIXELS = "PANDERM_PIXELS", 20  # environment variable and default, in GB; see `pixel_budget`
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,23 @@ def settle_folder(name: str, override: str | Path | None = None) -> Path:
     variable, default = FOLDERS[name]
     folder = override or os.environ.get(variable) or REPOSITORY / default
     return settle_path(folder)
+
+
+def pixel_budget() -> int:
+    """Returns the bytes that decoded images below a cache folder may use (`encoders.pixels`); 0: none are kept.
+
+    Raises:
+        UserError: The variable, which --pixels sets, is not a number of GB.
+    """
+    text = os.environ.get(PIXELS) or str(USUAL_PIXELS)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < float("inf"):
+        remedy = f"write a number of GB, such as {USUAL_PIXELS}, or 0 to keep no decoded images"
+        raise UserError(f"--pixels or {PIXELS}: {text!r}; {remedy}")
+    return int(gigabytes * 1e9)
 
 
 def settle_path(path: str | Path) -> Path:

@@ -18,7 +18,7 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 
 # Folders and files that take longest: they begin first, so that neither process is left alone with one of them.
-LONGEST = ("notebooks/", "batch/test_slurm", "chaos/", "batch/", "protocols/", "classifiers/", "data/")
+LONGEST = ("notebooks/", "batch/test_slurm", "chaos/", "batch/", "protocols/", "tutorial/", "classifiers/", "data/")
 # What starts processes, kernels, browsers or trainings; `make test-fast` runs the others.
 SLOW = (
     "notebooks/",
@@ -30,6 +30,7 @@ SLOW = (
     "test_disk",
     "test_messages",
     "test_pool",
+    "test_system",
     "test_torchvision",
     "test_project",
     "data/test_hostile",
@@ -42,6 +43,7 @@ SLOW = (
     "protocols/test_toy",
     "results/test_records",
     "results/test_scoreboard",
+    "tutorial/test_lessons",
 )
 
 

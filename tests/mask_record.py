@@ -15,6 +15,7 @@ PROTOCOL = Protocol(
     reproduces="nothing",
     teaches="nothing",
     seconds_an_image=0.0,
+    demo_time="no time",
     settings={"replicates": 1000},
     recompute=segmentation.recompute_masks,
     metric="jaccard",

@@ -61,6 +61,22 @@ def test_conda_environment_installs_the_same_package_with_the_same_pins(project)
     assert '-c constraints.txt -e ".[test]"' in makefile  # the same line as make demo
 
 
+def test_the_docker_image_has_the_same_package_pins_and_start_page_and_no_data(project):
+    """By reading: it is built nowhere."""
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", "").splitlines()
+    steps = [tuple(line.split(" ", 1)) for line in lines if line and not line.startswith("#")]
+    ((_, image),) = [step for step in steps if step[0] == "FROM"]
+    assert Requirement(f"python{project['requires-python']}").specifier.contains(re.search(r":([\d.]+)-slim", image)[1])
+    assert any("-c constraints.txt -e ." in text for name, text in steps if name == "RUN")
+    *_, user, settings, _, command = steps  # whatever is installed is installed before
+    assert user == ("USER", "${NB_USER}")
+    assert (ROOT / settings[1].rpartition("/")[2] / "jupyter_lab_config.json").is_file()
+    assert "JUPYTER_CONFIG_PATH=.jupyter $(BIN)/jupyter lab" in (ROOT / "Makefile").read_text()
+    assert json.loads(command[1])[:2] == ["jupyter", "lab"]
+    left_out = set((ROOT / ".dockerignore").read_text().split())
+    assert {".git", ".venv", "outputs", "data", "weights"} <= left_out
+
+
 def test_the_packages_that_the_package_imports_are_its_dependencies(project):
     wanted = project["dependencies"] + project["optional-dependencies"]["cluster"]
     declared = {canonicalize_name(Requirement(r).name) for r in wanted}

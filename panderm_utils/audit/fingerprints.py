@@ -60,7 +60,11 @@ def fingerprint_files(
     """
     about = {"format": FORMAT, "bits": BITS, "pillow": PIL.__version__}
     width = DIGEST + BITS // 8
-    store = None if cache is None else ShardCache(Path(cache) / "fingerprints", about, width, np.uint8, len(paths))
+    store = (
+        None
+        if cache is None
+        else ShardCache(Path(cache) / "fingerprints", about, width, np.uint8, len(paths), what="fingerprints")
+    )
     rows, files = np.zeros((len(paths), width), np.uint8), np.zeros((len(paths), DIGEST), np.uint8)
     unreadable = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(paths), desc=label, unit="image", delay=1) as bar:

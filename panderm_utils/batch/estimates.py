@@ -15,8 +15,10 @@ from panderm_utils.batch.jobs import Job, Plan
 from panderm_utils.batch.needs import Need, find_encoder, weights_need
 from panderm_utils.disk import free
 from panderm_utils.results import is_done
+from panderm_utils.workspace import pixel_budget
 
 FLOAT_BYTES = 4  # of a feature
+PIXEL_BYTES = 3 * 224 * 224  # of a decoded image
 REGISTRATION = re.compile(r"regist|agreement|on request|form\b", re.IGNORECASE)
 
 
@@ -170,9 +172,8 @@ def _describe_costs(plan: Plan, undone: list[Job], costs: Costs) -> list[str]:
             lines.append(f"{kind} time: {total} for {len(costs)} runs, estimated from similar runs")
     if unknown:
         lines.append(f"Time and memory of {unknown} runs: unknown, no similar run has a record")
-    lines.append(
-        f"Disk space needed: {_features(plan, undone)}; {_checkpoints(plan, undone)}; free: {_free(plan.space.root)}"
-    )
+    needed = "; ".join((_features(plan, undone), _pixels(plan, undone), _checkpoints(plan, undone)))
+    lines.append(f"Disk space needed: {needed}; free: {_free(plan.space.root)}")
     return lines
 
 
@@ -188,6 +189,17 @@ def _features(plan: Plan, undone: list[Job]) -> str:
         else:
             unknown.add(dataset if not sizes else encoder)
     return _amount("features", size, ", ".join(sorted(unknown)))
+
+
+def _pixels(plan: Plan, undone: list[Job]) -> str:
+    """Returns the disk space of the images that are decoded for the runs, once for all encoders, within the budget."""
+    budget, sizes = pixel_budget(), []
+    for dataset in dict.fromkeys(run.notebook.stem for run in undone if not _trains(run)):
+        sizes.append(None if plan.space.synthetic else manifests.load_dataset_manifest(dataset).split_sizes)
+    size = sum(PIXEL_BYTES * sum(splits.values()) for splits in sizes if splits)
+    if not budget or (all(sizes) and size <= budget):
+        return _amount("decoded images", min(size, budget), "")
+    return f"decoded images at most {_bytes(budget)} (--pixels GB)"
 
 
 def _checkpoints(plan: Plan, undone: list[Job]) -> str:

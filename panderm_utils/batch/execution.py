@@ -1,13 +1,12 @@
 """Executes one notebook in its own papermill process and returns the outcome.
 
-POSIX: the process has its own session, so Ctrl-C in the terminal reaches only the batch, which then ends the process.
+The process has its own session, so Ctrl-C in the terminal reaches only the batch, which then ends the process.
 """
 
 import dataclasses
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -17,12 +16,13 @@ from pathlib import Path
 
 import yaml
 
+from panderm_utils import system
 from panderm_utils.batch import leftovers
 from panderm_utils.batch.jobs import Job
-from panderm_utils.batch.lock import try_lock
 from panderm_utils.batch.warm_kernels import LOST, Run, Server
 from panderm_utils.disk import free, no_room, room_for, temporary
 from panderm_utils.results import is_done
+from panderm_utils.system import try_lock
 from panderm_utils.workspace import REPOSITORY
 
 POLL = 0.1  # seconds
@@ -185,11 +185,12 @@ def child_environment(jobs: int) -> dict[str, str]:
     """Returns the environment for a papermill process, one of `jobs` that share the cores."""
     # "python3" must be the kernel of this environment, activated or not, whatever other kernels the user has.
     environment = {k: v for k, v in os.environ.items() if k != "JUPYTER_PATH"} | {"JUPYTER_PREFER_ENV_PATH": "1"}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = system.count_cores()
     cores = min(cores, int(os.environ.get("SLURM_CPUS_ON_NODE", cores)))  # some Slurm setups show all cores of a node
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         environment.setdefault(name, str(max(1, cores // jobs)))
     environment["JUPYTER_DEFAULT_PROVISIONER_NAME"] = "panderm"  # see `kernels`
+    environment.setdefault("PYTHONUTF8", "1")  # logs are read as UTF-8, whatever the language of the system
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting slow the other runs down
     return environment
 
@@ -213,13 +214,13 @@ def diagnose(notebook: Path, log: Path) -> tuple[str, str]:
 
 def _describe_kill(code: int, log: Path) -> str | None:
     """Returns the message that the kernel did not start, or that it or papermill was killed; None in other cases."""
-    if code == -signal.SIGKILL:
+    if code == -system.SIGKILL:
         return "papermill was killed, probably because memory ran out"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     if "Executing Cell" not in text and any(message in text for message in NOT_STARTED):
         return f"the kernel did not start ({_last_line(text)})"
     exit_line = EXIT_LINE.search(text)
-    if exit_line and int(exit_line[1]) == 128 + signal.SIGKILL:
+    if exit_line and int(exit_line[1]) == 128 + system.SIGKILL:
         code, memory = exit_line.groups()
         return f"the kernel was killed, probably because memory ran out: exit code {code}, peak memory {memory} MB"
     return None
@@ -243,7 +244,7 @@ def _run_papermill(job, partial, parameters, log, environment, timeout, stop, wa
         stderr=subprocess.STDOUT,
         env=environment | mark,
         cwd=REPOSITORY,
-        start_new_session=True,
+        **system.DETACHED,
     )
     ended = None
     while (code := process.poll()) is None and ended is None:

@@ -8,7 +8,6 @@ this one as "panderm", and `execution.child_environment` selects it.
 
 import asyncio
 import os
-import resource
 import signal
 import sys
 import uuid
@@ -16,6 +15,7 @@ from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
 
+from panderm_utils import system
 from panderm_utils.batch.warm_server import wake_kernel
 from panderm_utils.messages import EXTENSION
 
@@ -33,7 +33,7 @@ class TellingProvisioner(LocalProvisioner):
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         # "@": an abstract socket, which leaves no file behind. A restarted kernel keeps its address.
-        if sys.platform == "linux" and self.parent and self.parent.transport == "tcp":
+        if system.LINUX and self.parent and self.parent.transport == "tcp":
             self.parent.transport, self.parent.ip = "ipc", f"@panderm-{uuid.uuid4().hex}"
         return await super().pre_launch(**kwargs)
 
@@ -59,8 +59,7 @@ class TellingProvisioner(LocalProvisioner):
         code = await super().poll()
         if self.process and code is not None and not self.printed:
             self.printed = True
-            peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # bytes on macOS, kilobytes elsewhere
-            megabytes = round(peak / (1e6 if sys.platform == "darwin" else 1e3))
-            line = EXIT_LINE.format(code=code if code >= 0 else 128 - code, megabytes=megabytes)
-            print(line, file=sys.stderr, flush=True)
+            if (peak := system.peak_memory(children=True)) is not None:
+                line = EXIT_LINE.format(code=code if code >= 0 else 128 - code, megabytes=peak)
+                print(line, file=sys.stderr, flush=True)
         return code

@@ -9,18 +9,19 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
 
-from panderm_utils.batch.lock import start_time, try_lock
+from panderm_utils import system
+from panderm_utils.batch.lock import start_time
 from panderm_utils.disk import owner_of
+from panderm_utils.system import try_lock
 
 RUN = "PANDERM_RUN"
-GRACE = 10.0  # seconds from SIGINT to SIGKILL
+GRACE = 10.0  # seconds from interrupting to killing
 POLL = 0.1  # seconds
 
 
@@ -56,13 +57,13 @@ def end_processes(find: Callable[[], list[psutil.Process]]) -> int:
     topmost = {process for process in processes if _parent(process) not in pids}
     signalled = set(processes)
     try:
-        _signal(topmost, signal.SIGINT)
+        _end(topmost, system.interrupt)
         _wait_until(lambda: not any(map(_is_alive, topmost)), GRACE)
         _wait_until(lambda: not find(), 5 * POLL)  # time for their children to notice
     finally:  # Ctrl-C cuts the wait short, but no process may remain
         deadline = time.monotonic() + GRACE
         while (rest := find()) and time.monotonic() < deadline:
-            _signal(rest, signal.SIGKILL)
+            _end(rest, psutil.Process.kill)
             signalled.update(rest)
             time.sleep(POLL / 10)
         # A dying process loses its environment, by which it is found, before it closes the log that it has locked.
@@ -133,10 +134,10 @@ def _parent(process: psutil.Process) -> int | None:
         return process.ppid()
 
 
-def _signal(processes: Iterable[psutil.Process], number: int) -> None:
+def _end(processes: Iterable[psutil.Process], how: Callable[[psutil.Process], None]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            process.send_signal(number)
+            how(process)
 
 
 def _wait_until(done: Callable[[], bool], seconds: float) -> None:

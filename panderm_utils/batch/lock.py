@@ -24,11 +24,7 @@ from pathlib import Path
 import psutil
 
 from panderm_utils.messages import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows, where notebooks run in JupyterLab only
-    fcntl = None
+from panderm_utils.system import try_lock
 
 NAME = "batch.lock"
 HEARTBEAT = 10.0  # seconds
@@ -72,21 +68,6 @@ def lock_folder(root: Path, say: Callable[[str], None] = print) -> Iterator[None
             with contextlib.suppress(OSError):  # the folder may be gone by now
                 if _read_owner(root / NAME) == owner:
                     file.truncate(0)
-
-
-def try_lock(file) -> bool:
-    """Locks an open file with flock and returns True, or returns False at once if another process holds the lock.
-
-    The lock is held until this process and all that inherit the open file have closed it or ended. True as well on a
-    file system without locks.
-    """
-    with contextlib.suppress(OSError):  # a file system without locks
-        try:
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-    return True
 
 
 def start_time(pid: int) -> str | None:
@@ -166,4 +147,4 @@ def _content_and_time(path: Path) -> tuple[bytes, int]:
 
 
 def _boot() -> str:
-    return BOOT.read_text().strip() if BOOT.exists() else ""
+    return BOOT.read_text(encoding="ascii").strip() if BOOT.exists() else ""

@@ -23,9 +23,9 @@ from panderm_utils.batch.progress import Progress
 from panderm_utils.batch.warm_kernels import Server
 from panderm_utils.manifests import MANIFEST_ROOT
 from panderm_utils.results import is_done
+from panderm_utils.system import END_SIGNALS
 from panderm_utils.workspace import REPOSITORY
 
-END_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 MAX_LISTED = 20  # skipped runs that the summary lists one by one
 
 
@@ -175,7 +175,8 @@ def run_paper_notebooks(
     for job, outcome in outcomes.items():
         if outcome.status == "done":
             # Of notebooks executed at once, it is not known which wrote which file: each is listed for all of them.
-            _stamp_file(job).write_text(json.dumps({"inputs": digests[job], "files": sorted(map(str, drawn))}))
+            stamp = json.dumps({"inputs": digests[job], "files": sorted(map(str, drawn))})
+            _stamp_file(job).write_text(stamp, encoding="utf-8")
     return [outcomes.get(job) or Outcome(job, "skipped") for job in plan.paper]
 
 
@@ -200,7 +201,7 @@ def _inputs_digest(job: Job, plan: Plan) -> str:
 
 def _is_drawn(job: Job, inputs: str) -> bool:
     try:
-        stamp = json.loads(_stamp_file(job).read_text())
+        stamp = json.loads(_stamp_file(job).read_bytes())
     except (OSError, ValueError):
         return False
     return stamp["inputs"] == inputs and all(Path(p).is_file() for p in [*stamp["files"], job.output])
@@ -258,7 +259,7 @@ def _split(text: str) -> list[str]:
 def _driver_gpus() -> list[str]:
     """Returns the indices of the GPUs that the driver lists, none without a driver."""
     try:
-        output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return []
     lines = [line for line in output.splitlines() if line.startswith("GPU ")]

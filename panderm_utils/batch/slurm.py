@@ -22,6 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from panderm_utils import system
 from panderm_utils.batch.estimates import Costs
 from panderm_utils.batch.execution import Outcome, child_environment, execute
 from panderm_utils.batch.jobs import Job, Plan
@@ -50,8 +51,10 @@ def run_on_slurm(
         sbatch_options: See `settle_options`.
 
     Raises:
-        PlanError: submitit or Slurm is not available, or Slurm rejects the jobs.
+        PlanError: submitit, Slurm or Linux is not available, or Slurm rejects the jobs.
     """
+    if not system.LINUX:
+        raise PlanError("--slurm: Slurm runs on Linux; give this command on a node of the cluster")
     settled = settle_options(plan.runs, sbatch_options)
     name, folder, costs = job_name(plan), plan.space.root / "slurm", Costs(plan.space.records)
     queue_file = folder / "jobs.json"

@@ -120,7 +120,7 @@ def stamp_parameters(source: str, card: DatasetManifest, place: Path) -> str:
 
 
 def title_markdown(protocol: Protocol, card: DatasetManifest) -> str:
-    """Returns the title cell: the question, what it reproduces, the published score, the cost, what a reader learns."""
+    """Returns the title cell: question, what it reproduces, published score, cost, what one learns, data."""
     lines = [
         f"# {' '.join(card.title.split())}: {protocol.title}",
         "",
@@ -130,6 +130,7 @@ def title_markdown(protocol: Protocol, card: DatasetManifest) -> str:
         *[f"- **Published:** {line}" for line in _published(protocol, card)],
         f"- **Takes:** {_cost(protocol, card)}",
         f"- **You learn** {protocol.teaches}.",
+        *manifests.short_card(card),
     ]
     return "\n".join(lines)
 
@@ -156,17 +157,15 @@ def _published(protocol: Protocol, card: DatasetManifest) -> list[str]:
 
 
 def _cost(protocol: Protocol, card: DatasetManifest) -> str:
-    demo = "`demo` about a minute on two CPU cores, on drawn images with a tiny encoder"
+    demo = f"`demo` about {protocol.demo_time} on two CPU cores, on drawn images with a tiny encoder"
     sizes = card.split_sizes or {}
     images = sum(sizes.get(split, 0) for split in ("train", "test"))
     if not images:
         return f"profile {demo}."
     minutes = images * protocol.seconds_an_image / 60
     duration = f"{max(1, round(minutes))} minutes" if minutes < 100 else f"{minutes / 60:.0f} hours"
-    paper = (
-        f"`paper` minutes on a GPU or about {duration} on two CPU cores, for {images:,} images through a large encoder"
-        f"{protocol.extra_time}"
-    )
+    large = f"for {images:,} images through a large encoder{protocol.extra_time}"
+    paper = f"`paper` about {duration} on two CPU cores, on a GPU not yet timed, {large}"
     return f"profile {paper}." if card.own else f"profile {demo}; profile {paper}."
 
 

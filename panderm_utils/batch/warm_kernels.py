@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import BinaryIO
 
+from panderm_utils import system
 from panderm_utils.batch.leftovers import RUN
 from panderm_utils.batch.warm_server import MAX_REQUEST
 from panderm_utils.workspace import REPOSITORY
@@ -49,7 +50,7 @@ class Server(contextlib.AbstractContextManager):
             waiting: How many runs there are; if all run at once, importing in each takes no longer than in the server.
         """
         mode = os.environ.get(START)
-        if sys.platform != "linux" or mode == "cold" or (waiting <= at_once and mode != "warm"):
+        if not system.FORKS or mode == "cold" or (waiting <= at_once and mode != "warm"):
             return
         if self._process and self._environment == environment:
             return
@@ -66,7 +67,7 @@ class Server(contextlib.AbstractContextManager):
                 env=padded,
                 cwd=REPOSITORY,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,
+                **system.DETACHED,
             )
         self._environment = environment
 

@@ -73,14 +73,17 @@ class _Standby:
                 return False
         return True
 
-    def poll(self, options: int = os.WNOHANG) -> int | None:
+    def poll(self) -> int | None:
+        return self._reap(os.WNOHANG)
+
+    def wait(self) -> int:
+        return self._reap(0)
+
+    def _reap(self, options: int) -> int | None:
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, options)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
-
-    def wait(self) -> int:
-        return self.poll(0)
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

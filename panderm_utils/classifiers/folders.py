@@ -25,8 +25,8 @@ from panderm_utils.classifiers.classifier import Classifier, Predicted, load_cla
 from panderm_utils.classifiers.segmenter import Segmented, Segmenter, load_segmenter
 from panderm_utils.classifiers.views import ClassifierError
 from panderm_utils.disk import room_for
+from panderm_utils.manifests import NOT_A_DEVICE
 
-NOT_A_DEVICE = "Research only: this is not a medical device; do not use its output for diagnosis or treatment."
 SYNTHETIC = " It was trained on drawn images: its output on real ones means nothing."
 READING = ' Read this file with pandas.read_csv(file, comment="#").'
 PARTIAL = ".partial"  # ending of the file until it is complete

@@ -9,8 +9,9 @@ from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
 
-from panderm_utils import batch, manifests, pool, protocols, results, workspace
+from panderm_utils import batch, manifests, pool, protocols, results, system, workspace
 from panderm_utils.cli.audit import audit_data
+from panderm_utils.cli.cite import cite
 from panderm_utils.cli.features import write_features
 from panderm_utils.cli.fetch import fetch
 from panderm_utils.cli.own_data import add_dataset
@@ -22,6 +23,8 @@ INTERRUPTED = 130  # the exit status after Ctrl-C
 
 def main(arguments: list[str] | None = None, notebooks: Path = batch.NOTEBOOKS) -> int:
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    if options.pixels not in (None, True):
+        os.environ[workspace.PIXELS] = options.pixels  # for the notebooks' kernels too
     try:
         with ending_cleanly():
             status = act(options, notebooks)
@@ -49,7 +52,7 @@ def ending_cleanly():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), output)
         signal.default_int_handler(number, frame)
 
-    numbers = [getattr(signal, name, signal.SIGTERM) for name in ("SIGTERM", "SIGHUP")]
+    numbers = [number for number in system.END_SIGNALS if number != signal.SIGINT]
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:
         if before[number] != signal.SIG_IGN:  # nohup ignores SIGHUP on purpose
@@ -78,11 +81,14 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
             return check_data(options)
         if options.audit is not None:
             return audit_data(options)
+        if options.cite:
+            return cite(options)
         if options.sync or options.check:
             return sync_or_check(options, notebooks)
         folders = (options.data_root, options.weights_root, options.output_root)
         selection = (options.datasets, options.encoders, options.protocols, options.seeds)
         space = workspace.open_workspace(options.profile, *folders)
+        workspace.pixel_budget()  # refuses a wrong one before anything runs
         gpus = batch.read_gpus(options.gpus) if options.gpus else ()
         planned = batch.make_plan(space, *selection, overrides=options.p, notebooks=notebooks)
         if options.only is not None:
@@ -188,7 +194,7 @@ def check_data(options: argparse.Namespace) -> int:
     if not there:
         print(f"{program_name()}: no dataset is in {root}; see {program()} --profile paper --plan", file=sys.stderr)
         return 1
-    text, usable = batch.check_data(there, root, options.pixels)
+    text, usable = batch.check_data(there, root, options.pixels is True)
     print(text)
     if absent := [card.name for card in cards if card not in there]:
         print(f"\nNot there: {', '.join(absent)}; see {program()} --profile paper --plan")

@@ -25,6 +25,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
   python run_all.py --features panderm_large --images DIR --to features.npz
   python run_all.py --predict RUN --images DIR --to FILE.csv    or, for masks, --to DIR
   python run_all.py --verify                           recompute every number from the stored predictions
+  python run_all.py --cite > used.bib                  what to cite: datasets and encoders of existing records
 
 Runs that have a record are skipped, a failure does not stop the rest, and Ctrl-C leaves only complete records.
 Exit status: 0 all done; 1 something failed or is missing; 2 nothing was started, because of wrong arguments, an output
@@ -76,6 +77,14 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--retries", type=int, default=1, metavar="N", help="retries after a killed kernel (default: 1)")
     how.add_argument("--force", action="store_true", help="repeat runs that have a record")
     how.add_argument("--timeout", type=positive(float), metavar="SECONDS", help="stop a run that takes longer")
+    how.add_argument(
+        "--pixels",
+        nargs="?",
+        const=True,
+        metavar="GB",
+        help=f"disk space for decoded images, which the next encoder reuses (default: ${workspace.PIXELS}, else "
+        f"{workspace.USUAL_PIXELS}; 0: none); without a number, with --check-data: also decode every image",
+    )
     slurm = parser.add_argument_group("a Slurm cluster")
     slurm.add_argument(
         "--slurm", action="store_true", help="execute there, --jobs runs at once; repeat the command to attach"
@@ -121,13 +130,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="find copies, lesions and patients in two splits or datasets, and their cost; default: all that are there",
     )
     complete(named, manifests.list_datasets)
-    other.add_argument("--pixels", action="store_true", help="with --check-data: also decode every image")
     other.add_argument(
         "--report", action="store_true", help="write the report of existing records (a batch does so at its end)"
     )
     other.add_argument(
         "--verify", action="store_true", help="recompute every metric of every record from its predictions"
     )
+    other.add_argument("--cite", action="store_true", help="print the BibTeX of all that existing records used")
     other.add_argument("--sync", action="store_true", help="rewrite the sibling notebooks from the canonical ones")
     other.add_argument(
         "--check", action="store_true", help="check manifests and notebooks; with --sync: notebooks only"
@@ -194,8 +203,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         parser.error("--from DIR and --accept-licence NAME go with --fetch")
     if options.verbose and not options.plan:
         parser.error("--verbose goes with --plan")
-    if options.pixels and options.check_data is None:
-        parser.error("--pixels goes with --check-data")
+    if options.pixels is True and options.check_data is None:
+        parser.error("--pixels without a number of GB goes with --check-data; for a run, write one, or 0")
     if options.jobs and options.gpus:
         parser.error("--gpus runs one notebook per GPU; leave --jobs out")
     if options.slurm_option and not (options.slurm or options.slurm_script):

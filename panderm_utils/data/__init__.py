@@ -17,8 +17,8 @@ OFFERS = {
     "own_masks": "mask_name",
     "split_folders": "list_split_folders",
     "splits": "FRACTION_SEED connected_groups first_fraction label_fraction propose_splits",
-    "transforms": "CROP_SIZE EVALUATION_MEAN EVALUATION_STD ImageCopies ImageFiles evaluation_transform limit_aspect "
-    "resize_and_crop resize_shorter resized_size stamp_of",
+    "transforms": "CROP_SIZE EVALUATION_MEAN EVALUATION_STD RESIZE_SIZE ImageCopies ImageFiles evaluation_transform "
+    "limit_aspect pixels_of resize_and_crop resize_shorter resized_size stamp_of",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

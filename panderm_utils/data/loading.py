@@ -4,13 +4,13 @@ import contextlib
 import math
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from panderm_utils import system
 from panderm_utils.data.image_files import ImageError
 from panderm_utils.messages import UserError
 
@@ -47,7 +47,7 @@ def batch_loader(
     if workers:
         options["prefetch_factor"] = math.ceil(ahead / workers) + 1
         # Python 3.14's default on Linux, a fork server, imports torch again and needs an importable `__main__`.
-        options["multiprocessing_context"] = "fork" if sys.platform == "linux" else None
+        options["multiprocessing_context"] = "fork" if system.FORKS else None
     loader = DataLoader(
         _ErrorsAsValues(dataset),
         batch_sampler=batches,
@@ -73,10 +73,15 @@ def batch_loader(
 
 
 def _choose_workers(device: str, batches: int) -> int:
-    """Returns half of the cores for a CPU, where reading is a small part of the work; nearly all for a GPU."""
+    """Returns half of the cores for a CPU, where reading is a small part of the work; nearly all for a GPU.
+
+    None for a CPU where a worker cannot be forked: it would first import torch, for seconds.
+    """
     if batches == 1 or multiprocessing.current_process().daemon:  # a daemon cannot have children
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device == "cpu" and not system.FORKS:
+        return 0
+    cores = system.count_cores()
     workers = cores // 2 if device == "cpu" else cores - 1
     workers //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # this many training processes share the cores
     return min(workers, MAX_WORKERS.get(device, 4))

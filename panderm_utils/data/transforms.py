@@ -31,7 +31,7 @@ class EvaluationTransform:
     """The published evaluation transform: a PIL RGB image becomes a float32 tensor [3, 224, 224].
 
     Bit-identical to torchvision's Resize(256), CenterCrop(224), ToTensor, Normalize on PIL images, but faster, as it
-    computes in place.
+    computes in place. Its first part, `pixels_of`, is the same for every encoder.
     """
 
     def __init__(self, mean: Sequence[float] = EVALUATION_MEAN, std: Sequence[float] = EVALUATION_STD):
@@ -39,8 +39,13 @@ class EvaluationTransform:
         self.std = torch.tensor(std).view(3, 1, 1)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(resize_and_crop(image))).permute(2, 0, 1).contiguous()
-        return pixels.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+        return self.normalise(torch.from_numpy(pixels_of(image)))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Returns uint8 pixels [..., 3, 224, 224] as float32, on their device."""
+        whole = torch.full((1,), 255.0, device=pixels.device)  # a GPU would multiply by 1/255, which is not exact
+        mean, std = (values.to(pixels.device) for values in (self.mean, self.std))
+        return pixels.to(torch.float32).div_(whole).sub_(mean).div_(std)
 
     def __repr__(self) -> str:
         mean, std = (tuple(round(v, 6) for v in t.flatten().tolist()) for t in (self.mean, self.std))
@@ -50,6 +55,11 @@ class EvaluationTransform:
 def evaluation_transform() -> EvaluationTransform:
     """Returns the published evaluation transform: PIL RGB image -> float32 [3, 224, 224]."""
     return EvaluationTransform()
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Returns the pixels, uint8 [3, 224, 224], that evaluation sees of a PIL RGB image."""
+    return np.ascontiguousarray(np.moveaxis(np.asarray(resize_and_crop(image)), 2, 0))
 
 
 def resize_and_crop(image: Image.Image) -> Image.Image:

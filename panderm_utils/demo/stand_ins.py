@@ -91,7 +91,7 @@ def make_stand_in(card: DatasetManifest, data_root: str | Path) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(home / f".{card.name}.lock"):
         version = _version(card)
-        if place.exists() and stamp.is_file() and stamp.read_text() == version:
+        if place.exists() and stamp.is_file() and stamp.read_text(encoding="utf-8") == version:
             return place
         if not card.split_folders:  # so that an interrupted redraw is not taken for complete
             place.unlink(missing_ok=True)

@@ -147,20 +147,23 @@ def current_features(folder: str | Path, encoder: str, lists: Sequence[tuple]) -
 class ShardCache:
     """The shards of one key below `folder`; failed reads and writes warn and never raise."""
 
-    def __init__(self, folder: Path, about: dict, width: int, dtype, images: int, encoder: str = ""):
+    def __init__(
+        self, folder: Path, about: dict, width: int, dtype, images: int, encoder: str = "", what: str = "features"
+    ):
         """Opens the cache for a list of `images` images.
 
         Args:
             about: Everything that decides a row except the image.
             width, dtype: Of a row.
             encoder: The name of what computes the rows, for human readers.
+            what: What the rows are, for warnings.
         """
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self.folder = folder / self.key[:20]
         self.width, self.dtype = width, np.dtype(dtype)
         self._needed = self.dtype.itemsize * images * width  # bytes
         self._about = {"encoder": encoder, **about} if encoder else about
-        self._warned = False
+        self._what, self._warned = what, False
         self._sweep()
 
     def load_list(self, names: Sequence[str], paths: Sequence[str]) -> np.ndarray | None:
@@ -202,9 +205,9 @@ class ShardCache:
                 self._write(path, x, identity, computed_by)  # with the new times, so the next run need not read them
         return x, identity, computed_by
 
-    def save(self, names: Sequence[str], x: np.ndarray, identity: np.ndarray, computed_by: str) -> None:
-        """Stores rows [n, D] atomically: killed and concurrent processes do no harm."""
-        self._write(self._path(names, identity["size"]), x, identity, computed_by)
+    def save(self, names: Sequence[str], x: np.ndarray, identity: np.ndarray, computed_by: str) -> bool:
+        """Stores rows [n, D] atomically: killed and concurrent processes do no harm; returns whether it could."""
+        return self._write(self._path(names, identity["size"]), x, identity, computed_by)
 
     def _path(self, names: Iterable[str], sizes: Iterable[int]) -> Path:
         return self.folder / f"{_shard_name(names, sizes)}.shard"
@@ -221,7 +224,7 @@ class ShardCache:
             return None
         except OSError as error:
             return self._damaged(path, f"it cannot be read: {error.strerror}")
-        content, digest = content[:-32], content[-32:]
+        content, digest = memoryview(content)[:-32], content[-32:]
         if hashlib.sha256(content).digest() != digest:
             return self._damaged(path, "it is damaged")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -230,26 +233,30 @@ class ShardCache:
             return arrays["x"], arrays["identity"], str(arrays["computed_by"])
 
     def _damaged(self, path: Path, reason: str) -> None:
-        warnings.warn(f"{path}: {reason}; its features are computed again", FeatureCacheWarning, stacklevel=4)
+        warnings.warn(f"{path}: {reason}; its {self._what} are computed again", FeatureCacheWarning, stacklevel=4)
 
-    def _write(self, path: Path, x: np.ndarray, identity: np.ndarray, computed_by: str) -> None:
+    def _write(self, path: Path, x: np.ndarray, identity: np.ndarray, computed_by: str) -> bool:
         buffer = io.BytesIO()
         np.savez(buffer, x=x, identity=identity, computed_by=np.array(computed_by), key=np.array(self.key))
-        content = buffer.getvalue()
+        digest = hashlib.sha256(buffer.getbuffer()).digest()
+        buffer.seek(0, io.SEEK_END)
+        buffer.write(digest)
         try:
             if not self.folder.is_dir():
                 write_file(self.folder / "about.json", json.dumps(self._about, indent=2) + "\n")
-            write_file(path, content + hashlib.sha256(content).digest())
+            write_file(path, buffer.getbuffer())
+            return True
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{self.folder}: features cannot be stored there ({error.strerror}; they need {self._needed:,} "
+                    f"{self.folder}: {self._what} cannot be stored there ({error.strerror}; they need {self._needed:,} "
                     f"bytes, {free(self.folder):,} are free); this run continues, but the next one must compute them "
                     "again: free some space, or give a writable folder",
                     FeatureCacheWarning,
                     stacklevel=4,
                 )
+            return False
 
     def _sweep(self) -> None:
         """Removes partial files of killed processes."""

@@ -1,9 +1,9 @@
 """Extracts frozen features: one vector per image, computed once and cached.
 
 N is the number of images, D the encoder's width. Worker processes read images in small chunks, several per batch, and
-features are written straight to their rows: apart from these, memory does not grow with N. The last batch is not
-padded. Batches never cross shards of the cache, so a killed and resumed extraction is bit-identical to an
-uninterrupted one.
+features are written straight to their rows: apart from these, memory does not grow with N. Pixels are kept on disk for
+the next encoder (`pixels`). The last batch is not padded. Batches never cross shards of the cache, so a killed and
+resumed extraction is bit-identical to an uninterrupted one.
 """
 
 import hashlib
@@ -18,15 +18,16 @@ import numpy as np
 import PIL
 import timm
 import torch
-from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from panderm_utils.data import CROP_SIZE, Dataset, ImageError, ImageFiles, batch_loader, open_image
+from panderm_utils.data import Dataset, ImageError, ImageFiles, batch_loader, open_image, pixels_of
 from panderm_utils.encoders.feature_cache import IDENTITY, SHARD, UNREAD, feature_cache, read_identified
 from panderm_utils.encoders.loading import Encoder
+from panderm_utils.encoders.pixels import SHAPE, PixelCache
 from panderm_utils.messages import UserError
+from panderm_utils.workspace import pixel_budget
 
-CHUNK = 8  # images that a worker passes on at once (4.8 MB)
+CHUNK = 8  # images that a worker passes on at once (1.2 MB)
 # Images per batch: on a CPU, more overflow its caches, and fewer make cores wait for each other more often.
 BATCH = {"cpu": 48, "cuda": 64, "mps": 64}
 
@@ -138,7 +139,7 @@ def extract_files(
     if batch_size < 1 or (num_workers or 0) < 0:
         raise FeatureError(f"batch_size {batch_size} must be at least 1, num_workers {num_workers} at least 0, or None")
     started = time.perf_counter()
-    files = _IdentifiedFiles(paths, encoder.transform, rows, skip_unreadable)
+    files = _IdentifiedFiles(paths, rows, skip_unreadable)
     names = files.paths if names is None else np.array(names, dtype=np.str_)
     if len(names) != len(files):
         raise FeatureError(f"{len(names)} names for {len(files)} paths; give one name per path")
@@ -159,16 +160,28 @@ def extract_files(
     if missing:
         computer = _describe_computer(encoder, batch_size)
         computers.add(computer)
-        chunks, next_batch = _chunks(todo, batch_size), math.ceil(batch_size / CHUNK)
-        with (
-            tqdm(desc=encoder.name, total=len(files), initial=len(files) - missing, unit="image", delay=1) as bar,
-            batch_loader(files, chunks, encoder.device, num_workers, _collate, ahead=next_batch) as loader,
-        ):
+        pixels = PixelCache(cache, missing) if store and pixel_budget() else None
+
+        def compute(shard: range, chunks: Iterator) -> None:
+            part = slice(shard.start, shard.stop)
+            x[part], seen, identity = _compute(encoder, chunks, len(shard), batch_size, bar)
+            stored = store and store.save(names[part].tolist(), x[part], identity, computer)
+            if stored and pixels and seen is not None:
+                pixels.save(names[part].tolist(), seen, identity)
+
+        with tqdm(desc=encoder.name, total=len(files), initial=len(files) - missing, unit="image", delay=1) as bar:
+            undecoded = []
             for shard in todo:
                 part = slice(shard.start, shard.stop)
-                x[part], identity = _compute(encoder, loader, len(shard), batch_size, bar)
-                if store:
-                    store.save(names[part].tolist(), x[part], identity, computer)
+                kept = pixels.load(names[part].tolist(), files.paths[part].tolist()) if pixels else None
+                if kept is None:
+                    undecoded.append(shard)
+                else:
+                    compute(shard, _kept_chunks(*kept, batch_size))
+            chunks, next_batch = _chunks(undecoded, batch_size), math.ceil(batch_size / CHUNK)
+            with batch_loader(files, chunks, encoder.device, num_workers, _collate, ahead=next_batch) as loader:
+                for shard in undecoded:
+                    compute(shard, loader)
     unreadable = files.unreadable(np.flatnonzero(np.isnan(x[:, 0])).tolist())
     kept = _drop_rows(x, list(unreadable))
     reasons = {str(names[row]): reason for row, reason in unreadable.items()}
@@ -187,41 +200,55 @@ def _drop_rows(x: np.ndarray, rows: list[int]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _compute(encoder: Encoder, loader: Iterator, size: int, batch_size: int, bar: tqdm) -> tuple:
-    """Returns features [size, D] and identities [size] of the next `size` images."""
-    outputs, identities = [], []
+def _compute(
+    encoder: Encoder, source: Iterator, size: int, batch_size: int, bar: tqdm
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Returns features [size, D], pixels [size, 3, 224, 224] and identities [size] of the next `size` images.
+
+    The features of an unreadable image are NaN, which marks it in the cache; then there are no pixels to keep.
+    """
+    outputs, chunks = [], []
     for at in range(0, size, batch_size):
-        images = []
-        for _ in range(0, min(batch_size, size - at), CHUNK):
-            chunk, identity = next(loader)
-            images.append(chunk.to(encoder.device, non_blocking=True))
-            identities.append(identity)
+        batch = [next(source) for _ in range(0, min(batch_size, size - at), CHUNK)]
+        pixels = torch.cat([chunk.to(encoder.device, non_blocking=True) for chunk, _, _ in batch])
         # Results are copied once per shard, so a GPU gets its next batch while it computes this one.
-        outputs.append(encoder(images[0] if len(images) == 1 else torch.cat(images)))
-        bar.update(min(batch_size, size - at))
-    return torch.cat(outputs).cpu().numpy(), np.concatenate(identities)
+        outputs.append(encoder(encoder.transform.normalise(pixels)))
+        chunks += batch
+        bar.update(len(pixels))
+    x = torch.cat(outputs).cpu().numpy()
+    pixels, identities, readable = zip(*chunks, strict=True)
+    readable = np.concatenate(readable)
+    x[~readable] = np.nan
+    return x, torch.cat(pixels).numpy() if readable.all() else None, np.concatenate(identities)
+
+
+def _kept_chunks(pixels: np.ndarray, identity: np.ndarray, batch_size: int) -> Iterator:
+    """Yields kept pixels [n, 3, 224, 224] and their identities [n] in chunks, as the loader does of files."""
+    for chunk in _chunks([range(len(pixels))], batch_size):
+        part = slice(chunk.start, chunk.stop)
+        yield torch.from_numpy(pixels[part]), identity[part], np.ones(len(chunk), dtype=bool)
 
 
 class _IdentifiedFiles(ImageFiles):
-    """Item i is `(tensor, identity)`, both from a single read of the file.
+    """Item i is `(pixels, identity)`, both from a single read of the file.
 
-    With `skip`, an unreadable image is a tensor of NaN, and so are its features, which mark it in the cache.
+    With `skip`, the pixels of an unreadable image are None.
     """
 
-    def __init__(self, paths, transform, rows, skip: bool):
-        super().__init__(paths, transform, rows)
+    def __init__(self, paths, rows, skip: bool):
+        super().__init__(paths, rows=rows)
         self.skip = skip
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, tuple]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray | None, tuple]:
         identity = UNREAD
         with self.naming(index) as path:
             try:
                 content, identity = read_identified(path)
-                return self.transform(open_image(path, content)), identity
+                return pixels_of(open_image(path, content)), identity
             except ImageError:
                 if not self.skip:
                     raise
-                return torch.full((3, CROP_SIZE, CROP_SIZE), torch.nan), identity
+                return None, identity
 
     def unreadable(self, indices: list[int]) -> dict[int, str]:
         """Returns which of these images cannot be read, and why; without `skip`, the first raises its ImageError."""
@@ -237,10 +264,11 @@ class _IdentifiedFiles(ImageFiles):
         return reasons
 
 
-def _collate(items: list) -> tuple[torch.Tensor, np.ndarray]:
-    """Returns images [n, 3, 224, 224] and identities [n]."""
-    images, identities = zip(*items, strict=True)
-    return default_collate(images), np.array(list(identities), dtype=IDENTITY)
+def _collate(items: list) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Returns pixels [n, 3, 224, 224] uint8, identities [n], and whether each image could be read [n]."""
+    readable = np.array([pixels is not None for pixels, _ in items])
+    pixels = np.stack([np.zeros(SHAPE, np.uint8) if pixels is None else pixels for pixels, _ in items])
+    return torch.from_numpy(pixels), np.array([identity for _, identity in items], dtype=IDENTITY), readable
 
 
 def _chunks(shards: list[range], batch_size: int) -> list[range]:

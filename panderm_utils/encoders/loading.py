@@ -254,13 +254,15 @@ def available_precision(precision: str, device: torch.device, made: str) -> str:
 def precision_context(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Returns a context that computes in a precision: autocast, or full float32, also for convolutions on a GPU.
 
-    cuDNN would otherwise round the inputs of convolutions to TF32, ten bits.
+    cuDNN would otherwise round the inputs of convolutions to TF32, ten bits. Its other switches stay as they are.
     """
     if PRECISIONS[precision] is not None:
         return torch.autocast(device.type, PRECISIONS[precision])
     if device.type != "cuda":
         return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    switches = torch.backends.cudnn
+    kept = {name: getattr(switches, name) for name in ("enabled", "benchmark", "deterministic")}
+    return switches.flags(**kept, allow_tf32=False)
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:

@@ -41,6 +41,8 @@ class Remote:
         name: As it is saved; a suffix is added for an archive without one.
         page: The address that a user knows, for messages.
         size: In bytes, if known; `digest`: as the publisher gives it, such as "md5:9e10...", "" if it does not.
+        folder: Where it is saved below the folder of downloads, if it is one of the many files of a collection.
+        record: The address of what the site knows of it, with a new `url` once that has expired; "" if it does not.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Remote:
     page: str
     size: int | None = None
     digest: str = ""
+    folder: str = ""
+    record: str = ""
 
 
 def new_session() -> requests.Session:
@@ -57,14 +61,17 @@ def new_session() -> requests.Session:
     return session
 
 
-def download(remote: Remote, part: Path, position: int = 0) -> None:
+def download(remote: Remote, part: Path, position: int = 0, session: requests.Session | None = None) -> None:
     """Completes the partial file `part`; continues what an earlier call left of it.
+
+    Args:
+        position: Of its progress bar; `session`: to keep connections to sites of many small files.
 
     Raises:
         FetchError: The site refuses, sends something else, or fails again and again; the partial file stays.
         disk.DiskFullError: There is too little room for the rest.
     """
-    with new_session() as session:
+    with contextlib.nullcontext(session) if session else new_session() as session:
         retrying(lambda: _continue(session, remote, part, position), remote.page, lambda: _size(part))
 
 
@@ -138,7 +145,7 @@ def _continue(session: requests.Session, remote: Remote, part: Path, position: i
                 unit="B",
                 unit_scale=True,
                 leave=False,
-                disable=None,  # no bar where stderr is not a terminal
+                disable=bool(remote.folder) or None,  # no bar where stderr is not a terminal, or of a small file
             ) as bar,
         ):
             for chunk in chunks:

@@ -13,7 +13,7 @@ from panderm_utils.manifests import Access, DatasetManifest, EncoderManifest
 
 CONDITIONS = {"BY": "name the authors", "NC": "no commercial use", "ND": "share no changed versions"}
 CONDITIONS |= {"SA": "share changes under the same licence"}
-COLUMNS = ("name", "what", "size", "licence", "way", "state")
+COLUMNS = ("name", "what", "size", "licence", "way", "original release", "state")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,25 @@ class Item:
     @property
     def automatic(self) -> list[Access]:
         return [access for access in self.sources if access.fetch == "automatic"]
+
+    @property
+    def instead(self) -> list[Access]:
+        """The original releases that are downloaded if what is automatic cannot be had."""
+        return [access for access in self.sources if access.fetch == "instead"]
+
+    @property
+    def release(self) -> str:
+        """Whether the data can be put together from their original release: in words, for the table."""
+        if not self.is_data:
+            return ""
+        if self.lacking_release:
+            return f"lacks {PurePosixPath(self.manifest.csv).name}"
+        return "enough, own splits" if self.manifest.release and self.manifest.release.indexes else "enough"
+
+    @property
+    def lacking_release(self) -> str:
+        """What the original release lacks of the published data, "" if nothing."""
+        return self.manifest.release.lacks if self.is_data and self.manifest.release else ""
 
     def lacks(self) -> str:
         """Returns what is missing, "" if it is all there."""
@@ -119,7 +138,7 @@ def describe_items(wanted: Sequence[Item], lacks: dict[str, str], sizes: dict[st
     rows = [COLUMNS]
     for item in wanted:
         manifest, lacking = item.manifest, lacks[item.name]
-        ways = list(dict.fromkeys(access.fetch for access in item.sources))
+        ways = list(dict.fromkeys(access.fetch for access in item.sources if access.fetch != "instead"))
         size = sizes.get(item.home)
         unsure = " (unverified)" if item.is_data and "licence" in manifest.unverified else ""
         rows.append(
@@ -129,11 +148,12 @@ def describe_items(wanted: Sequence[Item], lacks: dict[str, str], sizes: dict[st
                 f"{size / 1e9:,.2f} GB" if size else "unknown",
                 f"{item.licence}{unsure}",
                 " and ".join(ways) or ("by timm, on first use" if lacking else ""),
+                item.release,
                 _state(item, lacking),
             )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[3], widths[5] = min(widths[3], 60), min(widths[5], 60)
+    widths[3], widths[6] = min(widths[3], 60), min(widths[6], 60)
     lines = []
     for row in rows:
         cells = [

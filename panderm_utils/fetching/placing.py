@@ -6,6 +6,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -13,9 +14,17 @@ from panderm_utils import data, disk, manifests
 from panderm_utils.fetching.catalogue import Catalogue, Found, describe, is_below, loose, read_all, read_bytes
 from panderm_utils.fetching.downloads import digest_of
 from panderm_utils.fetching.errors import FetchError
+from panderm_utils.fetching.releases import make_table, whole_release
 from panderm_utils.manifests import DatasetManifest, EncoderManifest
 
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+
+class Placed(NamedTuple):
+    """The number of files put in place, and what the table was made of, "" if it was found."""
+
+    files: int
+    made_of: str = ""
 
 
 def lacking(card: DatasetManifest, data_root: Path) -> str:
@@ -36,28 +45,37 @@ def lacking(card: DatasetManifest, data_root: Path) -> str:
     return ", ".join(f"{len(names):,} of {total:,} {kind}" for kind, names in missing.items() if names)
 
 
-def place_dataset(card: DatasetManifest, data_root: Path, catalogue: Catalogue, known: dict) -> int:
-    """Puts into place what a dataset lacks and the catalogue has; returns the number of files.
+def place_dataset(card: DatasetManifest, data_root: Path, catalogue: Catalogue, known: dict) -> Placed:
+    """Puts into place what a dataset lacks and the catalogue has, if need be a table made of its release.
 
     Args:
         known: What the lock file has on the table: its `sha256` and more, or {}.
 
     Raises:
-        FetchError: A file is found twice, with other content.
+        FetchError: A file is found twice, with other content, or the release is not the manifest's.
     """
     if card.split_folders:
-        return _install(_split_folder_files(card, data_root, catalogue), data_root)
-    placed, table = 0, data_root / card.table
+        return Placed(_install(_split_folder_files(card, data_root, catalogue), data_root))
+    placed, made_of, table = 0, "", data_root / card.table
     if not table.is_file():
-        if (found := _find_table(card, catalogue)) is None:
-            return 0
-        digest = hashlib.sha256(read_bytes(found)).hexdigest()
+        if found := _find_table(card, catalogue):
+            content, source = read_bytes(found), describe(found)
+        elif content := make_table(card, catalogue):
+            source = made_of = card.release.table or f"the folders {', '.join(card.release.labels)}"
+        else:
+            return Placed(0)
+        digest = hashlib.sha256(content).hexdigest()
         if digest != known.get("sha256", digest):
+            made = f" and is made of {made_of}" if made_of else ""
             raise FetchError(
-                f"{describe(found)}: its SHA-256 is {digest}, but {card.table} was {known['sha256']} on "
+                f"{source}: its SHA-256 is {digest}{made}, but {card.table} was {known['sha256']} on "
                 f"{known.get('date')}: another list of images. If that is known, remove its entry from the lock file"
             )
-        placed += _install({table: found}, data_root)
+        if found:
+            _install({table: found}, data_root)
+        else:
+            disk.write_file(table, content)
+        placed = 1
     rows, _ = data.list_rows(card, table.read_text(encoding="utf-8-sig", errors="replace"))
     images, masks = data.missing_files(card, data_root, rows)
     near, moves = _nearness(card, catalogue), {}
@@ -71,11 +89,11 @@ def place_dataset(card: DatasetManifest, data_root: Path, catalogue: Catalogue, 
             if found := catalogue.find(spelling, near):
                 moves[data_root / spelling] = found
                 break
-    return placed + _install(moves, data_root)
+    return Placed(placed + _install(moves, data_root), made_of)
 
 
-def place_weights(model: EncoderManifest, weights_root: Path, catalogue: Catalogue, known: dict) -> int:
-    """Puts an encoder's weights into place if the catalogue has them, by name or digest; returns the number of files.
+def place_weights(model: EncoderManifest, weights_root: Path, catalogue: Catalogue, known: dict) -> Placed:
+    """Puts an encoder's weights into place if the catalogue has them, by name or digest.
 
     Args:
         known: What the lock file has on this file: its `size` and `sha256`, or {}.
@@ -91,7 +109,7 @@ def place_weights(model: EncoderManifest, weights_root: Path, catalogue: Catalog
         others = [f for f in others if f.size == known.get("size", f.size)]
         found = next((f for f in others if digest_of(f.holder) == sha256), None)
     if found is None:
-        return 0
+        return Placed(0)
     placed = _install({place: found}, weights_root)
     if sha256 and (digest := digest_of(place)) != sha256:
         place.unlink()
@@ -100,7 +118,7 @@ def place_weights(model: EncoderManifest, weights_root: Path, catalogue: Catalog
             f"{describe(found)}: its SHA-256 is {digest}, that of {model.name} is {sha256} ({note}); it is another "
             f"release or damaged: download it again, or put it at {place} yourself if you mean it"
         )
-    return placed
+    return Placed(placed)
 
 
 def source_names(manifest: DatasetManifest | EncoderManifest) -> list[str]:
@@ -125,8 +143,8 @@ def _find_table(card: DatasetManifest, catalogue: Catalogue) -> Found | None:
 def _nearness(card: DatasetManifest, catalogue: Catalogue) -> Callable[[Found], bool]:
     """Returns a test whether a file may be the dataset's by where it lies.
 
-    That is below a folder named after the dataset, in the archive of its table, or in a folder of the right name beside
-    its table.
+    That is below a folder named after the dataset, in the archive of its table, in a folder of the right name beside
+    its table, or in one of the folders of classes of its release.
     """
     place = PurePosixPath(card.table)
     names = {card.name, card.short_title, place.parts[0], *source_names(card)}
@@ -135,10 +153,13 @@ def _nearness(card: DatasetManifest, catalogue: Catalogue) -> Callable[[Found], 
         table = catalogue.find(place)
     except FetchError:  # several differ: it has been put in place by hand
         table = None
+    homes = whole_release(card, catalogue)
     beside = table and table.path.parents[min(len(place.parts), len(table.path.parts)) - 2]
 
     def near(found: Found) -> bool:
         if is_below(found, names) or (table and table.member and found.holder == table.holder):
+            return True
+        if found.path.parent.parent in homes:
             return True
         return bool(beside) and beside in found.path.parents and loose(found.path.parent.name) in folders
 

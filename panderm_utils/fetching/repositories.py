@@ -1,13 +1,17 @@
 """The files behind an address of a manifest: a link of Google Drive, an open repository, or the file itself.
 
-Dataverse, figshare, Mendeley Data, Zenodo and Hugging Face list their files with size and digest.
+Dataverse, figshare, Mendeley Data, Zenodo and Hugging Face list their files with size and digest, a collection of the
+ISIC Archive its images with their sizes. The form of that list is read from the code of its server and of its own
+client: github.com/ImageMarkup/isic, isic/core/api/image.py and isic/core/pagination.py, and
+github.com/ImageMarkup/isic-cli, isic_cli/io/http.py. The collections' numbers are from secondary sources.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import PurePosixPath
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from panderm_utils.fetching import drive
 from panderm_utils.fetching.downloads import Remote, read_json
@@ -17,6 +21,9 @@ HUGGING_FACE = os.environ.get("HF_ENDPOINT", "https://huggingface.co")  # as in 
 FIGSHARE = "https://api.figshare.com/v2"
 MENDELEY = "https://data.mendeley.com/public-api"
 ZENODO = "https://zenodo.org/api"
+GITHUB = "https://raw.githubusercontent.com"
+ISIC = "https://api.isic-archive.com/api/v2"
+ISIC_PAGE = 100  # images; the server sends no more at once
 DATAVERSES = {"10.7910/DVN": "https://dataverse.harvard.edu", "10.11588/data": "https://heidata.uni-heidelberg.de"}
 
 
@@ -96,6 +103,34 @@ def _hugging_face(url: str, repository: str) -> Iterable[Remote]:
             yield Remote(file["path"], address, url, file.get("size"), digest)
 
 
+def _github(url: str, repository: str, commit: str, path: str) -> Iterable[Remote]:
+    yield Remote(unquote(PurePosixPath(path).name), f"{GITHUB}/{repository}/{commit}/{path}", url)
+
+
+def _isic(url: str, collection: str) -> Iterable[Remote]:
+    """Yields the images of a collection; the server sends a page at a time, and the address of the next one."""
+    page = f"{ISIC}/images/search/?{urlencode({'collections': collection, 'limit': ISIC_PAGE})}"
+    folder, seen = f"isic_collection_{collection}", set()
+    while page:
+        if urlsplit(page).netloc != urlsplit(ISIC).netloc or page in seen:
+            raise FetchError(f"{url}: its list goes on at {page}, which is another site or was read before")
+        seen.add(page)
+        answer = read_json(page, url)
+        for image in answer["results"]:
+            name, file = image["isic_id"], image["files"]["full"]
+            record = f"{ISIC}/images/{name}/"
+            yield Remote(f"{name}.jpg", file["url"], url, file["size"], folder=folder, record=record)
+        page = answer["next"]
+
+
+def renewed(remote: Remote) -> Remote:
+    """Returns an image of the ISIC Archive with a new address: those of a list are signed, and expire."""
+    try:
+        return replace(remote, url=read_json(remote.record, remote.page)["files"]["full"]["url"])
+    except (KeyError, TypeError) as error:
+        raise FetchError(f"{remote.page}: what the site knows of an image has another form: {error!r}") from error
+
+
 def _digest(algorithm: str, value: str | None) -> str:
     return f"{algorithm}:{value.lower()}" if value else ""
 
@@ -105,5 +140,7 @@ LISTINGS: dict[str, Callable[..., Iterable[Remote]]] = {
     r"https://doi\.org/10\.5281/zenodo\.(\d+)$": _zenodo,
     r"https://doi\.org/10\.6084/m9\.figshare\.(\d+)": _figshare,
     r"https://doi\.org/10\.17632/(\w+)\.(\d+)$": _mendeley,
+    r"https://github\.com/([\w.-]+/[\w.-]+)/blob/([0-9a-f]{40})/(.+)$": _github,
+    r"https://api\.isic-archive\.com/collections/(\d+)/$": _isic,
     r"https://huggingface\.co/([\w.-]+/[\w.-]+)$": _hugging_face,
 }

@@ -1,27 +1,22 @@
 """`--fetch`: shows what there is to get, downloads what it may, finds what the user has, and puts all in place."""
 
-import queue
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
 from panderm_utils.fetching import ledger
-from panderm_utils.fetching.archives import DamagedError, archive_suffix, list_members
-from panderm_utils.fetching.catalogue import ARCHIVES, Catalogue
-from panderm_utils.fetching.downloads import PART, Remote, digest_of, discard, download
+from panderm_utils.fetching.catalogue import Catalogue
+from panderm_utils.fetching.downloads import digest_of
 from panderm_utils.fetching.errors import FetchError
 from panderm_utils.fetching.items import Item, describe_items
-from panderm_utils.fetching.placing import place_dataset, place_weights
-from panderm_utils.fetching.repositories import list_remote
+from panderm_utils.fetching.placing import Placed, place_dataset, place_weights
+from panderm_utils.fetching.transfers import transfer
 from panderm_utils.messages import UserError, printable
 
 DOWNLOADS = "downloads"  # below the data root: archives and files as they came, searched like --from
-PARALLEL = 3  # files at once
 
 
 def fetch(
@@ -57,10 +52,12 @@ def fetch(
             say(describe_items(wanted, lacks, _known_sizes(data_root)))
             left = [item for item in wanted if lacks[item.name] and item.sources]
             left, problems = _place(left, [*filter(None, [source]), downloads], say)
-            if due := [item for item in left if item.automatic and item.accepted()]:
-                failed = _download(due, downloads, say)
+            due = [(item, access) for item in left if item.accepted() for access in item.automatic]
+            if due:
+                failed = transfer(due, downloads, say)
                 left, problems = _place(left, [downloads], say)
-                problems |= failed
+                _add(problems, failed)
+            left = [item for item in left if not _get_instead(item, downloads, say, problems)]
     except Timeout as error:
         raise FetchError(f"{downloads}: another --fetch is at work there; wait until it ends") from error
     for item in left:
@@ -93,20 +90,24 @@ def _place_from(
 ) -> tuple[list[Item], dict[str, list[str]]]:
     problems, left = {}, []
     for item in lacking:
-        placed = 0
+        placed = Placed(0)
         try:
-            if placed := _place_one(item, catalogue):
-                say(f"{item.name}: {placed:,} file{'s' * (placed > 1)} put in place")
+            placed = _place_one(item, catalogue)
+            if placed.made_of:
+                note = f"; {item.manifest.release.note}" if item.manifest.release.note else ""
+                say(f"{item.name}: its table was made of {placed.made_of}, in its release{note}")
+            if placed.files:
+                say(f"{item.name}: {placed.files:,} file{'s' * (placed.files > 1)} put in place")
         except UserError as error:
             problems[item.name] = [str(error)]
-        if not placed or item.lacks():
+        if not placed.files or item.lacks():
             left.append(item)
             problems.setdefault(item.name, []).extend(catalogue.problems)
     return left, problems
 
 
-def _place_one(item: Item, catalogue: Catalogue) -> int:
-    """Puts into place what one item lacks, and records its table or weights; returns the number of files."""
+def _place_one(item: Item, catalogue: Catalogue) -> Placed:
+    """Puts into place what one item lacks, and records its table or weights."""
     file, path = item.main_file
     before, known = path.is_file(), ledger.locked(item.data_root, file)
     if item.is_data:
@@ -114,106 +115,36 @@ def _place_one(item: Item, catalogue: Catalogue) -> int:
     else:
         placed = place_weights(item.manifest, item.weights_root, catalogue, known)
     if path.is_file() and not before:
-        ledger.record(item.data_root, file, item.sources[0].url, path.stat().st_size, digest_of(path))
+        origin = f"made of {placed.made_of}" if placed.made_of else item.sources[0].url
+        ledger.record(item.data_root, file, origin, path.stat().st_size, digest_of(path))
     return placed
 
 
-def _download(due: list[Item], downloads: Path, say: Callable[[str], None]) -> dict[str, list[str]]:
-    """Downloads what the items lack, several files at once; returns name -> what went wrong."""
-    problems, users = {}, {}
-    for item in due:
-        for access in item.automatic:
-            try:
-                for remote in list_remote(access.url, item.home, access.files):
-                    users.setdefault((item.home, _file_name(remote, item.home), remote), []).append(item.name)
-            except UserError as error:
-                problems.setdefault(item.name, []).append(str(error))
-    jobs = queue.SimpleQueue()
-    done = queue.SimpleQueue()
-    for job in users:
-        jobs.put(job)
+def _get_instead(item: Item, downloads: Path, say: Callable[[str], None], problems: dict[str, list[str]]) -> bool:
+    """Gets what is still missing from the original release, source by source; returns whether nothing is missing.
 
-    def work(position: int) -> None:
-        while True:
-            try:
-                home, name, remote = job = jobs.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                done.put((job, _complete(replace(remote, name=name), downloads / home, position)))
-            except BaseException as error:  # noqa: BLE001 - raised where the outcomes are waited for
-                done.put((job, error))
-
-    # Daemons, so that Ctrl-C ends at once: a partial file is whole up to its last byte, whenever its writer is stopped.
-    for position in range(min(PARALLEL, len(users))):
-        threading.Thread(target=work, args=(position,), daemon=True).start()
-    for _ in users:
-        job, outcome = done.get()
-        if isinstance(outcome, BaseException):
-            if not isinstance(outcome, UserError | OSError):
-                raise outcome
-            for name in users[job]:
-                problems.setdefault(name, []).append(str(outcome))
-        else:
-            say(f"downloaded {outcome}")
-    return problems
+    The first source has the list of the images, if the release has one; without it the others are of no use.
+    """
+    why = "; ".join(problems.get(item.name, [])[:1])
+    for position, access in enumerate(item.instead if item.accepted() else ()):
+        if (position or item.lacking_release) and not item.main_file[1].is_file():
+            break
+        say(f"{item.name}: {why or f'still lacks {item.lacks()}'}")
+        say(f"  so from the original release, {access.what}: {access.url}")
+        failed = transfer([(item, access)], downloads, say)
+        left, found = _place([item], [downloads], say)
+        if not left:
+            return True
+        _add(problems, failed)
+        _add(problems, found)
+        why = ""
+    return False
 
 
-def _complete(remote: Remote, folder: Path, position: int) -> Path:
-    """Returns the downloaded file, checked against the publisher's digest and the one of the first time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    root, part = folder.parent.parent, folder / f"{remote.name}{PART}"
-    if there := _downloaded(folder, remote.name):
-        sha256 = digest_of(there)
-        ledger.check(root, there.relative_to(root).as_posix(), sha256)
-    else:
-        for attempt in (1, 2):
-            download(remote, part, position)
-            if not (wrong := _wrong(remote, part)):
-                break
-            discard(part)
-            if attempt == 2:
-                raise FetchError(f"{remote.page}: {wrong}, twice: the file is damaged on the way or at its source")
-        suffix = "" if PurePosixPath(remote.name).suffix else archive_suffix(part)
-        if suffix or PurePosixPath(remote.name).suffix.lower() in ARCHIVES:
-            try:
-                list_members(part)
-            except DamagedError:
-                discard(part)
-                raise
-            except FetchError:  # whole, but to be unpacked by hand, or refused: said when it is to be used
-                pass
-        sha256 = digest_of(part)
-        there = folder / f"{remote.name}{suffix}"
-        ledger.check(root, there.relative_to(root).as_posix(), sha256)
-        part.rename(there)
-        discard(part)
-    ledger.record(root, there.relative_to(root).as_posix(), remote.page, there.stat().st_size, sha256)
-    return there
-
-
-def _wrong(remote: Remote, part: Path) -> str:
-    """Returns how a complete file differs from what its publisher says of it, "" if it does not."""
-    if remote.size is not None and part.stat().st_size != remote.size:
-        return f"{part.stat().st_size:,} bytes came, the publisher says {remote.size:,}"
-    if remote.digest:
-        algorithm, _, expected = remote.digest.partition(":")
-        if (found := digest_of(part, algorithm)) != expected:
-            return f"its {algorithm} is {found}, the publisher says {expected}"
-    return ""
-
-
-def _downloaded(folder: Path, name: str) -> Path | None:
-    paths = [
-        folder / f"{name}{suffix}" for suffix in ("", ".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
-    ]
-    return next((path for path in paths if path.is_file()), None)
-
-
-def _file_name(remote: Remote, fallback: str) -> str:
-    """Returns a safe name: a site may not choose a folder or a hidden file."""
-    name = PurePosixPath(remote.name.replace("\\", "/")).name.lstrip(".")
-    return "".join(c for c in name if c.isprintable() and c not in '<>:"|?*')[:200] or fallback
+def _add(problems: dict[str, list[str]], more: dict[str, list[str]]) -> None:
+    """Adds to what went wrong; each text once."""
+    for name, texts in more.items():
+        problems[name] = list(dict.fromkeys([*problems.get(name, []), *texts]))
 
 
 def _instructions(item: Item, downloads: Path, problems: list[str], folders: str) -> str:
@@ -222,7 +153,9 @@ def _instructions(item: Item, downloads: Path, problems: list[str], folders: str
     command = f"python run_all.py --fetch {item.name}{folders}"
     if item.automatic and not item.accepted():
         lines.append(f"  licence: {item.licence}")
-        lines += [f"  source: {printable(a.url)} ({a.what}{', ' + a.note if a.note else ''})" for a in item.automatic]
+        sources = [("source", access) for access in item.automatic]
+        sources += [("else from the release", access) for access in item.instead if not item.lacking_release]
+        lines += [f"  {k}: {printable(a.url)} ({a.what}{', ' + a.note if a.note else ''})" for k, a in sources]
         lines.append(f"  if you accept its terms: {command} --accept-licence {item.name}")
     by_hand = [access for access in item.sources if access.fetch == "by hand"]
     if by_hand and not item.automatic:
@@ -237,6 +170,13 @@ def _instructions(item: Item, downloads: Path, problems: list[str], folders: str
             lines.append(f"    save {what} in {target}{packed} and repeat {command}")
         else:
             lines.append(f"  by hand: {access.what}: {access.note}")
+    if item.lacking_release:
+        lines.append(f"  from the original release alone it cannot be put together: {item.lacking_release}")
+        if item.instead:
+            lines.append(
+                f"    if you have {PurePosixPath(item.manifest.csv).name}, put it in {target}: images that are missing "
+                f"then come from {' or '.join(access.url for access in item.instead)}"
+            )
     if by_hand or problems:
         lines.append(f"  already somewhere on this machine: {command} --from DIR")
     return "\n".join(lines)

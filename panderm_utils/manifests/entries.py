@@ -1,14 +1,16 @@
-"""Frozen dataclasses of what the manifests contain: datasets, encoders, profiles and published results."""
+"""Frozen dataclasses of what the manifests contain: datasets, encoders and profiles."""
 
 import dataclasses
-import html
-import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from panderm_utils.manifests.references import Reference, cited_text
+from panderm_utils.manifests.releases import Release
+
 SPLITS = ("train", "val", "test")
 METADATA_KINDS = ("age", "sex", "site", "skin_tone", "institution")
+POPULATION = ("patients", "lesions", "age", "sex", "skin_tone")  # what a card says of the people in the images
 GREY = "#767676"
 
 
@@ -25,8 +27,8 @@ class Access:
     """Where something is available.
 
     Attributes:
-        fetch: How `run_all.py --fetch` gets it: "automatic" (it downloads), "by hand" (it says what to do), or "" (not
-            at all: an alternative, from which the published data cannot be put together).
+        fetch: How `run_all.py --fetch` gets it: "automatic" (it downloads), "instead" (it downloads, if what is
+            automatic cannot be had), "by hand" (it says what to do), or "" (not at all).
         files: Name of a file or folder at the source, with or without suffix -> its place below the data root or the
             weights root, where that has another name.
     """
@@ -91,8 +93,13 @@ class DatasetManifest:
         csv, image_root: Below the data root, or absolute for your own data. Without a `csv`, the splits are folders.
         split_folders: Split -> folder of its images below the image root, for a dataset without a CSV.
         draw: How the splits are drawn, if no list of them was published; `csv` is where they are written down.
+        images: Of all splits, in the paper, for a dataset whose `split_sizes` are unknown.
+        release: How the table is made from the original release, or why it cannot be.
         split_sizes: Images in train, val and test, if known; `class_counts`: the same per class, in label order.
         headline_metric: AUROC for two classes, weighted F1 for more, as in the paper.
+        references: Publications to cite; `citation`: in words, what has none, or a remark.
+        collection: How, when and with what the images were made. `labelling`: how their labels or masks were.
+        population: One of POPULATION -> what is known of it, in words.
         groups: Kind ("lesion", "patient") -> CSV column whose values must not be in two splits.
         metadata: Kind (one of METADATA_KINDS) -> CSV column.
         unverified: Keys of this manifest whose facts are not verified.
@@ -114,17 +121,22 @@ class DatasetManifest:
     split_folders: dict[str, str] = dataclasses.field(default_factory=dict)
     masks: Masks | None = None
     draw: Draw | None = None
+    release: Release | None = None
     headline_metric: str
     licence: str
-    citation: str
+    citation: str = ""
+    references: tuple[Reference, ...] = ()
+    collection: str = ""
+    population: dict[str, str] = dataclasses.field(default_factory=dict)
+    labelling: str = ""
     short_title: str = ""
     melanoma: tuple[str, ...] = ()
+    images: int | None = None
     split_sizes: dict[str, int] | None = None
     class_counts: dict[str, tuple[int, ...]] | None = None
     groups: dict[str, str] = dataclasses.field(default_factory=dict)
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     access: tuple[Access, ...] = ()
-    doi: str = ""
     caveats: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()
     own: bool = False
@@ -175,51 +187,15 @@ class DatasetManifest:
         paths = (Path(data_root) / place for place in self.places)
         return next((f"{path} is not there" for path in paths if not path.exists()), "")
 
-    def card_markdown(self) -> str:
-        """Returns the dataset's card in Markdown: description, classes, sources, and what is not verified."""
+    @property
+    def cited(self) -> str:
+        """What to cite, in a line, with DOIs; "" if nothing is known."""
+        return "; ".join(part for part in (cited_text(self.references), self.citation) if part)
 
-        def mark(key: str) -> str:
-            return " *(unverified)*" if key in self.unverified else ""
+    def _repr_markdown_(self) -> str:
+        from panderm_utils.manifests.cards import dataset_card  # which imports this module
 
-        unsure = "" if self.classes_verified else " (names and order **unverified**)"
-        counts = self.class_counts or {}
-        splits = [s for s in SPLITS if s in counts]
-        heads = ["label", "class" + unsure, *[f"{s}{mark('class_counts')}" for s in splits]]
-        table = ["".join(f"| {head} " for head in heads) + "|", "|---" * (2 + len(splits)) + "|"]
-        lines = [
-            f"### {_escape(self.title)}",
-            "",
-            f"{_escape(self.modality)}{mark('modality')} · {_escape(self.institution)}{mark('institution')} · "
-            f"{self.task}, {self.content} · headline metric: {self.headline_metric.replace('_', ' ')}",
-            *(["", *table] if self.classes else []),
-        ]
-        for k, c in enumerate(self.classes):
-            cells = [str(k), f"{_escape(c.long_name)} ({_escape(c.name)})", *[f"{counts[s][k]:,}" for s in splits]]
-            lines.append("".join(f"| {cell} " for cell in cells) + "|")
-        if self.split_sizes:
-            sizes = ", ".join(f"{s} {n:,}" for s, n in self.split_sizes.items())
-            lines += ["", f"**Images:** {sizes}{mark('split_sizes')}"]
-        if self.draw:
-            shares = ", ".join(f"{split} {n}%" for split, n in self.draw.percent.items())
-            lines += ["", f"**Images:** {self.draw.images:,}; drawn with seed {self.draw.seed}: {shares}"]
-        if self.melanoma:
-            names = ", ".join(map(_escape, self.melanoma))
-            lines += ["", f"**Melanoma:** {names}{mark('melanoma')}, against all other classes"]
-        if self.external:
-            lines += ["", "**External:** probes trained on other datasets are tested on it; none is trained on it"]
-        facts = {"Licence": _escape(self.licence) + mark("licence"), "Cite": _escape(self.citation)}
-        if self.doi:
-            facts["Cite"] += f" [doi:{_escape(self.doi)}](https://doi.org/{_escape(self.doi)})"
-        for a in self.access:
-            where = f"<{html.escape(a.url)}>" if a.url else ""
-            facts[_escape(a.what[:1].upper() + a.what[1:])] = f"{where} {_escape(a.note)}".strip()
-        lines += ["", *[f"- **{key}:** {text}" for key, text in facts.items() if text]]
-        lines += [f"- {_escape(text)}" for text in self.caveats]
-        if self.unverified:
-            lines.append(f"- **Not verified:** {', '.join(key.replace('_', ' ') for key in self.unverified)}")
-        return "\n".join(lines) + "\n"
-
-    _repr_markdown_ = card_markdown
+        return dataset_card(self).markdown()
 
 
 @dataclass(frozen=True)
@@ -232,6 +208,7 @@ class EncoderManifest:
             (SwAVDerm), "timm", or "none" (random weights, no file).
         sha256: Of the weights file, if known; `sha256_note` says who published it.
         toy: For demonstrations only: its scores say nothing about real skin.
+        trained_on: Its training images; "": unknown. `references`: publications to cite.
         color: The encoder's colour in every figure.
     """
 
@@ -252,38 +229,8 @@ class EncoderManifest:
     sha256_note: str = ""
     caveats: tuple[str, ...] = ()
     toy: bool = False
-
-
-@dataclass(frozen=True)
-class PublishedResult:
-    """Published numbers of one run, with their source."""
-
-    dataset: str
-    protocol: str
-    encoder: str
-    metrics: dict[str, float]
-    source: str
-    settings: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
-    split_sizes: dict[str, int] | None = None
-    cost: dict[str, typing.Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PaperItem:
-    """A figure or table of the paper, or a part of one, and where this package shows it.
-
-    Attributes:
-        data: The data behind it.
-        access: "public", "private" or "mixed", according to the paper's data availability statement.
-        notebooks: Those of notebooks/paper that show it; if none, `note` says why.
-    """
-
-    item: str
-    shows: str
-    data: str
-    access: str
-    notebooks: tuple[str, ...] = ()
-    note: str = ""
+    trained_on: str = ""
+    references: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -332,8 +279,3 @@ class Profile:
         choice = self.protocols.get(protocol, ProtocolChoice())
         quick = choice.quick or self.quick or self.datasets
         return ProtocolChoice(quick, choice.encoders or self.encoders, choice.settings)
-
-
-def _escape(text: str) -> str:
-    """Returns text escaped for Markdown, including HTML and table bars."""
-    return re.sub(r"([\\`*_{}\[\]|#<>])", r"\\\1", html.escape(str(text), quote=False)).replace("\n", " ")

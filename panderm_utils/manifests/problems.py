@@ -6,13 +6,16 @@ from pathlib import Path, PurePath
 
 from panderm_utils.manifests.entries import (
     METADATA_KINDS,
+    POPULATION,
     SPLITS,
     DatasetManifest,
     Draw,
     EncoderManifest,
     Masks,
-    PaperItem,
 )
+from panderm_utils.manifests.published import PaperItem
+from panderm_utils.manifests.references import reference_problems
+from panderm_utils.manifests.releases import Release
 
 WITHOUT_CLASSES = "segmentation"  # the task of a dataset with masks alone
 HEADLINE = {"binary": "auroc", "multiclass": "weighted_f1", WITHOUT_CLASSES: "jaccard"}  # the paper's rule
@@ -20,7 +23,7 @@ NAME_RULE = "lower-case letters, digits and _, at most 60"
 # Windows device names
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 ACCESS = ("public", "mixed", "private")
-FETCH = ("automatic", "by hand", "")
+FETCH = ("automatic", "instead", "by hand", "")
 LAYOUTS = ("encoder_prefix", "plain", "module_prefix", "timm", "none")
 
 
@@ -44,12 +47,16 @@ def dataset_problems(m: DatasetManifest, path: Path) -> list[str]:
         if m.classes is not None:
             problems += _class_problems(m)
     problems += _table_problems(m)
+    if m.release is not None:
+        problems += _release_problems(m, m.release)
     problems += _size_problems(m)
     if m.external and not m.melanoma:
         problems.append("external: a test-only dataset needs `melanoma`; name those classes, or remove `external`")
     invalid = [kind for kind in m.metadata or () if kind not in METADATA_KINDS]
     problems += [f"metadata.{kind}: no such kind; write one of {', '.join(METADATA_KINDS)}" for kind in invalid]
-    problems += _access_problems(m)
+    unknown = [kind for kind in m.population or () if kind not in POPULATION]
+    problems += [f"population.{kind}: no such kind; write one of {', '.join(POPULATION)}" for kind in unknown]
+    problems += _access_problems(m) + reference_problems(m.references or ())
     keys = [field.name for field in dataclasses.fields(m)]
     for name in m.unverified or ():
         if name is not None and name not in keys:
@@ -65,7 +72,7 @@ def task_of(num_classes: int) -> tuple[str, str]:
 
 def encoder_problems(e: EncoderManifest) -> list[str]:
     """Returns `key: problem; remedy` for each problem of an encoder."""
-    problems = _access_problems(e)
+    problems = _access_problems(e) + reference_problems(e.references or ())
     if e.name is not None and e.name != (proposal := valid_name(e.name)):
         problems.append(f"name: {e.name!r} becomes part of file names ({NAME_RULE}); write {proposal}")
     if e.architecture not in (None, "beit", "timm"):
@@ -177,14 +184,45 @@ def _table_problems(m: DatasetManifest) -> list[str]:
     return problems
 
 
+def _release_problems(m: DatasetManifest, release: Release) -> list[str]:
+    """What the table is made of: rows with a class and a split, or folders of classes."""
+    problems, names = [], [c.name for c in m.classes or () if c is not None]
+    if not m.csv or m.draw:
+        problems.append("release: makes the table `csv`; remove it, or write csv, without a draw")
+    if release.lacks:
+        problems += (
+            ["release.lacks: then it makes no table; remove table and labels"]
+            if release.table or release.labels
+            else []
+        )
+    elif release.table == "":
+        problems += [] if release.labels else ["release.labels: missing; without a table, write {FOLDER: CLASS}"]
+        problems += [] if m.external else ["release.table: missing; folders of classes have no splits"]
+    else:
+        problems += [
+            f"release.{k}: missing; write a column of the table" for k in ("image", "label") if not getattr(release, k)
+        ]
+        if not m.external and bool(release.split) == bool(release.indexes):
+            problems.append(
+                "release.split: write a column of splits, or indexes: {train, val, test}, a file of rows each"
+            )
+    for name in dict.fromkeys((release.labels or {}).values()):
+        if name is not None and name not in names:
+            problems.append(f"release.labels: {name!r} is not a class; write one of {', '.join(map(str, names))}")
+    if release.counts and len(release.counts) != len(names):
+        problems.append(f"release.counts: {len(release.counts)} numbers for {len(names)} classes; write one per class")
+    return problems
+
+
 def _access_problems(m: DatasetManifest | EncoderManifest) -> list[str]:
     problems = []
     for i, access in enumerate(m.access or ()):
         if access is None:
             continue
         if access.fetch not in (None, *FETCH):
-            problems.append(f"access[{i}].fetch: {access.fetch!r} is unknown; write automatic or by hand, or remove it")
-        if access.fetch == "automatic" and not (access.url or "").startswith("https://"):
+            valid = "automatic, instead or by hand, or remove it"
+            problems.append(f"access[{i}].fetch: {access.fetch!r} is unknown; write {valid}")
+        if access.fetch in ("automatic", "instead") and not (access.url or "").startswith("https://"):
             problems.append(
                 f"access[{i}].url: {access.url!r} cannot be downloaded; write one that begins with https://"
             )
@@ -198,6 +236,10 @@ def _access_problems(m: DatasetManifest | EncoderManifest) -> list[str]:
 
 def _size_problems(m: DatasetManifest) -> list[str]:
     sizes, class_counts, problems = m.split_sizes or {}, m.class_counts or {}, []
+    if m.images is not None and (m.images < 1 or sizes or m.draw):
+        problems.append(
+            f"images: {m.images}; write the number of all images, or remove it if split_sizes or draw say it"
+        )
     named = {"split_folders": m.split_folders or {}, "draw.percent": (m.draw and m.draw.percent) or {}}
     for key, splits in ({"split_sizes": sizes, "class_counts": class_counts} | named).items():
         invalid = [split for split in splits if split not in SPLITS]

@@ -30,6 +30,7 @@ class Protocol:
         question, reproduces, teaches: For a notebook's first cell: the question, in one sentence; where the paper shows
             it; what the reader learns.
         seconds_an_image: Of panderm_large on two CPU cores; `extra_time`: what else takes time.
+        demo_time: How long a notebook takes in the demo on two CPU cores, measured: "half a minute".
         canonical: The dataset whose notebook is edited by hand; those of other datasets are stamped from it.
         settings: Default of every setting that decides a run's numbers; a run's id omits defaults. None: as published,
             unless the profile has its own value.
@@ -67,6 +68,7 @@ class Protocol:
     reproduces: str
     teaches: str
     seconds_an_image: float
+    demo_time: str
     settings: Mapping[str, Any]
     recompute: Callable[[dict, Path], Iterator[Pair]]
     canonical: str = "ham10000"

@@ -15,12 +15,11 @@ from panderm_utils.disk import replacing
 from panderm_utils.manifests.entries import (
     DatasetManifest,
     EncoderManifest,
-    PaperItem,
     Profile,
     ProtocolChoice,
-    PublishedResult,
 )
 from panderm_utils.manifests.problems import dataset_problems, encoder_problems, item_problems
+from panderm_utils.manifests.published import PaperItem, PublishedResult
 from panderm_utils.manifests.typed_yaml import ManifestError, build, build_entries, build_list, load_yaml, unknown_name
 from panderm_utils.workspace import REPOSITORY, settle_folder
 

@@ -16,7 +16,13 @@ from panderm_utils.manifests import DatasetManifest
 from panderm_utils.report.contents import Contents, Run
 from panderm_utils.report.pages import Site, write_page
 
-SECTIONS = (("data", "Images"), ("scores", "Scores"), ("manuscript", "For a manuscript"), ("runs", "Runs"))
+SECTIONS = (
+    ("data", "Images"),
+    ("scores", "Scores"),
+    ("card", "Datasheet"),
+    ("manuscript", "For a manuscript"),
+    ("runs", "Runs"),
+)
 PRIVATE = " It also holds images and data of patients: share it only as your approvals allow."
 
 
@@ -30,10 +36,15 @@ def make_site(contents: Contents) -> Site:
     return Site("your data", "Your data", f"{len(cards)} datasets", (*nav, ("index.html#runs", "Runs")), PRIVATE)
 
 
+def study_places(contents: Contents) -> dict[str, str]:
+    """Returns name of each dataset with a record -> its page."""
+    cards = _studied(contents)
+    return {card.name: f"{card.name}.html" if len(cards) > 1 else "index.html" for card in cards}
+
+
 def study_tasks(report: Path, contents: Contents, shared: dict) -> list[partial]:
     """Returns for each dataset with a record the function that writes its page, to be called in any process."""
-    cards = _studied(contents)
-    places = [f"{card.name}.html" if len(cards) > 1 else "index.html" for card in cards]
+    cards, places = _studied(contents), study_places(contents).values()
     fitting = [[run.name for run in contents.done if _fits(run, card)] for card in cards]
     studies = zip(cards, places, fitting, strict=True)
     return [partial(_write_study, report, *study, contents, shared) for study in studies]

@@ -1,12 +1,14 @@
 """Renders the pages of the report: every text is escaped, every file written completely or not at all.
 
-The templates are in templates/. All text in them is escaped, except the output of `inline_markdown`.
+The templates are in templates/. All text in them is escaped, except the output of `inline_markdown` and `linked`.
 """
 
+import hashlib
 import html
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +19,8 @@ import jinja2
 from panderm_utils import protocols
 from panderm_utils.batch import format_duration
 from panderm_utils.disk import replacing, write_file
+from panderm_utils.manifests import ADDRESS
+from panderm_utils.workspace import REPOSITORY
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -69,6 +73,15 @@ def stamp_of(page: Path) -> str:
     return found[1] if found else ""
 
 
+@lru_cache
+def code_digest() -> str:
+    """Returns the SHA-256 of the package's code and the templates: what numbers and pages are made by."""
+    digest = hashlib.sha256()
+    for path in [*sorted((REPOSITORY / "panderm_utils").rglob("*.py")), *sorted(TEMPLATES.iterdir())]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def copy_file(source: Path, target: Path) -> Path:
     """Copies a file, unless the copy is there already; returns its path."""
     there = target.stat() if target.is_file() else None
@@ -85,6 +98,12 @@ def inline_markdown(text: str) -> str:
     for pattern, replacement in MARKDOWN:
         text = re.sub(pattern, replacement, text)
     return text
+
+
+def linked(text: str) -> str:
+    """Returns a plain text as HTML, its addresses as links."""
+    parts = [html.escape(part) for part in ADDRESS.split(text)]
+    return "".join(f'<a href="{part}" rel="noreferrer">{part}</a>' if i % 2 else part for i, part in enumerate(parts))
 
 
 def readable_name(name: str) -> str:
@@ -114,6 +133,14 @@ def brief(value: float | None) -> str:
     return "undefined" if value is None or value != value else f"{value:.3f}"
 
 
+def interval(numbers: Mapping) -> str:
+    """Returns the value of a metric in a record, with its interval."""
+    value, low, high = (numbers.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def tone(verdict: str) -> str:
     """Returns the CSS class for the colour of a verdict or status."""
     return "good" if verdict in GOOD else "bad" if verdict.startswith(BAD) else "quiet"
@@ -129,5 +156,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"words": readable_name, "number": short_number, "score": score, "duration": format_duration}
-    environment.filters |= {"tone": tone, "zip": zip, "markdown": inline_markdown, "brief": brief}
+    environment.filters |= {"tone": tone, "zip": zip, "markdown": inline_markdown, "brief": brief, "linked": linked}
     return environment

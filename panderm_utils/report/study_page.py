@@ -8,17 +8,19 @@ import hashlib
 import warnings
 from pathlib import Path
 
+import pandas as pd
+
 from panderm_utils import data, results
 from panderm_utils.data import DataError, Dataset
 from panderm_utils.figures import METRIC_TITLES, Exhibit, save_figure, write_tables
-from panderm_utils.manifests import DatasetManifest
+from panderm_utils.manifests import SPLITS, DatasetManifest, dataset_card
+from panderm_utils.report.cards import count_people
 from panderm_utils.report.contents import Contents, Run, Sheet, read_picture
 from panderm_utils.report.gallery import Gallery, write_gallery
 from panderm_utils.report.manuscript import claim_answers, tripod_answers, write_methods
-from panderm_utils.report.pages import TEMPLATES, stamp_of, write_page
+from panderm_utils.report.pages import code_digest, stamp_of, write_page
 from panderm_utils.report.study import Study, make_sections, read_study
 from panderm_utils.stats import MetricWarning
-from panderm_utils.workspace import REPOSITORY
 
 
 def write_study(
@@ -53,7 +55,7 @@ def _write_page(report: Path, place: str, study: Study, runs: list[Run], content
         warnings.simplefilter("ignore", MetricWarning)  # the runs said so, and their pages show it
         sections = list(make_sections(study, records[0], dataset))
     shown = {section.anchor: [_write_exhibit(folders, each) for each in section.exhibits] for section in sections}
-    toys = [model for model in contents.encoders if model.toy and model.name in {r["encoder"] for r in records}]
+    encoders = [model for model in contents.encoders if model.name in {r["encoder"] for r in records}]
     facts = {
         "card": study.card,
         "main": records[0],
@@ -62,7 +64,9 @@ def _write_page(report: Path, place: str, study: Study, runs: list[Run], content
         "methods": write_methods(study, records, dataset),
         "claim": claim_answers(study, records, dataset),
         "tripod": tripod_answers(study, records, dataset),
-        "toys": toys,
+        "encoders": encoders,
+        "toys": [model for model in encoders if model.toy],
+        "datasheet": dataset_card(study.card, _counted(dataset)),
         "problem": problem,
         "metrics": METRIC_TITLES,
         "stamp": stamp,
@@ -82,6 +86,12 @@ def _open_data(card: DatasetManifest, contents: Contents, record: dict) -> tuple
     return dataset, ""
 
 
+def _counted(dataset: Dataset | None) -> dict[str, str]:
+    if dataset is None:
+        return {}
+    return count_people(pd.concat([data.metadata_table(dataset, split) for split in SPLITS]), "images")
+
+
 def _write_exhibit(folders: list[Path], exhibit: Exhibit | Gallery) -> tuple:
     """Writes an exhibit's files; returns it, what its template needs (a Sheet, a size, images), and the paths."""
     figure_folder, table_folder, image_folder = folders
@@ -98,11 +108,8 @@ def _write_exhibit(folders: list[Path], exhibit: Exhibit | Gallery) -> tuple:
 
 def _stamp(study: Study, runs: list[Run], contents: Contents, shared: dict) -> str:
     """SHA-256 of all that a page is made from: records, what else it lists, manifest, data and code."""
-    listed = shared["site"], contents.commands, contents.needs, runs, study.ids, study.card
+    listed = shared["site"], contents.commands, contents.needs, runs, study.ids, study.card, code_digest()
     digest = hashlib.sha256(repr(listed).encode())
-    code = sorted((REPOSITORY / "panderm_utils").rglob("*.py"))
-    for path in [*code, *sorted(TEMPLATES.iterdir())]:
-        digest.update(path.read_bytes())
     for path in (contents.space.data_root / study.card.csv, contents.space.data_root / study.card.image_root):
         digest.update(repr(path.stat().st_mtime_ns if path.exists() else None).encode())
     return digest.hexdigest()

@@ -5,6 +5,7 @@
     report/runs/<run id>.html    settings, metrics, environment and warnings of a run, links to its predictions
     report/figures/<name>.html   a figure, its data and the records that it was drawn from
     report/notebooks/...         the executed notebooks
+    report/cards/, references.bib  the cards of datasets, encoders and kept models, and what to cite: see `cards`
     report/records/, logs/       copies of what the pages link to, so that the folder can be moved or zipped
 
 It depends on files alone, so it can be written at any time: `python run_all.py --report`.
@@ -22,6 +23,7 @@ from panderm_utils.batch import PAPER, Job
 from panderm_utils.disk import write_file
 from panderm_utils.pool import in_processes
 from panderm_utils.report import own
+from panderm_utils.report.cards import card_places, card_tasks, write_cards
 from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, select_columns
 from panderm_utils.report.notebooks import NotebookPage, notebook_tasks
 from panderm_utils.report.pages import TEMPLATES, Site, copy_file, write_page
@@ -33,6 +35,7 @@ FOLDERS = (
     "figures",
     "tables",
     "notebooks",
+    "cards",
     "records",
     "logs",
     "images",
@@ -62,7 +65,11 @@ def write_report(space: Workspace, jobs: Iterable[Job], processes: int = 2) -> P
         site = own.make_site(contents) if space.profile == "own" else _paper_site(space)
         shared = _shared(site, contents, notebooks)
         studies = own.study_tasks(report, contents, shared) if space.profile == "own" else []
-        tasks = [*studies, *notebook_tasks(report, space, site, list(notebooks.values()))]
+        tasks = [
+            *studies,
+            *card_tasks(report, contents, shared),
+            *notebook_tasks(report, space, site, list(notebooks.values())),
+        ]
         drawn = in_processes(_call, tasks, processes, "report")[: len(studies)]
         written = {report / page.page for page in notebooks.values()} | _write_pages(report, contents, shared, drawn)
         for path in report.rglob("*"):
@@ -106,6 +113,7 @@ def _shared(site: Site, contents: Contents, notebooks: dict[str, NotebookPage]) 
         "listed": contents.runs,
         "pages": {run.name: f"runs/{run.name}.html" for run in contents.runs},
         "notebooks": {name: page.page for name, page in notebooks.items()},
+        "cards": card_places(contents, own.study_places(contents) if contents.space.profile == "own" else {}),
     }
 
 
@@ -126,6 +134,7 @@ def _write_pages(report: Path, contents: Contents, shared: dict, studies: list[t
         written.add(
             write_page(report, shared["pages"][run.name], "run.html", **shared, **_run_facts(run, contents, shared))
         )
+    written |= write_cards(report, contents, shared)
     runs = {run.name: run for run in contents.done}
     for figure in contents.figures:
         name = f"figures/{figure.name}.html"
@@ -203,7 +212,7 @@ def _weights(records: list[dict]) -> list[dict]:
     counts = Counter((r["encoder"], r.get("encoder_facts", {}).get("digest")) for r in records)
     rows = []
     for (encoder, digest), runs in counts.items():
-        row = {"title": encoder, "digest": digest, "runs": runs, "licence": "", "source": ""}
+        row = {"name": encoder, "title": encoder, "digest": digest, "runs": runs, "licence": "", "source": ""}
         try:
             card = manifests.load_encoder_manifest(encoder)
         except ValueError:  # no longer in encoders.yaml

@@ -4,10 +4,11 @@ import lazy_loader
 
 OFFERS = {
     "analyses": "calibration_of_records operating_points_of_records subgroups_of_records",
+    "citing": "cite_records",
     "classifier_file": "CLASSIFIER_FILE keep_classifier read_classifier_file",
     "comparison": "compare_encoders compare_protocols",
     "environment": "describe_environment peak_memory_mb",
-    "identity": "PROFILE_SETTINGS SCHEMA is_done read_record run_again run_id settle_settings",
+    "identity": "PROFILE_SETTINGS SCHEMA is_done load_record read_record run_again run_id settle_settings",
     "image_scores": "parse_image_scores read_image_scores scores_masks",
     "published": "SCOREBOARD_COLUMNS paper_items scoreboard scoreboard_alt_text scoreboard_sentence scoreboard_summary",
     "recorded_features": "agreement_table embed_features features_of_records open_examples",

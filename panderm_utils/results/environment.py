@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 
+from panderm_utils import system
 from panderm_utils.workspace import REPOSITORY
 
 VERSIONS_OF = ("torch", "torchvision", "timm", "accelerate", "numpy", "pandas", "scipy", "scikit-learn", "pillow")
@@ -21,7 +22,7 @@ def describe_environment() -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
         "gpu": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        "versions": {name: _version(name) for name in VERSIONS_OF},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
@@ -30,20 +31,22 @@ def describe_environment() -> dict:
 def peak_memory_mb() -> dict:
     """Returns, in MB, the peak resident memory of this process and of its allocations on the GPU, if any."""
     torch = sys.modules.get("torch")
-    gpu = round(torch.cuda.max_memory_allocated() / 1e6) if torch and torch.cuda.is_available() else None
-    if sys.platform == "win32":
-        import psutil
+    gpu = None
+    if torch and torch.cuda.is_available():  # a run may use another GPU than the current one
+        gpu = round(max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 1e6)
+    return {"process": system.peak_memory(), "gpu": gpu}
 
-        return {"process": round(psutil.Process().memory_info().peak_wset / 1e6), "gpu": gpu}
-    import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes elsewhere
-    return {"process": round(peak / (1e6 if sys.platform == "darwin" else 1e3)), "gpu": gpu}
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # this one, in a checkout that is not installed
+        return None
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=True)
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository: a downloaded archive
         return None
     return done.stdout.strip()

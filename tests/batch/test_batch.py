@@ -70,6 +70,13 @@ if seed != 3:
     seen |= {"threads": os.environ.get("OMP_NUM_THREADS"), "prefix": sys.prefix}
     write_small_record(folder, seen=seen)
 """
+ASLEEP = """\
+import os, time
+from panderm_utils import workspace
+space = workspace.open_workspace(profile, output_root=output_root)
+(space.root / f"kernel-{seed}").write_text(str(os.getpid()))
+time.sleep(600)
+"""
 # By a clock that is 50 years slow.
 DRAW = """\
 import os
@@ -271,11 +278,22 @@ def test_a_timeout_ends_even_a_kernel_that_ignores_signals(space, notebooks, mon
     assert not alive(int((space.root / "kernel-4").read_text()))
 
 
+@pytest.fixture(scope="module")
+def sleepers(tmp_path_factory):
+    """Notebooks that are quickly at work, without torch, and then sleep."""
+    folder = tmp_path_factory.mktemp("sleepers")
+    for dataset in ("ham10000", "demo"):
+        path = folder / f"linear_probe/{dataset}.ipynb"
+        write_notebook(path, PARAMETERS.replace("demo", dataset, 1), ASLEEP)
+    return folder
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, None])
-def test_an_interrupt_leaves_no_kernel_and_no_half_record(space, notebooks, sent):
+def test_an_interrupt_leaves_no_kernel_and_no_half_record(space, sleepers, sent, monkeypatch):
+    monkeypatch.setenv("PANDERM_START", "cold")  # quicker than a server that imports everything
     code = "import sys, pathlib, run_all; sys.exit(run_all.main(sys.argv[2:], pathlib.Path(sys.argv[1])))"
     arguments = ["--protocols", "linear_probe", "--datasets", "demo", "--encoders", "random_tiny", "--seeds", "5", "0"]
-    command = [sys.executable, "-c", code, notebooks, *arguments, "--output-root", space.root.parent]
+    command = [sys.executable, "-c", code, sleepers, *arguments, "--output-root", space.root.parent]
     screen = None
     if sent is None:  # in a terminal of its own, which is closed
         here, screen = pty.openpty()

@@ -120,6 +120,13 @@ def test_a_csv_that_is_a_folder_is_an_error(tmp_path, capsys):
     assert "there is no CSV" in text
 
 
-def test_pixels_go_with_check_data():
+def test_pixels_go_with_check_data_or_a_number_of_gb(capsys, monkeypatch):
+    monkeypatch.setenv("PANDERM_PIXELS", "1")  # restored afterwards
     with pytest.raises(SystemExit):
         run_all.main(["--pixels"])
+    assert "number of GB" in capsys.readouterr().err
+    for wrong in ("-3", "much"):
+        assert run_all.main(["--plan", f"--pixels={wrong}"]) == 2
+        assert "write a number of GB" in capsys.readouterr().err
+    assert run_all.main(["--plan", "--pixels", "2.5"]) == 0
+    assert "decoded images at most 2.5 GB" in capsys.readouterr().out

@@ -75,6 +75,14 @@ def test_the_title_is_a_contract():
     text = notebooks.title_markdown(load_protocol("linear_probe"), manifests.load_dataset_manifest("ham10000"))
     for part in ("HAM10000", "linear_probe", "Fig. 2a", "0.9225", "weighted F1", "CPU cores", "learn"):
         assert part in text
+    for part in (
+        "7,470 lesions; with age, sex; without skin tone",
+        "histology for 5,340",
+        "5 known faults",
+        "sdata.2018.161",
+    ):
+        assert part in text
+    assert "**Licence:** CC BY-NC 4.0 *(unverified)*" in text
     result = json.loads(
         json.dumps(manifests.published_value("ham10000", "linear_probe", "panderm_large", "weighted_f1"))
     )
@@ -82,8 +90,16 @@ def test_the_title_is_a_contract():
     ddi = notebooks.title_markdown(load_protocol("linear_probe"), manifests.load_dataset_manifest("ddi"))
     assert "0.9225" not in ddi
     assert "AUROC" in ddi
+    assert "how the labels were made is unknown" in ddi
     demo = notebooks.title_markdown(load_protocol("linear_probe"), manifests.load_dataset_manifest("demo"))
     assert "nothing of the paper" in demo
+
+
+@pytest.mark.parametrize("canonical", CANONICALS, ids=lambda path: path.parent.name)
+def test_the_time_of_the_demo_is_in_the_title_alone_and_comes_from_the_protocol(canonical):
+    title, *others = nbformat.read(canonical, as_version=4).cells
+    assert f"`demo` about {load_protocol(canonical.parent.name).demo_time} on two CPU cores" in title.source
+    assert [cell.id for cell in others if "minute" in cell.source] == []
 
 
 def test_own_data_run_on_real_images_by_default():

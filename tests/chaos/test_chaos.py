@@ -33,26 +33,19 @@ def chaos(tmp_path_factory):
         subprocess.run(["umount", "--lazy", at.data], check=True)
 
 
-@pytest.mark.parametrize(
-    "lives",
-    [
-        (
-            ["feature extraction killed", "fine-tuning killed"],
-            ["run_all killed", "SIGTERM to run_all"],
-            ["papermill killed"],
-        ),
-        (
-            ["record being written, its kernel killed", "data-loader worker killed"],
-            ["kernel killed", "record being written, run_all killed"],
-            ["all stopped for two seconds"],
-        ),
-    ],
+LIVES = (  # of one round; a life costs a batch's start
+    ["feature extraction killed", "fine-tuning killed", "all stopped for two seconds"],
+    ["data-loader worker killed", "run_all killed"],
+    ["papermill killed", "kernel killed", "SIGTERM to run_all"],
+    ["record being written, its kernel killed", "record being written, run_all killed"],
 )
-def test_the_same_command_again_ends_with_the_same_records(chaos, lives):
+
+
+def test_the_same_command_again_ends_with_the_same_records(chaos):
     named = {accident.name: accident for accident in (*ACCIDENTS, *GENTLE)}
-    chaos.round(*[[named[name] for name in life] for life in lives])
+    chaos.round(*[[named[name] for name in life] for life in LIVES])
     assert chaos.tally.told == [], chaos.tally.table()
-    assert sum(chaos.tally.tried.values()) >= 1  # a moment may not come, as where a record is written too quickly
+    assert sum(chaos.tally.tried.values()) >= 3  # a moment may not come, as where a record is written too quickly
 
 
 def test_a_second_batch_on_one_folder_names_the_first_and_touches_nothing(chaos):

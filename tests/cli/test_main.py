@@ -42,7 +42,7 @@ def test_help_names_every_flag_of_the_readme(capsys):
         "profile data-root weights-root output-root datasets protocols encoders seeds list plan jobs force sync check"
     )
     flags += " verbose check-data pixels report verify only slurm slurm-script slurm-option features predict to tta"
-    flags += " fetch from accept-licence"
+    flags += " fetch from accept-licence cite"
     assert [f for f in [*flags.split(), "new-dataset", "images", "name"] if f"--{f}" not in text] == []
 
 

@@ -37,7 +37,6 @@ def card(classes=("a", "b", "c"), **changes) -> DatasetManifest:
         "access": (Access(what="images", url="https://example.org/toy", note=""),),
         "licence": "CC0",
         "citation": "",
-        "doi": "",
         "caveats": (),
         "unverified": (),
     }

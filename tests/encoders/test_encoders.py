@@ -25,6 +25,7 @@ from panderm_utils.encoders.loading import (
     describe,
     fingerprint_image,
     load_encoder,
+    precision_context,
     same_fingerprint,
     tensors_digest,
 )
@@ -303,6 +304,16 @@ def test_timm_models_of_another_image_size_take_ours_and_dinov2_does() -> None:
         assert torch.equal(model(torch.ones(1, 3, 224, 224)), tokens[:, 0])
     with pytest.raises(EncoderError, match="takes only images of 384 x 384"):
         build_model(replace(manifest, timm_name="beit_base_patch16_384"))
+
+
+def test_full_float32_on_a_gpu_leaves_the_other_switches_of_cudnn(monkeypatch) -> None:
+    """The switches exist without a GPU too."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "deterministic", True)
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    with precision_context(torch.device("cuda"), "fp32"):
+        assert (cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, cudnn.enabled) == (False, True, True, True)
+    assert cudnn.allow_tf32 and cudnn.deterministic and cudnn.benchmark
 
 
 def test_a_misspelt_timm_model_is_answered_with_near_names(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A web site on this machine that behaves as the real ones do: ranges, pages in place of files, cut connections."""
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -32,6 +33,9 @@ class Site:
         self.types: dict[str, str] = {}
         self.together: threading.Barrier | None = None  # files of Drive are sent once so many are asked for
         self.confirm: set[str] = set()  # Drive ids whose download asks to confirm
+        self.collections: dict[str, dict[str, bytes]] = {}  # of the ISIC Archive: number -> id -> image
+        self.signature = 1  # in the addresses of its images; older ones have expired
+        self.page_size = 100
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -70,6 +74,12 @@ class Site:
                 return self.send(handler, 200, page.encode(), {"Content-Type": "text/html; charset=utf-8"})
             if name in self.confirm:
                 assert query == {"id": [name], "export": ["download"], "confirm": ["t"], "uuid": ["5f&1"]}
+        if path.startswith("/isic/"):
+            return self.answer_isic(handler, path, query)
+        if "Signature" in query and query["Signature"] != [str(self.signature)]:
+            return self.send(
+                handler, 403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+            )
         trouble = self.troubles[path].pop(0) if self.troubles.get(path) else None
         if isinstance(trouble, tuple) and trouble[0] not in ("cut", "stall"):
             status, body, *headers = trouble
@@ -93,6 +103,35 @@ class Site:
             self.together.wait()
         waits = isinstance(trouble, tuple) and trouble[0] == "stall"
         return self.send(handler, status, content[start:], headers, cut, waits)
+
+    def answer_isic(self, handler, path, query):
+        """As github.com/ImageMarkup/isic does: pages by a cursor, the count on the first alone, signed addresses."""
+        images = {name: image for images in self.collections.values() for name, image in images.items()}
+        if path == "/isic/images/search/":
+            (number,), limit = query["collections"], min(int(query["limit"][0]), self.page_size)
+            at = int(base64.b64decode(query["cursor"][0])) if "cursor" in query else 0
+            names = [*self.collections[number]]
+            cursor = base64.b64encode(str(at + limit).encode()).decode()
+            answer = {
+                "count": None if at else len(names),
+                "next": f"{self.url}{path}?collections={number}&cursor={cursor}&limit={limit}"
+                if len(names) > at + limit
+                else None,
+                "previous": None,
+                "results": [self.isic_image(name, images[name]) for name in names[at : at + limit]],
+            }
+        else:
+            name = path.removeprefix("/isic/images/").removesuffix("/")
+            answer = self.isic_image(name, images[name])
+        return self.send(handler, 200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def isic_image(self, name, image):
+        self.files[f"/s3/{name}.jpg"] = image
+        full = {"url": f"{self.url}/s3/{name}.jpg?Signature={self.signature}", "size": len(image)}
+        files = {"full": full, "thumbnail_256": {"url": f"{self.url}/s3/small", "size": 1}}
+        clinical = {"clinical": {"diagnosis_1": "Benign"}, "acquisition": {"pixels_x": 1, "pixels_y": 1}}
+        known = {"isic_id": name, "copyright_license": "CC-BY", "attribution": "A clinic", "public": True}
+        return {**known, "files": files, "metadata": clinical}
 
     @staticmethod
     def send(handler, status, body, headers=None, cut=None, waits=False):

@@ -73,18 +73,6 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 @pytest.fixture
-def fetch(tmp_path, capsys):
-    """Runs `--fetch` with these arguments; returns exit status, output and errors."""
-
-    def run(*arguments):
-        folders = ["--data-root", str(tmp_path / "D"), "--weights-root", str(tmp_path / "W")]
-        status = run_all.main(["--fetch", *map(str, arguments), *folders])
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def data(tmp_path):
     return tmp_path / "D"
 

@@ -48,7 +48,7 @@ FEW = {"draws": 2, "replicates": 20}
 ALONE = {**FEW, "rival": "panderm_tiny"}  # the encoder itself: no comparison
 MASKS = {"epochs": 1, "replicates": 50}
 SMALLER = ("ddi", "dermnet", "isic2018_task1")  # than a stand-in whose scores are asserted
-SMALL, FEWER = stand_ins.Size(train=80, val=16, test=60), stand_ins.Size(train=24, val=4, test=12)
+SMALL, FEWER = stand_ins.Size(train=48, val=8, test=36), stand_ins.Size(train=24, val=4, test=12)
 
 
 def run_all(*arguments, output, root=ROOT):

@@ -29,6 +29,7 @@ PROTOCOL = Protocol(
     reproduces="a floor for Fig. 2a",
     teaches="why accuracy flatters",
     seconds_an_image=0.0,
+    demo_time="ten seconds",
     settings={"smoothing": 0.0, "replicates": 1000},
     recompute=recompute,
 )

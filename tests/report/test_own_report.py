@@ -109,6 +109,9 @@ def test_the_page_of_a_dataset_shows_it_whole_also_after_it_was_moved(house, spa
     for told in ("Leakage", "Sensitivity and specificity", "Calibration", "Subgroups", "Fine-tuning against linear"):
         assert told in text
     for told in (
+        "Datasheet",
+        "0-39: 20, 40-59: 20, 60+: 20 (of 60 images)",
+        "write collection, population, labelling, licence and references in data_manifests/datasets/mine.yaml",
         "Copied" if False else "CLAIM",
         "TRIPOD+AI",
         "ab" * 32,

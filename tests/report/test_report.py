@@ -110,7 +110,7 @@ def leave_study(space, name, *more):
         space.root / "executed/linear_probe" / f"{name}.ipynb",
         "A study",
         ("table", [{"text/html": tables.readable(classes).to_html(), "text/plain": "x"}]),
-        ("card", [{"text/markdown": card.card_markdown(), "text/plain": "x"}]),
+        ("card", [{"text/markdown": card._repr_markdown_(), "text/plain": "x"}]),
         ("figure", [{"image/png": picture(), "text/plain": "x"}]),
         (f"print({SCRIPT!r})", [{"text/plain": SCRIPT * 30}]),
         ("bar", [{"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "progress 3%"}]),
@@ -523,6 +523,7 @@ def test_the_pages_are_in_the_package():
     files = {path.name for path in Path(pages.__file__).with_name("templates").iterdir()}
     assert files == {
         "base.html",
+        "card.html",
         "parts.html",
         "index.html",
         "runs.html",

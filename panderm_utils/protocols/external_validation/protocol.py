@@ -75,6 +75,7 @@ PROTOCOL = Protocol(
     teaches="why a score on a dataset's own test split says little about other hospitals, how images shared by two "
     "datasets are found and removed, and why AUROC transfers better than a threshold",
     seconds_an_image=0.7,
+    demo_time="half a minute",  # 25 s in the demo's records, two runs at once on two slow cores
     extra_time=", and those of the targets that the cache does not hold yet",
     metric="auroc",
     settings={

@@ -42,6 +42,7 @@ PROTOCOL = Protocol(
     teaches="how a score grows with the labels, how to draw a representative 5% of a dataset, how variation over draws "
     "differs from variation over test images, and how to estimate how much data is needed",
     seconds_an_image=0.7,  # features only; the probes take minutes
+    demo_time="half a minute",  # 10 to 25 s in the demo's records, two runs at once on two slow cores
     settings={
         "drawing": "honest",
         "draws": 5,

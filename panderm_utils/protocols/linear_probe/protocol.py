@@ -26,6 +26,7 @@ PROTOCOL = Protocol(
     teaches="how a frozen encoder is evaluated: splits and leakage, features, a logistic regression and its penalty, "
     "metrics for imbalanced classes and their intervals, and how to inspect mistakes",
     seconds_an_image=0.7,  # 123 GFLOP an image of ViT-L at the 175 GFLOP/s of two cores in float32
+    demo_time="half a minute",  # 15 to 25 s in the demo's records, two runs at once on two slow cores
     settings={"train_fraction": 1.0, "solver": "published", "precision": "fp32", "replicates": 1000, "weights": None},
     recompute=lambda *run: results.recompute_predictions(stats.evaluate, *run),
     load_classifier=lambda *kept: linear_probe.load_classifier(*kept),

@@ -175,7 +175,8 @@ class TrainingImages(ImageFiles):
         with self.naming(index) as path:
             image = self._resized(path)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(IMAGE, self.seed, self._epoch.item(), index, repeat))
+            seed = seed_of(IMAGE, self.seed, self._epoch.item(), index, repeat)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed GPUs
             changed = self.transform(image)
         return index, normalise(changed), torch.from_numpy(self.masks.mask(index)).long()
 

@@ -65,7 +65,7 @@ class SegmentationModel(nn.Module):
         depth, width = len(self.backbone.blocks), self.backbone.num_features
         self.blocks = pyramid_blocks(depth)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed GPUs
             self.pyramid = nn.ModuleList(
                 [
                     nn.Sequential(_double(width), nn.BatchNorm2d(width), nn.GELU(), _double(width)),

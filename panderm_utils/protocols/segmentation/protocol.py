@@ -40,6 +40,7 @@ PROTOCOL = Protocol(
     teaches="how maps of four blocks become a feature pyramid, how a decoder turns it into an outline, and what Dice "
     "and Jaccard at 224 pixels hide that scores at the original size show",
     seconds_an_image=800.0,  # 100 epochs, each step worth three forward passes, the decoder costs three encoders
+    demo_time="two minutes",  # 2 minutes in the demo's records, two runs at once on two slow cores
     settings={
         "train_fraction": 1.0,
         "precision": "auto",

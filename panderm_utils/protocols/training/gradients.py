@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
+from panderm_utils.encoders import precision_context
 from panderm_utils.protocols.training.errors import TrainingError
 from panderm_utils.protocols.training.inference import free_memory
 from panderm_utils.protocols.training.seeds import DROP, seed_of
@@ -118,7 +119,8 @@ class BatchGradients:
     def _try(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> Tensor | str:
         """Returns the loss, or the text of an out-of-memory error: the error itself would hold memory."""
         try:
-            return self._accumulate(images, targets, epoch, step)
+            with precision_context(self.device, "fp32"):  # inside autocast it changes nothing
+                return self._accumulate(images, targets, epoch, step)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
@@ -130,8 +132,12 @@ class BatchGradients:
         for start in range(0, pairs, self.micro_batch // 2):
             stop = min(start + self.micro_batch // 2, pairs)
             both = slice(start, stop), slice(len(images) - stop, len(images) - start)
-            # copies, since mixing is in place and a step may be repeated
-            x, y = (torch.cat([values[part] for part in both]).to(self.device) for values in (images, targets))
+            # Copies, since mixing is in place and a step may be repeated. Made on the device: from pinned memory a GPU
+            # copies while it computes, but a concatenation on the CPU would not be pinned, and waited for.
+            x, y = (
+                torch.cat([values[part].to(self.device, non_blocking=True) for part in both])
+                for values in (images, targets)
+            )
             waits = stop < pairs and self.world > 1
             with self.accelerator.no_sync(self.model) if waits else contextlib.nullcontext():
                 # gradients are averaged over processes, so each weights its part of the batch

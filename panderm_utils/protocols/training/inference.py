@@ -39,20 +39,29 @@ def score(
             views = views[:, None] if views.ndim == 4 else views
             flat = views.flatten(0, 1)
             portion = min(portion or len(flat), len(flat))
-            logits, portion = forward(model, flat, device, precision, portion)
-            outputs.append(logits.unflatten(0, views.shape[:2]))
+            logits, portion = _forward(model, flat, device, precision, portion)
+            # A GPU is not waited for: it gets its next batch while it computes this one.
+            outputs.append(logits.unflatten(0, views.shape[:2]).to("cpu", non_blocking=device.type == "cuda"))
             if bar is not None:
                 bar.update(len(views))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return torch.cat(outputs).numpy() if outputs else np.zeros((0, 1, 0), dtype=np.float32)
 
 
 def forward(model: nn.Module, x: Tensor, device: torch.device, precision: str, portion: int) -> tuple[Tensor, int]:
     """Returns logits on the CPU and the number of images at once, halved if memory ran out."""
+    logits, portion = _forward(model, x, device, precision, portion)
+    return logits.cpu(), portion
+
+
+def _forward(model: nn.Module, x: Tensor, device: torch.device, precision: str, portion: int) -> tuple[Tensor, int]:
+    """Returns what `forward` does, with the logits on the device."""
     while True:
         try:
             with precision_context(device, precision):
                 parts = [model(part.to(device, non_blocking=True)).float() for part in x.split(portion)]
-            return torch.cat(parts).cpu(), portion
+            return torch.cat(parts), portion
         except RuntimeError as error:
             if portion == 1 or not should_reduce_batch_size(error):
                 raise

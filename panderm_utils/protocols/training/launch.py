@@ -72,7 +72,7 @@ def run_training(
     else:
         with claimed(task.folder):
             _train(task, device, on_epoch)
-    facts = json.loads((task.folder / "facts.json").read_text())
+    facts = json.loads((task.folder / "facts.json").read_bytes())
     return pd.DataFrame(read_facts(task.folder / LAST)["progress"]["history"]), facts
 
 
@@ -108,7 +108,7 @@ def _train_in_processes(task: TrainingTask, on_epoch: Callable | None) -> None:
         run_processes(MODULE, [str(folder.absolute())], task.computing.processes, folder / "log.txt", report_epoch)
     except TrainingError as error:
         if (task_folder / "error.txt").exists():
-            raise TrainingError((task_folder / "error.txt").read_text()) from error
+            raise TrainingError((task_folder / "error.txt").read_text(encoding="utf-8")) from error
         raise
     shutil.rmtree(task_folder)
 
@@ -140,5 +140,5 @@ if __name__ == "__main__":
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(0)
     except ValueError as error:  # for the parent process to raise, without the log of torchrun
-        (Path(sys.argv[1]) / "task" / "error.txt").write_text(str(error))
+        (Path(sys.argv[1]) / "task" / "error.txt").write_text(str(error), encoding="utf-8")
         raise

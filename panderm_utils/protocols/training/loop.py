@@ -45,7 +45,7 @@ class Training:
         self.rates = task.learning_rates(self.steps)
         self.accelerator = make_accelerator(device, task.computing.precision, task.trackers, task.folder)
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(self.accelerator.device)
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
         self.main = self.accelerator.is_main_process
         self.images = task.training_images()
@@ -154,7 +154,12 @@ class Training:
         step = self.progress.epoch * self.steps + self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[step] * group["scale"]
-        loss, stop = self._agree(self.gradients(images, targets, self.progress.epoch, self.progress.step))
+        loss = self.gradients(images, targets, self.progress.epoch, self.progress.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.plain)
+        loss, stop = self._agree(loss)  # waits for a GPU, so it comes last; after an error nothing is saved
         if not math.isfinite(loss):
             before = ", ".join(f"{value:.4g}" for value in self.progress.losses[-5:]) or "none in this epoch"
             raise TrainingError(
@@ -162,10 +167,6 @@ class Training:
                 f" at learning rate {self.rates[step]:.3g}; the last losses were {before}. Lower lr, lengthen the"
                 f' warm-up, or use precision="fp32"; {self.task.folder} has the last complete epoch'
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update(self.plain)
         return loss, stop
 
     def _agree(self, loss: Tensor) -> tuple[float, bool]:

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import patch_environment
 
+from panderm_utils import system
 from panderm_utils.encoders import check_precision, choose_device
 from panderm_utils.protocols.training.errors import TrainingError
 from panderm_utils.workspace import REPOSITORY
@@ -169,13 +170,13 @@ def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [*command, "-m", module, *arguments],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C goes to this process, which passes it on
+            **system.DETACHED,  # Ctrl-C goes to this process, which passes it on
         )
         try:
             with Signals() as signals:
@@ -191,6 +192,6 @@ def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, 
                     process.wait(PATIENCE)
                 process.kill()
     if process.returncode:
-        tail = log.read_text(errors="replace")[-LOG_TAIL:]
+        tail = log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
         raise TrainingError(f"{count} processes ended with {process.returncode}; the end of {log}:\n{tail}")
     while_waiting()

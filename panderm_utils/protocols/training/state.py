@@ -169,13 +169,13 @@ def _saving(path: Path, size: int) -> Iterator[Path]:
     """
     with room_for(path.name, size, path.parent), replacing(path) as new:
         yield new
-        with new.open("rb") as file:
+        with new.open("r+b") as file:  # Windows syncs only files open for writing
             os.fsync(file.fileno())  # else a power failure could leave the name without the content
 
 
 def save_text(path: Path, text: str) -> None:
     with _saving(path, len(text)) as new:
-        new.write_text(text)
+        new.write_text(text, encoding="utf-8")
 
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict) -> None:
