@@ -36,6 +36,12 @@ class LogitsAndFeatures(nn.Module):
         return torch.cat([self.model.head(filled)[: len(x)], x], dim=1)
 
 
+def features(model: FineTuneModel, images: LabelledImages, device: torch.device, precision: str) -> np.ndarray:
+    """Returns the features [N, D] that the head sees of unaugmented images; leaves the model in eval mode."""
+    both, files = LogitsAndFeatures(model).to(device).eval(), ImageFiles(images.paths, rows=images.rows)
+    return score(both, files, range(len(images)), device, precision, BATCH[device.type])[:, 0, model.num_classes :]
+
+
 class FineTunedPredictor:
     """Predicts with a fine-tuned model; a `classifiers.Predictor`.
 
@@ -80,17 +86,13 @@ def keep_classifier(
         val: The val images, possibly none, for the prediction sets.
         device, precision: As in `predict`.
     """
-    torch_device = choose_device(device)
-    both, images = LogitsAndFeatures(model).to(torch_device).eval(), ImageFiles(train.paths, rows=train.rows)
-    outputs = score(both, images, range(len(train)), torch_device, precision, BATCH[torch_device.type])
+    on_train = features(model, train, choose_device(device), precision)
     facts = {"weights_sha256": model.digest, "precision": precision}
     on_val = None
     if len(val):
         proba = predict(model, val, device=device, precision=precision).proba
         on_val = results.prediction_table(val.image_ids, val.y, proba)
-    return results.keep_classifier(
-        run, class_names, outputs[:, 0, model.num_classes :], predictions, on_val, {}, **facts
-    )
+    return results.keep_classifier(run, class_names, on_train, predictions, on_val, {}, **facts)
 
 
 def load_classifier(

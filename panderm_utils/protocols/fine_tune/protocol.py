@@ -25,8 +25,11 @@ RECIPE = {
     "smoothing": RATE,
     "weighted_sampling": FLAG,
     "monitor": one_of("recall", "acc"),
+    "head_init": one_of("random", "probe"),
     "ema_decay": number("a number from 0, below 1", lambda value: 0 <= value < 1).or_else(None),
 }
+
+PROBED = "The head began as a linear probe of the training images (Kumar et al., ICLR 2022). "
 
 
 def _conflicts(values: Mapping[str, Any]) -> dict[str, str]:
@@ -39,12 +42,13 @@ def _conflicts(values: Mapping[str, Any]) -> dict[str, str]:
 def methods(record):
     training = record.get("training", {})
     recipe, chosen = training.get("recipe", {}), training.get("chosen", "the best epoch on the validation split")
+    head = PROBED if recipe.get("head_init") == "probe" else ""
     return (
         "For fine-tuning, the whole network was trained with PanDerm's recipe (AdamW, layer-wise learning-rate decay, "
         f"crops, flips, rotations and hue shifts): {recipe.get('epochs')} epochs, {training.get('batch')} images "
         f"a step, peak learning rate {recipe.get('lr')}, mixup {recipe.get('mixup')}, CutMix {recipe.get('cutmix')}, "
         f"label smoothing {recipe.get('smoothing')}, stochastic depth {recipe.get('drop_path')}, seed "
-        f"{record['seed']}. The epoch that was tested: {chosen}. Test-time augmentation: the mean over "
+        f"{record['seed']}. {head}The epoch that was tested: {chosen}. Test-time augmentation: the mean over "
         f"{record['settings']['tta']} random views."
     )
 

@@ -44,6 +44,8 @@ class FineTuneRecipe(Recipe):
         smoothing: Label smoothing.
         weighted_sampling: Whether each class is drawn equally often, with replacement.
         monitor: Metric that chooses the best epoch on val: "recall" (macro) or "acc"; always AUROC for two classes.
+        head_init: "random", or "probe": the head begins as a linear probe of the training images, so that the first
+            steps do not distort the features (Kumar et al. 2022, arXiv:2202.10054).
         ema_decay: Decay of a moving average of the weights, which is then evaluated instead; None (published): off.
         seed: Initialises the head and draws everything else.
     """
@@ -66,6 +68,7 @@ class FineTuneRecipe(Recipe):
     smoothing: float = 0.1
     weighted_sampling: bool = True
     monitor: str = "recall"
+    head_init: str = "random"
     ema_decay: float | None = None
     seed: int = 0
 

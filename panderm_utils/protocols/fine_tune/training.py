@@ -18,11 +18,13 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from panderm_utils import stats
 from panderm_utils.data import ImageFiles
+from panderm_utils.protocols import linear_probe
 from panderm_utils.protocols.fine_tune.augmentation import TrainingImages, draws, epoch_order
+from panderm_utils.protocols.fine_tune.classifier import features
 from panderm_utils.protocols.fine_tune.mixing import MixedLoss
 from panderm_utils.protocols.fine_tune.model import FineTuneModel, load_finetuned
 from panderm_utils.protocols.fine_tune.prediction import LabelledImages
@@ -78,6 +80,13 @@ class FineTuning(TrainingTask):
 
     def new_model(self) -> FineTuneModel:
         return FineTuneModel(self.model.encoder, self.model.num_classes, self.recipe.drop_path)
+
+    def fitted_tensors(self, model: FineTuneModel, device: torch.device) -> dict[str, Tensor]:
+        if self.recipe.head_init == "random":
+            return {}
+        x = features(model, self.train, device, self.computing.precision)
+        probe = linear_probe.fit_linear_probe(x, self.train.y, model.num_classes, self.recipe.seed)
+        return {"head.weight": torch.from_numpy(probe.weight), "head.bias": torch.from_numpy(probe.bias)}
 
     def parameter_groups(self, model: nn.Module) -> list[dict]:
         return parameter_groups(model, self.recipe)

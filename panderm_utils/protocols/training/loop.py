@@ -57,13 +57,16 @@ class Training:
         if self.world > 1 and self.device.type == "cuda":  # on a CPU, statistics of batch norms are of each process
             self.plain = nn.SyncBatchNorm.convert_sync_batchnorm(self.plain)
         self.plain.to(self.device)
+        resumes = task.resume and (task.folder / LAST).exists()
+        if not resumes:
+            self.plain.load_state_dict(task.fitted_tensors(self.plain, self.device), strict=False)
         decay = getattr(self.recipe, "ema_decay", None)
         self.ema = None if decay is None else ModelEmaV3(self.plain, decay=decay)
         self.averaged = None if self.ema is None else self.ema.module
         optimizer = make_optimizer(task.parameter_groups(self.plain), self.recipe)
         self.model, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
         self.progress, self.resumed_at = Progress(), None
-        if task.resume and (task.folder / LAST).exists():
+        if resumes:
             self.progress, tensors, scaling = read_last(task.folder / LAST, identity)
             restore(tensors, scaling, self.plain, self.optimizer, self.accelerator.scaler, self.averaged)
             self.resumed_at = {"epoch": self.progress.epoch, "step": self.progress.step}

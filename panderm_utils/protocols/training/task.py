@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from panderm_utils.data import ImageFiles
@@ -75,6 +76,10 @@ class TrainingTask(ABC):
     @abstractmethod
     def new_model(self) -> nn.Module:
         """Returns a model like the initial one, on the CPU; its tensors are set afterwards."""
+
+    def fitted_tensors(self, model: nn.Module, device: torch.device) -> dict[str, Tensor]:
+        """Returns those initial tensors of a new model, on the device, that are fitted to the training images."""
+        return {}
 
     @abstractmethod
     def parameter_groups(self, model: nn.Module) -> list[dict]:
