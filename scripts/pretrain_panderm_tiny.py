@@ -144,10 +144,12 @@ def batch_of(pool, rows: np.ndarray, seen: np.ndarray, hidden: np.ndarray, rng: 
     pixels, maps = np.empty((len(rows), GRID**2, PATCH, PATCH, 3), np.uint8), np.empty((len(rows), *layers.shape[1:]))
     for i, row in enumerate(rows):
         turns, flip = rng.integers(4), 1 - 2 * rng.integers(2)
-        image = as_fine_tuned(images[row], rng) if rng.random() < 0.5 else images[row]
+        image, places = images[row], layers[row]
+        if rng.random() < 0.5:
+            image, places = as_fine_tuned(image, places, rng)
         image = np.rot90(image, turns)[:, ::flip].reshape(GRID, PATCH, GRID, PATCH, 3)
         pixels[i] = image.swapaxes(1, 2).reshape(GRID**2, PATCH, PATCH, 3)
-        maps[i] = np.rot90(layers[row], turns)[:, ::flip]
+        maps[i] = np.rot90(places, turns)[:, ::flip]
     x = torch.from_numpy(pixels[:, seen]).float() / 255
     tint, gamma = (
         np.exp(rng.normal(0, 0.05, (len(rows), 1, 1, 1, 3))),
@@ -160,11 +162,18 @@ def batch_of(pool, rows: np.ndarray, seen: np.ndarray, hidden: np.ndarray, rng: 
     return x.permute(0, 1, 4, 2, 3).flatten(2), (signs, maps[:, seen], maps[:, hidden])
 
 
-def as_fine_tuned(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns an image uint8 [224, 224, 3] with the hue and the black corners that fine-tuning gives its images."""
-    inside = Image.new("L", image.shape[:2], 1).rotate(rng.uniform(-DEGREES, DEGREES))
-    shifted = np.asarray(shift_hue(Image.fromarray(image), rng.uniform(-HUE, HUE)))
-    return np.moveaxis(shifted, 0, 2) * np.asarray(inside)[..., None]
+def as_fine_tuned(image: np.ndarray, layers: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Returns an image uint8 [224, 224, 3], rotated and tinted as fine-tuning does, and its layers [14, 14, L].
+
+    Corners are black, and their layers not a number.
+    """
+    angle, hue = rng.uniform(-DEGREES, DEGREES), rng.uniform(-HUE, HUE)
+    shifted = shift_hue(Image.fromarray(image).rotate(angle), hue)
+    turned = [
+        Image.fromarray(layer).rotate(angle, Image.Resampling.BILINEAR, fillcolor=np.nan)
+        for layer in layers.transpose(2, 0, 1)
+    ]
+    return np.moveaxis(shifted, 0, 2), np.stack(turned, axis=2)
 
 
 def progress_of(step: int, steps: int) -> float:

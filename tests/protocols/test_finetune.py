@@ -34,7 +34,8 @@ from panderm_utils.protocols.fine_tune.mixing import MixedLoss
 from panderm_utils.protocols.fine_tune.model import FineTuneModel, load_finetune_model, load_finetuned
 from panderm_utils.protocols.fine_tune.prediction import LabelledImages, fine_tune_fraction, labelled_images, predict
 from panderm_utils.protocols.fine_tune.recipe import FineTuneRecipe, parameter_groups
-from panderm_utils.protocols.fine_tune.training import finetune
+from panderm_utils.protocols.fine_tune.training import FineTuning, finetune
+from panderm_utils.protocols.linear_probe import fit_linear_probe
 from panderm_utils.protocols.training import inference, processes
 from panderm_utils.protocols.training import loop as training_loop
 from panderm_utils.protocols.training import state as training_state
@@ -516,6 +517,36 @@ def test_few_images_are_one_batch_and_the_record_says_so(start, train, tmp_path)
     tuned = run(start, train, None, tmp_path, FineTuneRecipe(epochs=1, warmup_epochs=0))
     assert (tuned.facts["batch"], tuned.facts["steps_of_epoch"]) == (20, 1)
     assert tuned.facts["recipe"]["batch_size"] == 128
+
+
+def test_the_head_may_begin_as_a_linear_probe_of_the_training_images(start, train, tmp_path) -> None:
+    transform = evaluation_transform()
+    with torch.no_grad():
+        images = torch.stack([transform(Image.open(path)) for path in train.paths])
+        features = start.eval().fc_norm(start.forward_features(images)[:, 1:].mean(dim=1)).numpy()
+    proba = fit_linear_probe(features, train.y, 3).predict_proba(features)
+    still = replace(RECIPE, epochs=1, head_init="probe", lr=1e-12, min_lr=0.0)
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    tuned = run(start, train, None, tmp_path / "still", still)
+    np.testing.assert_allclose(predict(tuned.model, train, device="cpu").proba, proba, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in start.state_dict().items())
+    assert tuned.facts["differs_from_published"]["head_init"] == "probe"
+
+
+def test_a_resumed_training_does_not_fit_its_head_again(start, train, val, tmp_path, monkeypatch) -> None:
+    recipe, fits, fit = replace(RECIPE, head_init="probe"), [], FineTuning.fitted_tensors
+    monkeypatch.setattr(FineTuning, "fitted_tensors", lambda *task: fits.append(1) or fit(*task))
+    whole = run(start, train, val, tmp_path / "whole", recipe)
+
+    def interrupt(history):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(start, train, val, tmp_path / "parts", recipe, on_epoch=interrupt)
+    tuned = run(start, train, val, tmp_path / "parts", recipe)
+    assert tuned.facts["resumed_at"] == {"epoch": 1, "step": 0}
+    assert_equal_bits(tmp_path / "parts", whole)
+    assert len(fits) == 2
 
 
 def test_the_moving_average_is_scored_and_kept_instead(start, train, tmp_path, monkeypatch) -> None:

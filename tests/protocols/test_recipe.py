@@ -34,7 +34,12 @@ def test_the_defaults_are_the_published_recipe() -> None:
     assert (recipe.lr, recipe.min_lr, recipe.layer_decay, recipe.weight_decay) == (5e-4, 1e-6, 0.65, 0.05)
     assert (recipe.beta1, recipe.beta2, recipe.eps, recipe.drop_path) == (0.9, 0.999, 1e-8, 0.2)
     assert (recipe.mixup, recipe.cutmix, recipe.mix_prob, recipe.switch_prob, recipe.smoothing) == (0.8, 1, 1, 0.5, 0.1)
-    assert recipe.weighted_sampling and recipe.ema_decay is None and recipe.differences() == {}
+    assert (
+        recipe.weighted_sampling
+        and recipe.head_init == "random"
+        and recipe.ema_decay is None
+        and recipe.differences() == {}
+    )
     assert replace(recipe, epochs=20, seed=1).differences() == {"epochs": 20, "seed": 1}
 
 
