@@ -1,6 +1,7 @@
 """The benchmarks' tables: rows that fail do not stop the others, and the GPU script runs, tiny, on the CPU."""
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,10 @@ def test_a_benchmark_that_fails_is_a_row_and_the_exit_status(monkeypatch, capfd)
 def test_the_table_of_all_has_every_benchmark() -> None:
     scripts = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("[!_]*.py") if MAIN in path.read_text()}
     assert scripts - {"gpu"} == set(all_benchmarks.PARTS)
+
+
+def test_importing_them_leaves_progress_bars_to_the_processes_of_other_tests() -> None:
+    assert "TQDM_DISABLE" not in os.environ
 
 
 @pytest.mark.slow
