@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from panderm_utils import system
-from panderm_utils.batch.estimates import Costs
+from panderm_utils.batch.costs import Costs
 from panderm_utils.batch.execution import Outcome, child_environment, execute
 from panderm_utils.batch.jobs import Job, Plan
 from panderm_utils.batch.parameters import PlanError
@@ -56,7 +56,7 @@ def run_on_slurm(
     if not system.LINUX:
         raise PlanError("--slurm: Slurm runs on Linux; give this command on a node of the cluster")
     settled = settle_options(plan.runs, sbatch_options)
-    name, folder, costs = job_name(plan), plan.space.root / "slurm", Costs(plan.space.records)
+    name, folder, costs = job_name(plan), plan.space.root / "slurm", Costs(plan)
     queue_file = folder / "jobs.json"
     folder.mkdir(parents=True, exist_ok=True)
     outcomes, waiting = {}, {}
