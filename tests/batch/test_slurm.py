@@ -106,7 +106,7 @@ def under_way(cluster, notebooks, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slurm_submission, "WARNING", 0)  # none, so that Slurm kills at the time limit
         _, wait_killed = begin(make(space, notebooks, 3))
-        until(lambda: (space.root / "slurm/jobs.json").is_file())
+        until(lambda: (space.root / "slurm/jobs.json").is_file() and not job_of(space, 3).startswith("held"))
     killed = job_of(space, 3)
     said, wait = begin(make(space, notebooks, 2, 4, 5, 7), jobs=4)
     until(lambda: all(lives(space, seed) for seed in (2, 3, 4, 5, 7)))
