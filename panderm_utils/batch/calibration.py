@@ -153,7 +153,8 @@ def estimate(plan: Plan, machine: Machine, sizes: Mapping[str, Mapping[str, int]
         sizes: Dataset -> images of each split, where they were counted.
         done: Run ids that have a record: their features are there.
     """
-    known = {name: _counted(name, plan, sizes) for run in plan.runs for name in _datasets(run)}
+    names = dict.fromkeys(name for run in plan.runs for name in _datasets(run))
+    known = {name: sizes.get(name) or sizes_of(load_dataset_manifest(name), plan.space.synthetic) for name in names}
     kept = sum(PIXEL_BYTES * sum(counts.values()) for counts in known.values() if counts) <= pixel_budget()
     extracted, decoded, found = set(), set(), {}
     for run in sorted(plan.runs, key=lambda run: run.name not in done):
@@ -195,10 +196,9 @@ def _training(run: Job, settings: Mapping, machine: Machine, images: Mapping[str
     work, row = _work(run, images, settings), str(_step_row(run, settings))
     computing = machine.span(row, "image").times(work.trained) + machine.span(row, "step").times(work.steps)
     computing += machine.span(row, "prediction").times(work.predicted)
+    once, each_time = sum(images.values()), work.trained + work.predicted
     reading = machine.span(READING)
-    return _together(
-        computing, Span(reading.low * sum(images.values()), reading.high * (work.trained + work.predicted))
-    )
+    return _together(computing, Span(reading.low * once, reading.high * each_time))
 
 
 def _together(computing: Span, reading: Span) -> Span:
@@ -218,10 +218,6 @@ def _settings(run: Job, plan: Plan) -> dict[str, Any]:
     """Returns a run's settings; those that are None are the published ones."""
     defaults = protocols.load_protocol(run.protocol).settings
     return {**defaults, **load_profile(plan.space.profile).choice(run.protocol).settings, **run.parameters}
-
-
-def _counted(name: str, plan: Plan, sizes: Mapping[str, Mapping[str, int]]) -> Mapping[str, int] | None:
-    return sizes.get(name) or sizes_of(load_dataset_manifest(name), plan.space.synthetic)
 
 
 def _datasets(run: Job) -> Iterator[str]:

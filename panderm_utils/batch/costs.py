@@ -81,7 +81,7 @@ class Costs:
 
     def __init__(self, plan: Plan):
         self._plan, self._similar, self._others = plan, defaultdict(list), defaultdict(list)
-        self._sizes, self._names = {}, set()
+        self._sizes, self._images_of, self._names = {}, {}, set()
         for path in plan.space.records.glob("[!.]*/record.json"):
             self._read(path)
         self._machines = read_machines(plan.space.cache)
@@ -105,9 +105,9 @@ class Costs:
 
     def by_machine(self, jobs: list[Job]) -> list[tuple[Machine, Span, int]]:
         """Returns each measured machine, the seconds of these jobs on it, and how many of them are known."""
-        totals = []
+        totals, wanted = [], set(jobs)
         for machine in self._machines.values():
-            known = [span for job, span in self._estimate(machine).items() if job in set(jobs)]
+            known = [span for job, span in self._estimate(machine).items() if job in wanted]
             totals.append((machine, sum(known, Span()), len(known)))
         return totals
 
@@ -156,8 +156,10 @@ class Costs:
 
     def _images(self, job: Job) -> int:
         dataset = job.notebook.stem
-        counted = self._sizes.get(dataset) or sizes_of(load_dataset_manifest(dataset), self._plan.space.synthetic)
-        return sum(counted.values()) if counted else 0
+        if dataset not in self._images_of:
+            counted = self._sizes.get(dataset) or sizes_of(load_dataset_manifest(dataset), self._plan.space.synthetic)
+            self._images_of[dataset] = sum(counted.values()) if counted else 0
+        return self._images_of[dataset]
 
     def _on_machine(self, job: Job) -> Cost | None:
         if job not in self._measured:
@@ -172,14 +174,19 @@ def trains(run: Job) -> bool:
 
 
 def format_duration(seconds: float) -> str:
+    hours = seconds / 3600
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:,.0f} days"
 
 
 def format_span(span: Span) -> str:
-    ends = dict.fromkeys(map(format_duration, (span.low, span.high)))
-    return " to ".join(ends)
+    """Returns a range as "3 to 5 min", "50 s to 2 min", or "3 min"."""
+    low, high = format_duration(span.low), format_duration(span.high)
+    unit = high.partition(" ")[1] + high.partition(" ")[2]
+    return high if low == high else f"{low.removesuffix(unit)} to {high}"
 
 
 def without_seed(name: str) -> str:

@@ -129,10 +129,9 @@ def _describe_costs(plan: Plan, undone: list[Job], costs: Costs) -> list[str]:
         shares = ":".join(map(str, SHARES.values()))
         lines.append(f"  Split {shares} there, as the splits are unknown: {', '.join(guessed)}.")
     if unknown := len(undone) - len(known):
-        reason = "not all is measured, or images are not counted yet" if costs.machine else "no machine is measured"
-        remedy = "repeat the command with --calibrate in place of --plan"
-        subject = f"Time and memory of {count_runs(unknown)}: unknown"
-        lines.append(f"{subject}, no similar run has a record, and {reason}: {remedy}")
+        reason = "some of it is not measured, or images are not counted yet" if costs.machine else "nothing is measured"
+        subject = f"Time and memory of {count_runs(unknown)}: unknown, no similar run has a record and {reason}"
+        lines.append(f"{subject}; to measure, write --calibrate for --plan")
     lines += _other_machines(undone, costs)
     needed = "; ".join((_features(plan, undone), _pixels(plan, undone), _checkpoints(plan, undone)))
     lines.append(f"Disk space needed: {needed}; free: {_free(plan.space.root)}")

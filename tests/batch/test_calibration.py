@@ -56,7 +56,7 @@ def test_features_are_extracted_once_and_images_decoded_once(space):
     total = format_span(calibration.Span(40 + 0.101 * ALL, 48 + 0.222 * ALL))
     assert f"CPU time: {total} for 4 runs, estimated from measurements on {platform.node()} (CPU, " in text
     assert "Not included: fits of probes" in text
-    assert "ham10000-linear_probe-panderm_large-seed0  17 min to 37 min (from measurements)" in text
+    assert "ham10000-linear_probe-panderm_large-seed0  17 to 37 min (from measurements)" in text
 
 
 def test_without_room_for_pixels_the_upper_end_decodes_for_each_encoder(space, monkeypatch):
@@ -98,15 +98,23 @@ def test_what_is_not_measured_is_unknown_and_the_remedy_is_said(space):
     assert spans(planned) == [None]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(60, 60, "60 s"), (50, 90, "50 to 90 s"), (50, 150, "50 s to 2 min"), (7200, 1e6, "2.0 h to 12 days")],
+)
+def test_a_range_names_its_unit_once(low, high, text):
+    assert format_span(calibration.Span(low, high)) == text
+
+
 def test_each_measured_machine_has_a_total(space):
     calibration.write_machine(space.cache, machine({PROBE: {"image": (0.001, 0.001)}}, "node7", "NVIDIA H100"))
     planned = make(space, ["linear_probe"])
     assert "GPU time: " in estimates.describe_plan(planned)  # of a login node nothing is known
     calibration.write_machine(space.cache, machine({PROBE: {"image": (0.7, 0.8)}}))
     text = estimates.describe_plan(planned)
-    assert "CPU time: 1.9 h to 2.3 h for 1 run" in text
+    assert "CPU time: 1.9 to 2.3 h for 1 run" in text
     node = calibration.read_machines(space.cache)[f"node7, NVIDIA H100, {os.cpu_count()}"]
-    assert f"On {node}: 2 min to 4 min for 1 run, estimated from measurements" in text
+    assert f"On {node}: 2 to 4 min for 1 run, estimated from measurements" in text
 
 
 def test_runs_on_other_datasets_are_scaled_by_their_images(space):
