@@ -140,8 +140,11 @@ def sizes_of(card: DatasetManifest, synthetic: bool) -> dict[str, int] | None:
     if synthetic:  # a small stand-in of the dataset
         return None
     images = card.images or (card.draw and card.draw.images)
+    if card.split_sizes or not images:
+        return card.split_sizes
     shares = card.draw.percent if card.draw else SHARES
-    return card.split_sizes or (images and {name: images * percent // 100 for name, percent in shares.items()})
+    others = {name: images * percent // 100 for name, percent in shares.items() if name != "train"}
+    return {"train": images - sum(others.values()), **others}
 
 
 def estimate(plan: Plan, machine: Machine, sizes: Mapping[str, Mapping[str, int]], done: set[str]) -> dict[Job, Span]:
@@ -161,7 +164,7 @@ def estimate(plan: Plan, machine: Machine, sizes: Mapping[str, Mapping[str, int]
         settings = _settings(run, plan)
         try:
             if not run.features:
-                span = _training(run, settings, machine, known[run.notebook.stem])
+                span = _training(run, settings, machine, NOTHING | known[run.notebook.stem])
             else:
                 span = Span()
                 for dataset, encoder in run.features:

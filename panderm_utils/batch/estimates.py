@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from panderm_utils import manifests
-from panderm_utils.batch.calibration import PIXEL_BYTES, SHARES, Span
+from panderm_utils.batch.calibration import PIXEL_BYTES, SHARES, Span, sizes_of
 from panderm_utils.batch.costs import MEASURED, SCALED, SIMILAR, Costs, format_span, trains, without_seed
-from panderm_utils.batch.jobs import Job, Plan
+from panderm_utils.batch.jobs import Job, Plan, count_runs
 from panderm_utils.batch.needs import Need, find_encoder, weights_need
 from panderm_utils.disk import free
 from panderm_utils.results import is_done
@@ -147,17 +147,12 @@ def _other_machines(undone: list[Job], costs: Costs) -> list[str]:
     ]
 
 
-def count_runs(count: int) -> str:
-    """Returns "1 run", "2 runs", ..."""
-    return f"{count} run{'s' * (count != 1)}"
-
-
 def _features(plan: Plan, undone: list[Job]) -> str:
     """Returns the disk space of the runs' features, and for which datasets or encoders it is unknown."""
     size, unknown = 0, set()
     probed = dict.fromkeys((run.notebook.stem, run.parameters["encoder"]) for run in undone if not trains(run))
     for dataset, encoder in probed:
-        sizes = None if plan.space.synthetic else manifests.load_dataset_manifest(dataset).split_sizes
+        sizes = sizes_of(manifests.load_dataset_manifest(dataset), plan.space.synthetic)
         width = manifests.load_encoder_manifest(encoder).num_features
         if sizes and width:
             size += FLOAT_BYTES * width * sum(sizes.values())
@@ -170,7 +165,7 @@ def _pixels(plan: Plan, undone: list[Job]) -> str:
     """Returns the disk space of the images that are decoded for the runs, once for all encoders, within the budget."""
     budget, sizes = pixel_budget(), []
     for dataset in dict.fromkeys(run.notebook.stem for run in undone if not trains(run)):
-        sizes.append(None if plan.space.synthetic else manifests.load_dataset_manifest(dataset).split_sizes)
+        sizes.append(sizes_of(manifests.load_dataset_manifest(dataset), plan.space.synthetic))
     size = sum(PIXEL_BYTES * sum(splits.values()) for splits in sizes if splits)
     if not budget or (all(sizes) and size <= budget):
         return _amount("decoded images", min(size, budget), "")

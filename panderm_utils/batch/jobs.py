@@ -49,3 +49,8 @@ class Plan:
     @property
     def needs(self) -> list[Need]:
         return list(dict.fromkeys(need for run in self.runs for need in run.needs))
+
+
+def count_runs(count: int) -> str:
+    """Returns "1 run", "2 runs", ..."""
+    return f"{count} run{'s' * (count != 1)}"

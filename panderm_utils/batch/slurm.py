@@ -23,7 +23,7 @@ from filelock import FileLock
 from panderm_utils import system
 from panderm_utils.batch.costs import Costs
 from panderm_utils.batch.execution import Outcome, child_environment, execute
-from panderm_utils.batch.jobs import Job, Plan
+from panderm_utils.batch.jobs import Job, Plan, count_runs
 from panderm_utils.batch.parameters import PlanError
 from panderm_utils.batch.progress import Progress
 from panderm_utils.batch.running import BatchOptions, run_paper_notebooks, skipped_or_missing
@@ -125,13 +125,13 @@ def _leave_or_cancel(left: dict[Job, str], say: Callable[[str], None]) -> None:
         if (
             os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
         ):  # not in the background, where reading input would stop the process
-            answer = input(f"\n{len(left)} runs are queued or running. [l]eave them in Slurm or [c]ancel them? ")
+            answer = input(f"\nqueued or running: {count_runs(len(left))}. [l]eave them in Slurm or [c]ancel them? ")
     if answer.strip().lower().startswith("c"):
         subprocess.run(["scancel", *left.values()], check=False)
-        say(f"cancelled {len(left)} runs")
+        say(f"cancelled {count_runs(len(left))}")
     else:
         remedy = f"the same command attaches to them, `scancel {_arrays(left)}` cancels them"
-        say(f"{len(left)} runs continue in Slurm; {remedy}")
+        say(f"{count_runs(len(left))} left in Slurm; {remedy}")
 
 
 def _arrays(queued: dict[Job, str]) -> str:

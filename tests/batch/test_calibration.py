@@ -8,6 +8,7 @@ import platform
 
 import pytest
 
+import run_all
 from panderm_utils import workspace
 from panderm_utils.batch import calibrating, calibration, estimates, plan
 from panderm_utils.batch.costs import Costs, format_span
@@ -172,6 +173,17 @@ def test_a_stop_keeps_what_is_measured_and_one_failure_does_not_stop_the_rest(qu
     assert [tried.count(what) for what in dict.fromkeys(tried)] == [1, 1, 1, 2, 1]
     assert "features, panderm_base, fp32: not measured: out of memory" in capsys.readouterr().out
     assert [span is None for span in spans(planned)] == [False, False, True]
+
+
+def test_the_command_measures_what_its_selection_needs_and_the_plan_uses_it(quick, tmp_path, capsys):
+    selection = ["--profile", "paper", "--protocols", "linear_probe", "--encoders", "random_tiny"]
+    arguments = [*selection, "--datasets", "bcn20000", "--output-root", str(tmp_path), "--data-root", str(tmp_path)]
+    assert run_all.main([*arguments, "--calibrate"]) == 0
+    assert f"wrote {tmp_path / 'cache' / calibration.NAME}" in capsys.readouterr().out
+    assert run_all.main([*arguments, "--plan"]) == 0
+    text = capsys.readouterr().out
+    assert "for 1 run, estimated from measurements on " in text
+    assert f"features {4 * 192 * 12413 / 1e6:.0f} MB" in text
 
 
 def test_old_versions_are_measured_again(quick, space):

@@ -179,7 +179,7 @@ def test_a_batch_that_is_left_can_be_attached_to_again(cluster, space, notebooks
     told, _ = left.communicate(timeout=60)
     job = job_of(space, 4)
     assert left.returncode == 130
-    assert f"1 runs continue in Slurm; the same command attaches to them, `scancel {job}` cancels them" in told
+    assert f"1 run left in Slurm; the same command attaches to them, `scancel {job}` cancels them" in told
     said, wait = begin(make(space, notebooks, 4, 0))
     until(lambda: len(said) > 1)
     assert said[0] == f"1 of 2 runs are already in Slurm, as job {job}"
