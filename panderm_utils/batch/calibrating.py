@@ -1,4 +1,4 @@
-"""Measures this machine for the estimates of `--plan`, in about half a minute. Imports torch: load it only to measure.
+"""Measures this machine for the estimates of `--plan`. Imports torch: load it only to measure.
 
 Models have the encoders' architectures and arbitrary weights, on which time does not depend; images are drawn JPEGs of
 600 x 450 pixels, or random. What was measured before is not measured again.
@@ -155,8 +155,8 @@ def _time(call: Callable[[], object], device: torch.device) -> tuple[float, floa
         started = time.perf_counter()
         for _ in range(calls):
             call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            getattr(torch, device.type).synchronize()
         return (time.perf_counter() - started) / calls
 
     first = wait(1)

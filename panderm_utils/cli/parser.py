@@ -106,8 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     other.add_argument(
         "--calibrate",
         action="store_true",
-        help="measure this machine for the times of --plan, for the encoders and protocols selected; "
-        "half a minute on a GPU or with small encoders; --force: again",
+        help="measure this machine for the times of --plan, for the encoders and protocols selected: half a minute "
+        "with tiny encoders, minutes with large ones on a CPU; --force: again",
     )
     other.add_argument("--verbose", action="store_true", help="with --plan: also each run, and each path and licence")
     named = other.add_argument(
