@@ -1,6 +1,6 @@
 """Renders the pages of the report: every text is escaped, every file written completely or not at all.
 
-The templates are in templates/. All text in them is escaped, except what `inline_markdown`, `linked` and `facts` return.
+The templates are in templates/. All text is escaped, except what `inline_markdown`, `linked` and `facts` return.
 """
 
 import hashlib
