@@ -216,7 +216,7 @@ def test_a_killed_batch_takes_its_server_along_and_the_next_one_ends_its_runs(sp
 def test_a_run_that_is_let_go_before_its_fork_never_begins(tmp_path):
     environment = {**os.environ}
     with warm_kernels.Server() as warm, (tmp_path / "let go.log").open("wb") as log:
-        warm.prepare(environment, waiting=2, at_once=1)
+        warm.prepare(environment, waiting=2)
         (server,) = servers()
         command = ("timeit", ["-n", "1", "-r", "1", "-s", "import time", "open('begun', 'w'); time.sleep(600)"])
         mark = leftovers.run_mark(tmp_path / "let go.log")[leftovers.RUN]
@@ -231,12 +231,12 @@ def test_a_run_that_is_let_go_before_its_fork_never_begins(tmp_path):
     assert not server.is_running()
 
 
-def test_nothing_is_kept_warm_where_all_start_at_once_or_where_it_is_not_wanted(monkeypatch):
+def test_nothing_is_kept_warm_for_a_single_run_or_where_it_is_not_wanted(monkeypatch):
     with warm_kernels.Server() as warm:
         monkeypatch.setenv(warm_kernels.START, "cold")
-        warm.prepare({**os.environ}, waiting=100, at_once=1)
+        warm.prepare({**os.environ}, waiting=100)
         monkeypatch.delenv(warm_kernels.START)
-        warm.prepare({**os.environ}, waiting=2, at_once=2)
+        warm.prepare({**os.environ}, waiting=1)
         assert servers() == []
 
 
@@ -252,7 +252,7 @@ def test_ctrl_c_reaches_a_cell_that_runs(space, notebooks):
     (run,) = make(space, space.root / "nb", seeds=[0]).runs
     stop, environment = threading.Event(), child_environment(1)
     with warm_kernels.Server() as warm:
-        warm.prepare(environment, 1, 1)
+        warm.prepare(environment, 1)
         kernel = space.root / "kernel-0"
         threading.Thread(target=lambda: (until(kernel.exists), time.sleep(0.5), stop.set())).start()
         outcome = execute_once(run, environment, None, stop, warm)

@@ -368,7 +368,7 @@ def test_own_data_are_studied_from_a_table_to_a_report(monkeypatch, tmp_path):
     for name in ("data_manifests", "notebooks", "panderm_utils"):  # a copy, so that the manifest stays out of ours
         shutil.copytree(ROOT / name, tmp_path / "clone" / name)
     shutil.copy(ROOT / "run_all.py", tmp_path / "clone")
-    own = ("--new-dataset", tmp_path / "own.csv", "--images", "/", "--name", "mine", "--data-root", tmp_path / "data")
+    own = ("--new-dataset", tmp_path / "own.csv", "--images", tmp_path / "drawn", "--name", "mine", "--data-root", tmp_path / "data")
     told = run_all(*own, output=tmp_path, root=tmp_path / "clone")
     assert told.returncode == 0, told.stderr
     printed = told.stdout.strip().splitlines()[-1].split()
