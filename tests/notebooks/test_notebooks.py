@@ -176,9 +176,9 @@ def test_pretraining_helps_and_nothing_saturates(demo):
 
 
 def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(demo):
-    folder = demo.records / "demo-linear_probe-panderm_tiny-seed0"
+    folder = demo.records / "ddi-linear_probe-panderm_tiny-seed0"
     before, written = records.read_predictions(folder)[1], (folder / "record.json").stat().st_mtime_ns
-    selection = ("--protocols", "linear_probe", "--datasets", "demo", "--encoders", "panderm_tiny")
+    selection = ("--protocols", "linear_probe", "--datasets", "ddi", "--encoders", "panderm_tiny")
     again = run_all(*selection, output=demo.root.parent)
     assert again.returncode == 0, again.stdout
     assert (folder / "record.json").stat().st_mtime_ns == written
@@ -309,17 +309,15 @@ def test_a_checkpoint_is_evaluated_without_pretrained_weights_or_training(demo, 
     folder = demo.checkpoints / record_of(demo, "fine_tune", "ddi").name
     short = ("--protocols", "fine_tune", "--encoders", "panderm_tiny", "-p", "replicates=50", "-p", "tta=0")
     given = (*short, "-p", f"checkpoint={folder}/best.safetensors", "--weights-root", tmp_path)
-    done = run_all(*given, "--datasets", "ddi", output=demo.root.parent)
-    assert done.returncode == 0, done.stdout[-4000:]
+    done = run_all(*given, "--datasets", "ddi", "ham10000", output=demo.root.parent)
+    assert done.returncode == 1
+    assert "1 done, 1 failed" in done.stdout, done.stdout[-4000:]
+    assert "has 2 classes, the dataset has 7" in done.stdout  # of another dataset, with more classes
     checkpoint = folder / "best.safetensors"
     evaluated = record_of(demo, "fine_tune", "ddi", checkpoint=checkpoint, replicates=50, tta=0)
     there, again = (records.read_predictions(f) for f in (demo.records / folder.name, evaluated))
     np.testing.assert_array_equal(again[1], there[1])
     assert results.read_record(evaluated)["training"]["evaluated_only"]
-    # of another dataset, with fewer classes
-    other = run_all(*given, "--datasets", "ham10000", output=demo.root.parent)
-    assert other.returncode == 1
-    assert "has 2 classes, the dataset has 7" in other.stdout
 
 
 def test_a_training_interrupted_in_its_notebook_goes_on_when_the_cell_is_run_again(demo, monkeypatch):
@@ -368,8 +366,8 @@ def test_own_data_are_studied_from_a_table_to_a_report(monkeypatch, tmp_path):
     for name in ("data_manifests", "notebooks", "panderm_utils"):  # a copy, so that the manifest stays out of ours
         shutil.copytree(ROOT / name, tmp_path / "clone" / name)
     shutil.copy(ROOT / "run_all.py", tmp_path / "clone")
-    own = ("--new-dataset", tmp_path / "own.csv", "--images", tmp_path / "drawn", "--name", "mine", "--data-root", tmp_path / "data")
-    told = run_all(*own, output=tmp_path, root=tmp_path / "clone")
+    own = ("--new-dataset", tmp_path / "own.csv", "--images", tmp_path / "drawn", "--name", "mine")
+    told = run_all(*own, "--data-root", tmp_path / "data", output=tmp_path, root=tmp_path / "clone")
     assert told.returncode == 0, told.stderr
     printed = told.stdout.strip().splitlines()[-1].split()
     command = [*printed[printed.index("--profile") :], "--output-root", tmp_path, "--jobs", "2"]
