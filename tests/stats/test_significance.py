@@ -232,16 +232,3 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
                 break
             rejected.add(smallest)
         assert set(np.flatnonzero(significance.holm(p) <= 0.05)) == rejected
-
-
-def test_folds_have_a_mean_and_1_96_standard_errors():
-    folds = significance.fold_summary([1.0, 2, 3, 4, 5])
-    reach = 1.96 * np.sqrt(2.5 / 5)
-    assert {name: float(value) for name, value in folds.items()} == pytest.approx(
-        {"mean": 3, "reach": reach, "low": 3 - reach, "high": 3 + reach}
-    )
-    several = np.random.default_rng(0).random((5, 3))
-    np.testing.assert_allclose(significance.fold_summary(several)["reach"], 1.96 * stats.sem(several))
-    for values in ([0.7], [], 0.7):
-        with pytest.raises(MetricError, match="at least two folds"):
-            significance.fold_summary(values)
