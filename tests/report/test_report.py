@@ -21,7 +21,7 @@ from panderm_utils.batch import execution, plan
 from panderm_utils.figures import plots, tables
 from panderm_utils.manifests import entries as manifest_types
 from panderm_utils.protocols import load_protocol
-from panderm_utils.report import contents, pages
+from panderm_utils.report import exhibits, pages
 from panderm_utils.report import writing as report
 from panderm_utils.results import records
 from panderm_utils.stats import metrics
@@ -507,7 +507,7 @@ def test_a_file_belongs_to_the_notebook_that_writes_it_whatever_else_the_call_sa
         ("tables.write_tables(rows, space.tables, name)", []),
         ("%matplotlib inline", []),
     )
-    origins = {name: origin.notebook for name, origin in contents.read_origins(space).items()}
+    origins = {name: origin.notebook for name, origin in exhibits.read_origins(space).items()}
     assert origins == {".+_rows": "figure_9", "figure_9": "figure_9"}
 
 
