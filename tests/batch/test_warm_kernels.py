@@ -234,13 +234,15 @@ def test_a_run_that_is_let_go_before_its_fork_never_begins(tmp_path):
     assert not server.is_running()
 
 
-def test_nothing_is_kept_warm_for_a_single_run_or_where_it_is_not_wanted(monkeypatch):
+def test_a_server_is_started_for_two_runs_not_for_one_and_never_where_it_is_not_wanted(monkeypatch):
     with warm_kernels.Server() as warm:
         monkeypatch.setenv(warm_kernels.START, "cold")
         warm.prepare({**os.environ}, waiting=100)
         monkeypatch.delenv(warm_kernels.START)
         warm.prepare({**os.environ}, waiting=1)
         assert servers() == []
+        warm.prepare({**os.environ}, waiting=2)
+        assert len(servers()) == 1
 
 
 def test_ctrl_c_reaches_a_cell_that_runs(space, notebooks):
