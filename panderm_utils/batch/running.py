@@ -127,7 +127,7 @@ def _execute_all(
     slots = list(options.slots)
     environment = child_environment(at_once or 1)
     if warm and todo and not options.gpus and not sees_gpus():
-        warm.prepare(environment, len(todo), at_once)
+        warm.prepare(environment, len(todo))
     progress = Progress(todo, len(slots), say, costs, options.live)
     with ThreadPoolExecutor(max_workers=len(slots)) as pool:
         try:

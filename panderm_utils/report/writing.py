@@ -24,7 +24,8 @@ from panderm_utils.disk import write_file
 from panderm_utils.pool import in_processes
 from panderm_utils.report import own
 from panderm_utils.report.cards import card_places, card_tasks, write_cards
-from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, select_columns
+from panderm_utils.report.contents import Contents, Run, gather
+from panderm_utils.report.exhibits import FAILED, Exhibit, Sheet, select_columns
 from panderm_utils.report.notebooks import NotebookPage, notebook_tasks
 from panderm_utils.report.pages import TEMPLATES, Site, copy_file, write_page
 from panderm_utils.results import ANY, PROFILE_SETTINGS

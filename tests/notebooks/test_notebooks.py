@@ -172,9 +172,9 @@ def test_pretraining_helps_and_nothing_saturates(demo):
 
 
 def test_a_second_batch_does_nothing_and_a_forced_one_repeats_to_the_last_digit(demo):
-    folder = demo.records / "demo-linear_probe-panderm_tiny-seed0"
+    folder = demo.records / "ddi-linear_probe-panderm_tiny-seed0"
     before, written = records.read_predictions(folder)[1], (folder / "record.json").stat().st_mtime_ns
-    selection = ("--protocols", "linear_probe", "--datasets", "demo", "--encoders", "panderm_tiny")
+    selection = ("--protocols", "linear_probe", "--datasets", "ddi", "--encoders", "panderm_tiny")
     again = run_all(*selection, output=demo.root.parent)
     assert again.returncode == 0, again.stdout
     assert (folder / "record.json").stat().st_mtime_ns == written
@@ -330,8 +330,8 @@ def test_own_data_are_studied_from_a_table_to_a_report(monkeypatch, tmp_path):
     for name in ("data_manifests", "notebooks", "panderm_utils"):  # a copy, so that the manifest stays out of ours
         shutil.copytree(ROOT / name, tmp_path / "clone" / name)
     shutil.copy(ROOT / "run_all.py", tmp_path / "clone")
-    own = ("--new-dataset", tmp_path / "own.csv", "--images", "/", "--name", "mine", "--data-root", tmp_path / "data")
-    told = run_all(*own, output=tmp_path, root=tmp_path / "clone")
+    own = ("--new-dataset", tmp_path / "own.csv", "--images", tmp_path / "drawn", "--name", "mine")
+    told = run_all(*own, "--data-root", tmp_path / "data", output=tmp_path, root=tmp_path / "clone")
     assert told.returncode == 0, told.stderr
     printed = told.stdout.strip().splitlines()[-1].split()
     command = [*printed[printed.index("--profile") :], "--output-root", tmp_path, "--jobs", "2"]
