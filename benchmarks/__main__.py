@@ -34,6 +34,7 @@ PARTS = {  # benchmark: its arguments, and those of a quick run
     "audit": (("--full",), ()),
     "report": ((), ()),
     "batch": ((), ()),
+    "growth": ((), ("--counts", "100", "1000")),
     "warm": ((), ()),
     "memory": ((), ()),
 }

@@ -17,6 +17,11 @@ os.environ["TQDM_DISABLE"] = "1"
 import panderm_utils  # noqa: F401  (must be first)
 
 # isort: split
+import tqdm.auto  # noqa: F401
+
+del os.environ["TQDM_DISABLE"]  # tests import this too, and what they start has bars
+
+# isort: split
 from PIL import Image
 
 from panderm_utils.results import describe_environment

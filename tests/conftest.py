@@ -19,12 +19,13 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 # Folders and files that take longest: they begin first, so that neither process is left alone with one of them.
 LONGEST = ("notebooks/", "batch/test_slurm", "chaos/", "batch/", "protocols/", "tutorial/", "classifiers/", "data/")
-# What starts processes, kernels, browsers or trainings; `make test-fast` runs the others.
+# What starts processes, kernels, browsers or trainings, or draws many figures; `make test-fast` runs the others.
 SLOW = (
     "notebooks/",
     "batch/",
     "chaos/",
     "classifiers/",
+    "cli/",
     "demo/",
     "report/",
     "test_disk",
@@ -33,14 +34,18 @@ SLOW = (
     "test_system",
     "test_torchvision",
     "test_project",
+    "audit/test_leakage",
     "data/test_hostile",
     "data/test_own",
     "encoders/test_attention",
     "encoders/test_features",
     "encoders/test_encoders",
+    "figures/test_plots",
     "stats/test_embedding",
     "protocols/test_finetune",
+    "protocols/test_label_efficiency_plots",
     "protocols/test_toy",
+    "results/test_comparison",
     "results/test_records",
     "results/test_scoreboard",
     "tutorial/test_lessons",

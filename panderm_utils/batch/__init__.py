@@ -3,9 +3,11 @@
 import lazy_loader
 
 OFFERS = {
+    "calibrating": "calibrate",
     "commands": "what_is_missing",
+    "costs": "format_duration",
     "data_check": "check_data",
-    "estimates": "describe_plan format_duration toy_note",
+    "estimates": "describe_plan toy_note",
     "execution": "diagnose",
     "jobs": "Job PAPER Plan",
     "leftovers": "clear_leftovers remove_partial_files",

@@ -1,69 +1,26 @@
-"""Estimates the hours, memory and disk space of a plan from the records of similar runs; never guesses.
+"""Describes a plan and its expected hours, memory and disk space; what is unknown it calls unknown.
 
-Similar runs differ in nothing but their seed; without one the cost is "unknown". Imports neither torch nor pandas.
+Imports neither torch nor pandas.
 """
 
-import json
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 
-from panderm_utils import manifests, protocols
-from panderm_utils.batch.jobs import Job, Plan
+from panderm_utils import manifests
+from panderm_utils.batch.calibration import PIXEL_BYTES, SHARES, Span, sizes_of
+from panderm_utils.batch.costs import MEASURED, SCALED, SIMILAR, Costs, format_span, trains, without_seed
+from panderm_utils.batch.jobs import Job, Plan, count_runs
 from panderm_utils.batch.needs import Need, find_encoder, weights_need
 from panderm_utils.disk import free
 from panderm_utils.results import is_done
 from panderm_utils.workspace import pixel_budget
 
 FLOAT_BYTES = 4  # of a feature
-PIXEL_BYTES = 3 * 224 * 224  # of a decoded image
+RANGE = """\
+  From: the fastest speed measured, images read while others are computed. To: the slowest, one after the other.
+  Not included: fits of probes, intervals and figures."""
 REGISTRATION = re.compile(r"regist|agreement|on request|form\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of similar runs: mean seconds and highest peak memory in MB; `gpu_memory` is None without a GPU."""
-
-    seconds: float
-    memory: int
-    gpu_memory: int | None
-    gpu: str | None
-    runs: int
-
-    def __str__(self) -> str:
-        gpu = f", {self.gpu_memory / 1e3:.1f} GB of a {self.gpu}" if self.gpu else ""
-        similar = "a similar run" if self.runs == 1 else f"{self.runs} similar runs"
-        return f"{format_duration(self.seconds)}, {self.memory / 1e3:.1f} GB{gpu} (from {similar})"
-
-
-class Costs:
-    """The costs of the runs that have a record below a folder."""
-
-    def __init__(self, records: Path):
-        costs = defaultdict(list)
-        for path in records.glob("[!.]*/record.json"):
-            try:
-                record = json.loads(path.read_bytes())
-                memory, gpu = record["peak_memory_mb"], record["environment"]["gpu"]
-                cost = (record["timings"]["total_seconds"], memory["process"], memory["gpu"], gpu)
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # incomplete: such a run is executed again
-            costs[_without_seed(path.parent.name)].append(cost)
-        self._costs = {name: _merge(similar) for name, similar in costs.items()}
-
-    def of(self, job: Job) -> Cost | None:
-        return self._costs.get(_without_seed(job.name))
-
-    def longest_first(self, jobs: list[Job]) -> list[Job]:
-        """Returns the jobs sorted by expected duration, longest first; unknown ones lead, trainings before others."""
-
-        def key(job: Job) -> tuple[float, bool]:
-            cost = self.of(job)
-            return -cost.seconds if cost else -float("inf"), not _trains(job)
-
-        return sorted(jobs, key=key)
 
 
 def describe_plan(plan: Plan, verbose: bool = False) -> str:
@@ -72,13 +29,13 @@ def describe_plan(plan: Plan, verbose: bool = False) -> str:
     Args:
         verbose: Also list every run with its cost, and everything that they need with paths and licences.
     """
-    costs = Costs(plan.space.records)
+    costs = Costs(plan)
     states = ["done" if is_done(r.record) else "missing" if r.missing else "to run" for r in plan.runs]
     undone = [run for state, run in zip(states, plan.runs, strict=True) if state != "done"]
     ready = [run for run in undone if not run.missing]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "to run", "missing"))
     drawings = f"{len(plan.paper)} tables and figures" if plan.paper else "the report"
-    lines = [f"{len(plan.runs)} runs (profile {plan.space.profile}): {counts}; then {drawings}"]
+    lines = [f"{count_runs(len(plan.runs))} (profile {plan.space.profile}): {counts}; then {drawings}"]
     lines += [note] if (note := toy_note(plan)) else []
     lines += ["", "Can run now:" if ready else "Nothing can run now.", *_describe_ready(ready)]
     waiting = Counter(need for run in undone for need in run.needs if need.state.startswith(("missing", "incomplete")))
@@ -153,36 +110,49 @@ def _list_all(plan: Plan, states: list[str], costs: Costs) -> list[str]:
 
 def _waiting(need: Need, count: int) -> str:
     optional = "optional for " if need.state not in ("missing", "incomplete") else ""
-    return f"{need.name} ({optional}{count} run{'s' * (count != 1)})"
-
-
-def format_duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{need.name} ({optional}{count_runs(count)})"
 
 
 def _describe_costs(plan: Plan, undone: list[Job], costs: Costs) -> list[str]:
     known = [cost for run in undone if (cost := costs.of(run))]
-    unknown = len(undone) - len(known)
     lines = []
-    for kind, costs in (("GPU", [c for c in known if c.gpu]), ("CPU", [c for c in known if not c.gpu])):
-        if costs:
-            total = format_duration(sum(cost.seconds for cost in costs))
-            lines.append(f"{kind} time: {total} for {len(costs)} runs, estimated from similar runs")
-    if unknown:
-        lines.append(f"Time and memory of {unknown} runs: unknown, no similar run has a record")
+    for kind in ("GPU", "CPU"):
+        for origin in (SIMILAR, SCALED, MEASURED):
+            alike = [cost for cost in known if cost.origin == origin and bool(cost.gpu) == (kind == "GPU")]
+            if alike:
+                total = sum((cost.span for cost in alike), Span())
+                source = f"measurements on {costs.machine}" if origin == MEASURED else origin
+                lines.append(f"{kind} time: {format_span(total)} for {count_runs(len(alike))}, estimated from {source}")
+    if any(cost.origin == MEASURED for cost in known):
+        lines.append(RANGE)
+    if guessed := costs.assumed_splits(undone):
+        shares = ":".join(map(str, SHARES.values()))
+        lines.append(f"  Split {shares} there, as the splits are unknown: {', '.join(guessed)}.")
+    if unknown := len(undone) - len(known):
+        reason = "some of it is not measured, or images are not counted yet" if costs.machine else "nothing is measured"
+        subject = f"Time and memory of {count_runs(unknown)}: unknown, no similar run has a record and {reason}"
+        lines.append(f"{subject}; to measure, write --calibrate for --plan")
+    lines += _other_machines(undone, costs)
     needed = "; ".join((_features(plan, undone), _pixels(plan, undone), _checkpoints(plan, undone)))
     lines.append(f"Disk space needed: {needed}; free: {_free(plan.space.root)}")
     return lines
 
 
+def _other_machines(undone: list[Job], costs: Costs) -> list[str]:
+    totals = costs.by_machine(undone)
+    return [
+        f"On {machine}: {format_span(total)} for {count_runs(count)}, estimated from measurements"
+        for machine, total, count in totals
+        if count and machine is not costs.machine
+    ]
+
+
 def _features(plan: Plan, undone: list[Job]) -> str:
     """Returns the disk space of the runs' features, and for which datasets or encoders it is unknown."""
     size, unknown = 0, set()
-    probed = dict.fromkeys((run.notebook.stem, run.parameters["encoder"]) for run in undone if not _trains(run))
+    probed = dict.fromkeys((run.notebook.stem, run.parameters["encoder"]) for run in undone if not trains(run))
     for dataset, encoder in probed:
-        sizes = None if plan.space.synthetic else manifests.load_dataset_manifest(dataset).split_sizes
+        sizes = sizes_of(manifests.load_dataset_manifest(dataset), plan.space.synthetic)
         width = manifests.load_encoder_manifest(encoder).num_features
         if sizes and width:
             size += FLOAT_BYTES * width * sum(sizes.values())
@@ -194,8 +164,8 @@ def _features(plan: Plan, undone: list[Job]) -> str:
 def _pixels(plan: Plan, undone: list[Job]) -> str:
     """Returns the disk space of the images that are decoded for the runs, once for all encoders, within the budget."""
     budget, sizes = pixel_budget(), []
-    for dataset in dict.fromkeys(run.notebook.stem for run in undone if not _trains(run)):
-        sizes.append(None if plan.space.synthetic else manifests.load_dataset_manifest(dataset).split_sizes)
+    for dataset in dict.fromkeys(run.notebook.stem for run in undone if not trains(run)):
+        sizes.append(sizes_of(manifests.load_dataset_manifest(dataset), plan.space.synthetic))
     size = sum(PIXEL_BYTES * sum(splits.values()) for splits in sizes if splits)
     if not budget or (all(sizes) and size <= budget):
         return _amount("decoded images", min(size, budget), "")
@@ -206,20 +176,15 @@ def _checkpoints(plan: Plan, undone: list[Job]) -> str:
     """Returns the disk space of the runs' checkpoints, estimated from those of similar runs."""
     sizes = defaultdict(list)
     for folder in plan.space.checkpoints.glob("*"):
-        sizes[_without_seed(folder.name)].append(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
-    training = [_without_seed(run.name) for run in undone if _trains(run)]
+        sizes[without_seed(folder.name)].append(sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()))
+    training = [without_seed(run.name) for run in undone if trains(run)]
     known = [max(sizes[name]) for name in training if name in sizes]
-    return _amount("checkpoints", sum(known), f"{len(training) - len(known)} runs" * (len(training) > len(known)))
+    return _amount("checkpoints", sum(known), count_runs(unknown) if (unknown := len(training) - len(known)) else "")
 
 
 def _amount(what: str, size: int, unknown: str) -> str:
     parts = [f"{what} {_bytes(size)}"] * bool(size or not unknown) + [f"{what} of {unknown} unknown"] * bool(unknown)
     return ", ".join(parts)
-
-
-def _trains(run: Job) -> bool:
-    """Whether a run writes checkpoints; the others write features."""
-    return run.record is not None and protocols.load_protocol(run.protocol).trains
 
 
 def _conditions(need) -> str:
@@ -232,14 +197,3 @@ def _free(folder: Path) -> str:
 
 def _bytes(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.0f} MB"
-
-
-def _without_seed(name: str) -> str:
-    return re.sub(r"-seed\d+", "", name, count=1)
-
-
-def _merge(costs: list[tuple]) -> Cost:
-    seconds, memory, gpu_memory, gpus = zip(*costs, strict=True)
-    on_gpu = [mb for mb, gpu in zip(gpu_memory, gpus, strict=True) if gpu]
-    gpu = next((gpu for gpu in gpus if gpu), None)
-    return Cost(mean(seconds), max(memory), max(on_gpu) if on_gpu else None, gpu, len(costs))

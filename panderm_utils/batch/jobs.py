@@ -19,6 +19,7 @@ class Job:
         protocol: Its name; PAPER for a paper notebook.
         record: The folder of the run's record, or None for a paper notebook.
         needs: The data and weights that it reads.
+        features: (dataset, encoder) of all features that it reads, or extracts if no run has yet; () of a training.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Job:
     protocol: str = PAPER
     record: Path | None = None
     needs: tuple[Need, ...] = ()
+    features: tuple[tuple[str, str], ...] = ()
 
     @property
     def missing(self) -> tuple[Need, ...]:
@@ -47,3 +49,8 @@ class Plan:
     @property
     def needs(self) -> list[Need]:
         return list(dict.fromkeys(need for run in self.runs for need in run.needs))
+
+
+def count_runs(count: int) -> str:
+    """Returns "1 run", "2 runs", ..."""
+    return f"{count} run{'s' * (count != 1)}"

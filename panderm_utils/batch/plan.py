@@ -221,7 +221,10 @@ def _drafts(parts, cards, models, profile, overrides, space, notebooks, problems
             further = {other.name: other_need(other, space, root) for other in others if other.name != encoder}
             # One that the batch studies too is listed as that run's need, unless it would stop this run.
             needs += [n for name, n in further.items() if name not in studied or (n and n.state == "incomplete")]
-            yield _Draft(protocol, dataset, encoder, notebook, settled, tuple(dict.fromkeys(filter(None, needs))))
+            needs = tuple(dict.fromkeys(filter(None, needs)))
+            pairs = [(dataset, o.name) if isinstance(o, EncoderManifest) else (o.name, encoder) for o in others]
+            features = () if protocol.trains else tuple(dict.fromkeys([(dataset, encoder), *pairs]))
+            yield _Draft(protocol, dataset, encoder, notebook, settled, needs, features)
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,7 @@ class _Draft:
     notebook: Path
     settled: Settled
     needs: tuple[Need, ...]
+    features: tuple[tuple[str, str], ...]
 
     def with_seed(self, seed: int, space: Workspace) -> Job:
         settings = self.settled.settings
@@ -247,6 +251,7 @@ class _Draft:
             protocol=self.protocol.name,
             record=space.records / name,
             needs=self.needs,
+            features=self.features,
         )
 
 

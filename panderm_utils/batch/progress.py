@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from panderm_utils.batch.estimates import Costs, format_duration
+from panderm_utils.batch.costs import Costs, format_duration
 from panderm_utils.batch.execution import Outcome, headings_of
 from panderm_utils.batch.jobs import Job
 

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from panderm_utils.batch.estimates import Costs
+from panderm_utils.batch.costs import Costs
 from panderm_utils.batch.execution import Outcome, child_environment, execute
 from panderm_utils.batch.jobs import Job, Plan
 from panderm_utils.batch.leftovers import GRACE
@@ -63,7 +63,7 @@ def run_batch(plan: Plan, options: BatchOptions = BatchOptions(), say: Callable[
     Returns:
         An outcome for each run and each paper notebook, in the plan's order.
     """
-    outcomes, costs = skipped_or_missing(plan.runs, options.force), Costs(plan.space.records)
+    outcomes, costs = skipped_or_missing(plan.runs, options.force), Costs(plan)
     todo = [run for run in plan.runs if run not in outcomes]
     at_once = min(len(options.slots), len(plan.runs))
     if todo:
@@ -127,7 +127,7 @@ def _execute_all(
     slots = list(options.slots)
     environment = child_environment(at_once or 1)
     if warm and todo and not options.gpus and not sees_gpus():
-        warm.prepare(environment, len(todo), at_once)
+        warm.prepare(environment, len(todo))
     progress = Progress(todo, len(slots), say, costs, options.live)
     with ThreadPoolExecutor(max_workers=len(slots)) as pool:
         try:

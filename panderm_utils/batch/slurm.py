@@ -6,8 +6,6 @@ running are waited for, not submitted again.
 """
 
 import contextlib
-import json
-import math
 import os
 import pickle
 import signal
@@ -23,22 +21,17 @@ from pathlib import Path
 from filelock import FileLock
 
 from panderm_utils import system
-from panderm_utils.batch.estimates import Costs
+from panderm_utils.batch.costs import Costs
 from panderm_utils.batch.execution import Outcome, child_environment, execute
-from panderm_utils.batch.jobs import Job, Plan
+from panderm_utils.batch.jobs import Job, Plan, count_runs
 from panderm_utils.batch.parameters import PlanError
 from panderm_utils.batch.progress import Progress
 from panderm_utils.batch.running import BatchOptions, run_paper_notebooks, skipped_or_missing
 from panderm_utils.batch.slurm_queue import Watch, read_queue
-from panderm_utils.disk import write_file
-from panderm_utils.workspace import REPOSITORY
+from panderm_utils.batch.slurm_submission import group_into_arrays, job_name, settle_options, submit
 
 POLL = 1.0  # seconds between checks for outcomes
-DEFAULT_TIME = "4:00:00"  # default time limit of a run
-WARNING = 90  # seconds before its time limit at which a run is ended, to be queued again
-MAX_TIMEOUTS = 10  # how often a run may reach its time limit and be resumed
 LOCAL_JOBS = 4  # at most so many paper notebooks at once: a login node is shared
-RESERVED = ("array", "chdir", "error", "job_name", "nodes", "ntasks", "ntasks_per_node", "output", "signal", "wrap")
 
 
 def run_on_slurm(
@@ -56,26 +49,23 @@ def run_on_slurm(
     if not system.LINUX:
         raise PlanError("--slurm: Slurm runs on Linux; give this command on a node of the cluster")
     settled = settle_options(plan.runs, sbatch_options)
-    name, folder, costs = job_name(plan), plan.space.root / "slurm", Costs(plan.space.records)
+    name, folder, costs = job_name(plan), plan.space.root / "slurm", Costs(plan)
     queue_file = folder / "jobs.json"
     folder.mkdir(parents=True, exist_ok=True)
     outcomes, waiting = {}, {}
     try:
         with FileLock(folder / ".lock"):  # if two batches start at once, one attaches to the jobs of the other
-            queued = read_queue(queue_file, name)
+            queued = read_queue(queue_file, name, say)
             waiting |= {run: queued[run.name] for run in plan.runs if run.name in queued}
             if waiting:
                 say(f"{len(waiting)} of {len(plan.runs)} runs are already in Slurm, as job {_arrays(waiting)}")
             outcomes |= skipped_or_missing([run for run in plan.runs if run not in waiting], options.force)
             todo = [run for run in plan.runs if run not in waiting and run not in outcomes]
-            for array_options, runs in group_into_arrays(costs.longest_first(todo), settled):
-                with _signals_deferred():
-                    submitted = _submit(runs, array_options, options, folder, name)
-                    waiting |= submitted
-                    queued |= {run.name: job_id for run, job_id in submitted.items()}
-                    write_file(queue_file, json.dumps(queued, indent=2) + "\n")
-                count = f"{len(runs)} of {len(plan.runs)} runs"
-                say(f"{count} submitted as Slurm job {_arrays(submitted)}, {min(options.jobs, len(runs))} at a time")
+            arrays, task = group_into_arrays(costs.longest_first(todo), settled), Task(options.timeout, options.retries)
+            for jobs in submit(arrays, task, options.jobs, name, queue_file, queued):
+                waiting |= jobs
+                count = f"{len(jobs)} of {len(plan.runs)} runs"
+                say(f"{count} submitted as Slurm job {_arrays(jobs)}, {min(options.jobs, len(jobs))} at a time")
         if waiting:
             say(f"logs: {next(iter(waiting)).log.parent}; Slurm's logs: {folder}")
         progress = Progress(list(waiting), options.jobs, say, costs, options.live)
@@ -86,110 +76,6 @@ def run_on_slurm(
         return [outcomes.get(run) or Outcome(run, "interrupted") for run in plan.runs]
     local = replace(options, jobs=min(options.jobs, LOCAL_JOBS))
     return [outcomes[run] for run in plan.runs] + run_paper_notebooks(plan, local, costs, say)
-
-
-def job_name(plan: Plan) -> str:
-    """Returns the name of a plan's Slurm jobs."""
-    return f"panderm-{plan.space.profile}"
-
-
-def settle_options(runs: Iterable[Job], options: Iterable[str]) -> dict[Job, dict[str, str | bool]]:
-    """Returns the sbatch options of each run.
-
-    Args:
-        options: `name=value`, or `name` where sbatch takes no value; prefixed `protocol:` for its runs only.
-
-    Raises:
-        PlanError: An option is one that the batch sets itself, or names a protocol without a run.
-    """
-    settled = {run: {"time": DEFAULT_TIME} for run in runs}
-    protocols = {run: run.notebook.parent.name for run in settled}
-    for text in options:
-        name, equals, value = text.partition("=")
-        protocol, _, name = name.rpartition(":")
-        name = name.strip("-").replace("-", "_")
-        if not name or name in RESERVED:
-            raise PlanError(f"--slurm-option {text}: write an sbatch option as name=value; not {', '.join(RESERVED)}")
-        if protocol and protocol not in protocols.values():
-            valid = ", ".join(sorted(set(protocols.values())))
-            raise PlanError(f"--slurm-option {text}: no run of protocol {protocol!r} in this plan; choose from {valid}")
-        for run in settled:
-            if protocol in ("", protocols[run]):
-                settled[run][name] = value if equals else True
-    for option in settled.values():
-        minutes(option["time"])
-    return settled
-
-
-def group_into_arrays(runs: Iterable[Job], settled: dict[Job, dict]) -> list[tuple[dict, list[Job]]]:
-    """Returns (sbatch options, runs) of each array: runs with the same options share one."""
-    arrays = {}
-    for run in runs:
-        arrays.setdefault(tuple(sorted(settled[run].items())), []).append(run)
-    return [(dict(options), members) for options, members in arrays.items()]
-
-
-def minutes(limit: str) -> int:
-    """Returns the minutes of a time limit in sbatch's format: 90, 90:00, 4:00:00, 1-12, 1-12:30 or 1-12:30:00.
-
-    Raises:
-        PlanError: The text is not a time limit.
-    """
-    days, dash, clock = str(limit).rpartition("-")
-    try:
-        parts = [int(part) for part in clock.split(":")]
-        parts = parts if dash or len(parts) > 2 else [0, *parts]
-        hours, mins, seconds = parts + [0] * (3 - len(parts))
-        return math.ceil(int(days or 0) * 1440 + hours * 60 + mins + seconds / 60)
-    except ValueError as error:
-        raise PlanError(
-            f"--slurm-option time={limit}: write it in the format of sbatch, as in time={DEFAULT_TIME}"
-        ) from error
-
-
-def _submit(runs: list[Job], array_options: dict, options: BatchOptions, folder: Path, name: str) -> dict[Job, str]:
-    """Submits runs as one array; returns the Slurm job id of each."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise PlanError('--slurm needs submitit; install it with: pip install -e ".[cluster]"') from error
-    try:
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=MAX_TIMEOUTS)
-        executor.update_parameters(
-            job_name=name,
-            time=minutes(array_options["time"]),
-            signal_delay_s=WARNING,
-            array_parallelism=options.jobs,
-            stderr_to_stdout=True,
-            # Since Slurm 22.05, srun does not inherit this from sbatch.
-            setup=['[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'],
-            additional_parameters={"requeue": True, "chdir": REPOSITORY, **array_options},
-        )
-        # A batch that runs inside a Slurm job must not pass that job's settings on.
-        kept = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or k.startswith("SBATCH_")}
-        with submitit.helpers.clean_env():
-            os.environ.update(kept)
-            submitted = executor.map_array(Task(options.timeout, options.retries), runs)
-    except RuntimeError as error:  # srun is missing, or sbatch failed
-        message = str(error).strip()
-        if "Invalid job array specification" in message:
-            message = (
-                f"{message}\nthe array may be too long for this cluster; name fewer --datasets or --seeds at a time"
-            )
-        raise PlanError(f"Slurm rejected {len(runs)} runs: {message}") from error
-    for job in submitted:  # a reinstalled Slurm counts from 1 again, and files of old jobs may have the same ids
-        job.paths.result_pickle.unlink(missing_ok=True)
-    return {run: job.job_id for run, job in zip(runs, submitted, strict=True)}
-
-
-@contextlib.contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Defers Ctrl-C and the like, so that every submitted job is written to the queue file."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait_for_outcomes(waiting: dict[Job, str], folder: Path, name: str, progress: Progress) -> Iterator[Outcome]:
@@ -239,13 +125,13 @@ def _leave_or_cancel(left: dict[Job, str], say: Callable[[str], None]) -> None:
         if (
             os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
         ):  # not in the background, where reading input would stop the process
-            answer = input(f"\n{len(left)} runs are queued or running. [l]eave them in Slurm or [c]ancel them? ")
+            answer = input(f"\nqueued or running: {count_runs(len(left))}. [l]eave them in Slurm or [c]ancel them? ")
     if answer.strip().lower().startswith("c"):
         subprocess.run(["scancel", *left.values()], check=False)
-        say(f"cancelled {len(left)} runs")
+        say(f"cancelled {count_runs(len(left))}")
     else:
         remedy = f"the same command attaches to them, `scancel {_arrays(left)}` cancels them"
-        say(f"{len(left)} runs continue in Slurm; {remedy}")
+        say(f"{count_runs(len(left))} left in Slurm; {remedy}")
 
 
 def _arrays(queued: dict[Job, str]) -> str:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from panderm_utils.batch.jobs import Job
@@ -23,32 +23,61 @@ FINAL_STATES = (
     "OUT_OF_MEMORY",
     "TIMEOUT",
 )
-ROUTINE_REASONS = ("None", "JobArrayTaskLimit")  # for pending jobs; not worth a message
+# For pending jobs; not worth a message. Parts of a split array wait for each other.
+ROUTINE_REASONS = ("None", "JobArrayTaskLimit", "Dependency", "JobHeldUser")
+HELD = "held "  # in the queue file before the id of a job that was noted, and perhaps not released
+
+
+def ask_slurm(*command: str) -> str:
+    """Returns what a command of Slurm prints.
+
+    Raises:
+        PlanError: Slurm is not available, or does not answer.
+    """
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except FileNotFoundError as error:
+        remedy = "log in to the cluster, or print a script with --slurm-script"
+        raise PlanError(f"no `{command[0]}` here: {remedy}") from error
+    except subprocess.SubprocessError as error:
+        message = (error.stderr or str(error)).strip().splitlines()[-1]
+        raise PlanError(f"Slurm does not answer ({message}); its jobs continue; try again later") from error
 
 
 def query_jobs(name: str) -> dict[str, tuple[str, str]]:
     """Returns job id -> (state, reason for waiting) of the Slurm jobs of this name, including those just ended.
 
     Raises:
-        PlanError: Slurm is not available, or does not answer.
+        PlanError: As `ask_slurm`.
     """
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--name={name}", "--format=%i|%T|%r"]
-    try:
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    except FileNotFoundError as error:
-        raise PlanError("no `squeue` here: log in to the cluster, or print a script with --slurm-script") from error
-    except subprocess.SubprocessError as error:
-        message = (error.stderr or str(error)).strip().splitlines()[-1]
-        raise PlanError(f"Slurm does not answer ({message}); its jobs continue; try again later") from error
-    rows = [line.split("|") for line in listing.stdout.splitlines()]
+    listing = ask_slurm("squeue", "--noheader", "--array", "--states=all", f"--name={name}", "--format=%i|%T|%r")
+    rows = [line.split("|") for line in listing.splitlines()]
     return {job_id: (state, reason) for job_id, state, reason in rows}
 
 
-def read_queue(file: Path, name: str) -> dict[str, str]:
-    """Returns run -> Slurm job id of the runs in `file` that are queued or running."""
+def release(job_ids: Iterable[str]) -> None:
+    """Lets jobs on hold start."""
+    for array in dict.fromkeys(job_id.split("_")[0] for job_id in job_ids):
+        ask_slurm("scontrol", "release", array)
+
+
+def read_queue(file: Path, name: str, say: Callable[[str], None]) -> dict[str, str]:
+    """Returns run -> Slurm job id of the runs in `file` that are queued or running; puts right what a kill left.
+
+    Jobs that were noted and not released are released. Jobs that wait and were not noted are cancelled: of those that a
+    killed batch submitted, none has run.
+    """
     states = query_jobs(name)
     saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {run: job_id for run, job_id in saved.items() if job_id in states and states[job_id][0] not in FINAL_STATES}
+    noted = {run: text.removeprefix(HELD) for run, text in saved.items()}
+    arrays = {job_id.split("_")[0] for job_id in noted.values()}
+    strays = {job_id.split("_")[0] for job_id, (state, _) in states.items() if state == "PENDING"} - arrays
+    if strays:
+        ask_slurm("scancel", *sorted(strays))
+        say(f"cancelled Slurm job {' '.join(sorted(strays))}: a killed batch had submitted it, and it had not started")
+    held = [noted[run] for run, text in saved.items() if text.startswith(HELD)]
+    release(job_id for job_id in held if states.get(job_id, ("", ""))[1] == "JobHeldUser")
+    return {run: job_id for run, job_id in noted.items() if job_id in states and states[job_id][0] not in FINAL_STATES}
 
 
 class Watch:

@@ -8,7 +8,7 @@ from pathlib import Path
 from panderm_utils.batch.jobs import Plan
 from panderm_utils.batch.parameters import PlanError
 from panderm_utils.batch.running import skipped_or_missing
-from panderm_utils.batch.slurm import WARNING, group_into_arrays, job_name, settle_options
+from panderm_utils.batch.slurm_submission import WARNING, group_into_arrays, script_name, settle_options
 from panderm_utils.workspace import REPOSITORY
 
 SCRIPT = """\
@@ -57,7 +57,7 @@ def print_script(plan: Plan, options: argparse.Namespace) -> int:
     logs.mkdir(parents=True, exist_ok=True)  # sbatch does not create it
     user_options = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in sbatch_options.items()]
     own_options = [
-        f"--job-name={job_name(plan)}",
+        f"--job-name={script_name(plan)}",
         f"--array=0-{len(todo) - 1}%{options.jobs or 1}",
         f"--output={logs}/%A_%a.log",
     ]

@@ -25,7 +25,7 @@ from panderm_utils.batch.leftovers import RUN
 from panderm_utils.batch.warm_server import MAX_REQUEST
 from panderm_utils.workspace import REPOSITORY
 
-START = "PANDERM_START"  # "cold": never use a server; "warm": always; unset: if that is faster
+START = "PANDERM_START"  # "cold": never use a server; "warm": always; unset: for two runs or more
 SERVE = "import sys; from panderm_utils.batch import warm_server; warm_server.serve(int(sys.argv[1]))"
 LOST = "lost"  # exit status of a run whose server was killed: unknown
 
@@ -41,16 +41,16 @@ class Server(contextlib.AbstractContextManager):
     def __exit__(self, *_) -> None:
         self.close()
 
-    def prepare(self, environment: dict[str, str], waiting: int, at_once: int) -> None:
-        """Starts the server for runs with this environment, unless cold starts are as fast.
+    def prepare(self, environment: dict[str, str], waiting: int) -> None:
+        """Starts the server for runs with this environment, unless a cold start is as fast.
 
         Call it from a thread that outlives the server: Linux ends the server with the thread that started it.
 
         Args:
-            waiting: How many runs there are; if all run at once, importing in each takes no longer than in the server.
+            waiting: How many runs there are. A single one starts cold: the server imports no less than its processes.
         """
         mode = os.environ.get(START)
-        if not system.FORKS or mode == "cold" or (waiting <= at_once and mode != "warm"):
+        if not system.FORKS or mode == "cold" or (waiting < 2 and mode != "warm"):
             return
         if self._process and self._environment == environment:
             return

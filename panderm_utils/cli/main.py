@@ -102,6 +102,9 @@ def act(options: argparse.Namespace, notebooks: Path) -> int:
         return 2
     if options.verify:
         return verify(space, options.jobs or 2)
+    if options.calibrate:
+        print(f"wrote {batch.calibrate(planned, options.force)}; estimates: the same command with --plan")
+        return 0
     if options.plan:
         print(batch.describe_plan(planned, options.verbose))
         return 0

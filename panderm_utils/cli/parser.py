@@ -16,6 +16,7 @@ DESCRIPTION = """Plans runs, executes their notebooks with papermill, makes tabl
 
   python run_all.py                                    the demo: synthetic images, tiny encoders
   python run_all.py --profile paper --plan             which runs can start, what others need, and where to get it
+  python run_all.py --profile paper --calibrate        measure this machine, for the times of --plan
   python run_all.py --fetch                            get datasets and weights: what is there, what to do
   python run_all.py --check-data                       check the data as a run would
   python run_all.py --audit                            what train and test share, and what it costs
@@ -101,6 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
     other.add_argument("--list", action="store_true", help="list datasets, encoders, protocols, profiles")
     other.add_argument(
         "--plan", action="store_true", help="what can run now, what is nearly there or missing, and where to get it"
+    )
+    other.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure this machine for the times of --plan, for the encoders and protocols selected: half a minute "
+        "with tiny encoders, minutes with large ones on a CPU; --force: again",
     )
     other.add_argument("--verbose", action="store_true", help="with --plan: also each run, and each path and licence")
     named = other.add_argument(

@@ -59,17 +59,19 @@ def batch_loader(
     )
     iterator = iter(loader)
     try:
-        yield map(_raise_error, iterator)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        try:
+            yield map(_raise_error, iterator)
+        finally:
+            # After an interrupt, a notebook keeps the traceback and so the iterator, which would never end its workers.
+            getattr(iterator, "_shutdown_workers", lambda: None)()
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A worker's pipe may break before its death is known, which then interrupts whatever runs, even the shutdown.
+        if not workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
             raise
         raise LoadingError(
             f"a process that reads images was killed ({str(error).splitlines()[0]}), probably because memory or "
             "/dev/shm is full: set num_workers=0, or a smaller batch"
         ) from error
-    finally:
-        # After an interrupt, a notebook keeps the traceback and so the iterator, which would never end its processes.
-        getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
 def _choose_workers(device: str, batches: int) -> int:

@@ -8,8 +8,8 @@ OFFERS = {
     "feature_cache": "IDENTITY SHARD ShardCache current_features read_cached read_identified",
     "feature_files": "FeatureSet check_feature_file features_of_datasets features_of_folder write_features",
     "features": "BATCH Features extract_features extract_files",
-    "loading": "Encoder available_precision beit_settings build_model check_precision choose_device describe "
-    "load_encoder precision_context tensors_digest",
+    "loading": "Encoder arbitrary_weights available_precision beit_settings build_model check_precision choose_device "
+    "describe load_encoder precision_context tensors_digest",
     "state_dicts": "LOADING_COLUMNS PREFIXES is_finite kind_mismatch",
     "weights": "timm_settings",
 }

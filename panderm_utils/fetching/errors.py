@@ -7,7 +7,6 @@ import requests
 
 from panderm_utils.messages import UserError, printable
 
-DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 BY_HAND = "open {url} in a browser, save the file, and repeat the command with --from and its folder"
 
 

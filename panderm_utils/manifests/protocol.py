@@ -14,6 +14,21 @@ from panderm_utils.messages import UserError
 Pair = tuple[str, str, float | None, float]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a training computes; its time is these numbers times those of a calibration.
+
+    Attributes:
+        trained: Images in all steps. steps: Optimizer steps. predicted: Images that the model predicts, a view each.
+        step: What the time of a step depends on, `batch` (images) among it; the same for every dataset.
+    """
+
+    trained: int
+    steps: int
+    predicted: int
+    step: Mapping[str, Any]
+
+
 class DoesNotApply(UserError):
     """A dataset lacks something for a protocol in this profile; without the protocol's name, the run is left out."""
 
@@ -54,6 +69,9 @@ class Protocol:
             None: records of the protocol keep no classifier.
         load_segmenter: Takes a record, its folder and a device; returns a `classifiers.MaskPredictor`, with which new
             images get masks in place of classes. None: the protocol predicts no masks.
+        work: Of a protocol that `trains`: takes the images of each split and the run's settings; returns its `Work`.
+        trial: Of such a protocol: takes an encoder's manifest, a `Work.step`, a device and a precision; returns a
+            `training.TrialStep`.
         companions: Takes a batch's parameter overrides; returns protocol -> parameters of each run of another protocol
             that this one also requests.
         methods: Takes a record; returns what a run did, in sentences for the methods section of a manuscript.
@@ -84,6 +102,8 @@ class Protocol:
     other_tests: Callable[[Path], Mapping[str, tuple]] = lambda folder: {}
     published: Callable[[], dict] = dict
     extra_inputs: Callable[[DatasetManifest, str, Profile, dict], Iterable] = lambda *_: ()
+    work: Callable[[Mapping[str, int], Mapping[str, Any]], Work] | None = None
+    trial: Callable[..., tuple] | None = None
     companions: Callable[[dict], dict[str, list[dict]]] = lambda *_: {}
     load_classifier: Callable[..., Any] | None = None
     load_segmenter: Callable[..., Any] | None = None

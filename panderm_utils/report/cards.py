@@ -48,7 +48,10 @@ def card_tasks(report: Path, contents: Contents, shared: dict) -> list[partial]:
             stamp = hashlib.sha256(repr((run.record, models, shared["site"], code_digest())).encode()).hexdigest()
             if stamp_of(report / place) != stamp:
                 folder = contents.space.records / run.name
-                tasks.append(partial(_write_model_card, report, place, run.record, folder, shared, stamp))
+                # Not all that is shared, which holds every record and would be sent with every task.
+                seen = {"pages": {run.name: shared["pages"][run.name]}, "cards": {("run", run.name): place}}
+                seen |= {name: shared[name] for name in ("site", "space")}
+                tasks.append(partial(_write_model_card, report, place, run.record, folder, seen, stamp))
     return tasks
 
 

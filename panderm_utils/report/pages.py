@@ -1,17 +1,19 @@
 """Renders the pages of the report: every text is escaped, every file written completely or not at all.
 
-The templates are in templates/. All text in them is escaped, except the output of `inline_markdown` and `linked`.
+The templates are in templates/. All text is escaped, except what `inline_markdown`, `linked` and `facts` return.
 """
 
 import hashlib
 import html
 import os
+import posixpath
 import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -54,13 +56,22 @@ def write_page(report: Path, name: str, template: str, /, **variables) -> Path:
 
     Templates link with `link(target)`: a path below `report`, with or without `#anchor`.
     """
-    path = report / name
+    folder = posixpath.dirname(name) or "."
 
     def link(target: str | Path) -> str:
-        place, hash_, anchor = str(target).partition("#")
-        return quote(Path(os.path.relpath(report / place, path.parent)).as_posix()) + hash_ + quote(anchor)
+        place, hash_, anchor = str(target).replace(os.sep, "/").partition("#")
+        return quote(posixpath.relpath(place or ".", folder)) + hash_ + quote(anchor)
 
-    return write_file(path, _environment().get_template(template).render(link=link, **variables))
+    path, text = report / name, _environment().get_template(template).render(link=link, **variables)
+    return path if _holds(path, text) else write_file(path, text)
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether a file has this text already: reading takes a tenth of the time of replacing."""
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
 
 
 def stamp_of(page: Path) -> str:
@@ -92,6 +103,26 @@ def copy_file(source: Path, target: Path) -> Path:
     return target
 
 
+def facts(value: Any) -> str:
+    """Returns a JSON value as HTML: mappings as nested definition lists. A macro would take ten times as long."""
+    if isinstance(value, Mapping) and value:
+        rows = "".join(_fact(html.escape(readable_name(key)), part) for key, part in value.items())
+        return f"<dl>\n{rows}</dl>"
+    if isinstance(value, list | tuple) and value:
+        ends = ["" if isinstance(part, Mapping) else "; " for part in value[:-1]] + [""]
+        return "".join(facts(part) + end for part, end in zip(value, ends, strict=True))
+    if isinstance(value, Mapping | list | tuple):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else html.escape(str(value))
+
+
+def _fact(name: str, value: Any) -> str:
+    nested = ' class="nest"' if isinstance(value, Mapping) and value else ""
+    return f"<div{nested}><dt>{name}</dt><dd>{facts(value)}</dd></div>\n"
+
+
 def inline_markdown(text: str) -> str:
     """Returns a paragraph of Markdown as HTML: code, emphasis and https links; anything else stays text."""
     text = html.escape(" ".join(text.split()))
@@ -106,6 +137,7 @@ def linked(text: str) -> str:
     return "".join(f'<a href="{part}" rel="noreferrer">{part}</a>' if i % 2 else part for i, part in enumerate(parts))
 
 
+@lru_cache(10_000)
 def readable_name(name: str) -> str:
     """Returns a name in plain English: `weighted_f1` becomes weighted F1."""
     if " " in name:
@@ -151,10 +183,12 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
+        auto_reload=False,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"words": readable_name, "number": short_number, "score": score, "duration": format_duration}
+    environment.globals["facts"] = facts
     environment.filters |= {"tone": tone, "zip": zip, "markdown": inline_markdown, "brief": brief, "linked": linked}
     return environment

@@ -15,7 +15,8 @@ from panderm_utils.data import DataError, Dataset
 from panderm_utils.figures import METRIC_TITLES, Exhibit, save_figure, write_tables
 from panderm_utils.manifests import SPLITS, DatasetManifest, dataset_card
 from panderm_utils.report.cards import count_people
-from panderm_utils.report.contents import Contents, Run, Sheet, read_picture
+from panderm_utils.report.contents import Contents, Run
+from panderm_utils.report.exhibits import Sheet, read_picture
 from panderm_utils.report.gallery import Gallery, write_gallery
 from panderm_utils.report.manuscript import claim_answers, tripod_answers, write_methods
 from panderm_utils.report.pages import code_digest, stamp_of, write_page

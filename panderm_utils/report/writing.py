@@ -24,7 +24,8 @@ from panderm_utils.disk import write_file
 from panderm_utils.pool import in_processes
 from panderm_utils.report import own
 from panderm_utils.report.cards import card_places, card_tasks, write_cards
-from panderm_utils.report.contents import FAILED, Contents, Exhibit, Run, Sheet, gather, select_columns
+from panderm_utils.report.contents import Contents, Run, gather
+from panderm_utils.report.exhibits import FAILED, Exhibit, Sheet, select_columns
 from panderm_utils.report.notebooks import NotebookPage, notebook_tasks
 from panderm_utils.report.pages import TEMPLATES, Site, copy_file, write_page
 from panderm_utils.results import ANY, PROFILE_SETTINGS
@@ -128,12 +129,15 @@ def _write_pages(report: Path, contents: Contents, shared: dict, studies: list[t
     for folder, exhibits in (("figures", contents.figures), ("tables", tables)):
         files = [path for exhibit in exhibits for path in exhibit.files.values()]
         written |= {write_file(report / folder / path.name, path.read_bytes()) for path in files}
+    drawn_in = {}
+    for figure in contents.figures:
+        for name in figure.records:
+            drawn_in.setdefault(name, []).append(figure)
     for run in contents.runs:
         written |= {copy_file(path, report / "records" / run.name / path.name) for path in run.files}
         written |= {copy_file(run.log, report / "logs" / run.log.name)} if run.log else set()
-        written.add(
-            write_page(report, shared["pages"][run.name], "run.html", **shared, **_run_facts(run, contents, shared))
-        )
+        facts = _run_facts(run, shared) | {"figures": drawn_in.get(run.name, [])}
+        written.add(write_page(report, shared["pages"][run.name], "run.html", **shared, **facts))
     written |= write_cards(report, contents, shared)
     runs = {run.name: run for run in contents.done}
     for figure in contents.figures:
@@ -146,14 +150,13 @@ def _write_pages(report: Path, contents: Contents, shared: dict, studies: list[t
     return written
 
 
-def _run_facts(run: Run, contents: Contents, shared: dict) -> dict:
+def _run_facts(run: Run, shared: dict) -> dict:
     settings = run.record.get("settings", {})
     columns = dict.fromkeys(column for numbers in run.record.get("metrics", {}).values() for column in numbers)
     return {
         "run": run,
         "record": run.record,
         "notebook": shared["notebooks"].get(run.name),
-        "figures": [figure for figure in contents.figures if run.name in figure.records],
         "columns": list(columns),
         "settings": {name: value for name, value in settings.items() if value is not None},
         "command": _command(run.record) if run.record else "",

@@ -11,8 +11,8 @@ OFFERS = {
     "left_out": "without_image_scores without_images",
     "masks": "LOWER_IS_BETTER MASK_METRICS TOLERANCE keep_largest mask_scores published_mask_scores",
     "metrics": "FEW_IMAGES METRICS MetricWarning PER_IMAGE Scorer accuracy auroc balanced_accuracy check_predictions "
-    "classes_present confusion evaluate on_test_set per_class_report pr_curves roc_curves score_table weighted_f1 "
-    "widest_interval",
+    "classes_present confusion evaluate on_test_set score_table weighted_f1 widest_interval",
+    "per_class": "per_class_report pr_curves roc_curves",
     "resampling": "Confusions MetricError Ranking bootstrap in_standard_errors intervals resampled_rows",
     "significance": "ALPHA holm paired_difference permutation_test",
     "subgroups": "FEWEST_IMAGES Gap compare_groups group_labels",

@@ -109,24 +109,6 @@ def holm(p_values) -> np.ndarray:
     return corrected
 
 
-def fold_summary(values) -> dict[str, np.ndarray]:
-    """Returns `mean`, `reach` (1.96 standard errors), `low` and `high` over the folds of a k-fold study.
-
-    This is how the paper reports such studies. Folds share training images, so the interval tends to be too narrow.
-
-    Args:
-        values: One score per fold [folds], or several [folds, M].
-
-    Raises:
-        MetricError: Fewer than two folds.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim < 1 or len(values) < 2:
-        raise MetricError(f"values must hold a score of each of at least two folds, got {list(values.shape)}")
-    mean, reach = values.mean(axis=0), 1.96 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
-    return {"mean": mean, "reach": reach, "low": mean - reach, "high": mean + reach}
-
-
 def _scorers(y, proba_a, proba_b, class_names) -> tuple[Scorer, Scorer]:
     shapes = [list(check_predictions(y, proba)[1].shape) for proba in (proba_a, proba_b)]
     if shapes[0] != shapes[1]:

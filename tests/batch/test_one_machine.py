@@ -17,6 +17,7 @@ from panderm_utils import workspace
 from panderm_utils.batch import estimates, leftovers, plan, progress
 from panderm_utils.batch import running as batch
 from panderm_utils.batch import running as devices
+from panderm_utils.batch.costs import Costs
 from tests.batch.test_batch import PARAMETERS, make, write_notebook
 from tests.small_record import write_small_record
 
@@ -166,11 +167,11 @@ def test_a_plan_tells_what_like_runs_took_and_never_guesses(tmp_path):
     text = estimates.describe_plan(planned, verbose=True)
     assert "ham10000-fine_tune-panderm_large-seed0  90 min, 4.1 GB, 9.9 GB of a H100 (from 2 similar runs)" in text
     assert "ham10000-fine_tune-panderm_base-seed0  unknown" in text
-    assert "GPU time: 90 min for 1 runs" in text
+    assert "GPU time: 90 min for 1 run, estimated from similar runs" in text
     assert "Time and memory of 3 runs: unknown" in text
     size = 4 * (8207 + 575 + 1232) * (1024 + 768) / 1e6
     pixels = (8207 + 575 + 1232) * 3 * 224 * 224 / 1e9  # once for all encoders
-    needed = f"features {size:.0f} MB; decoded images {pixels:.1f} GB; checkpoints 3 MB, checkpoints of 1 runs unknown"
+    needed = f"features {size:.0f} MB; decoded images {pixels:.1f} GB; checkpoints 3 MB, checkpoints of 1 run unknown"
     assert needed in text
     other = plan.make_plan(space, datasets=["ddi"], encoders=["panderm_large"], protocols=["linear_probe"])
     assert "Registration or a signed agreement is needed for: ddi" in estimates.describe_plan(other)
@@ -184,7 +185,7 @@ def test_the_longest_run_starts_first_and_the_time_left_is_what_like_runs_took(s
     for encoder, seconds in (("panderm_tiny", 10), ("random_tiny", 400)):
         record_of(space.records / f"demo-linear_probe-{encoder}-seed9", seconds)
     planned = make(space, notebooks, encoders=["panderm_tiny", "random_tiny"], seeds=[0, 1])
-    costs = estimates.Costs(space.records)
+    costs = Costs(planned)
     ordered = costs.longest_first(list(planned.runs))
     assert [run.parameters["encoder"] for run in ordered] == ["random_tiny"] * 2 + ["panderm_tiny"] * 2
     assert [run.parameters["seed"] for run in ordered] == [0, 1, 0, 1]
@@ -195,7 +196,7 @@ def test_the_longest_run_starts_first_and_the_time_left_is_what_like_runs_took(s
 def test_without_similar_runs_trainings_start_first(tmp_path):
     space = workspace.open_workspace("demo", output_root=tmp_path)
     planned = plan.make_plan(space, ["demo", "ddi"], ["panderm_tiny"], ["linear_probe", "fine_tune"])
-    costs = estimates.Costs(space.records)
+    costs = Costs(planned)
     ordered = costs.longest_first([*planned.runs, *planned.paper])
     assert [job.protocol for job in ordered[:4]] == ["fine_tune", "fine_tune", "linear_probe", "linear_probe"]
     assert [job.name for job in ordered[4:]] == [job.name for job in planned.paper]

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import pty
-import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +15,7 @@ import pytest
 
 import run_all
 from panderm_utils import workspace
-from panderm_utils.batch import parameters, plan, slurm, slurm_queue
+from panderm_utils.batch import parameters, plan, slurm, slurm_queue, slurm_submission
 from panderm_utils.batch import running as batch
 from panderm_utils.results import is_done
 from tests.batch.slurm_on_loopback import missing_programs, slurm_on_loopback, until
@@ -104,9 +104,9 @@ def under_way(cluster, notebooks, tmp_path_factory):
     """Two batches to which much happens; as Slurm looks at time limits twice a minute only, other tests go first."""
     space = workspace.open_workspace("demo", output_root=tmp_path_factory.mktemp("eventful"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slurm, "WARNING", 0)  # none, so that Slurm kills at the time limit
+        patch.setattr(slurm_submission, "WARNING", 0)  # none, so that Slurm kills at the time limit
         _, wait_killed = begin(make(space, notebooks, 3))
-        until(lambda: (space.root / "slurm/jobs.json").is_file())
+        until(lambda: (space.root / "slurm/jobs.json").is_file() and not job_of(space, 3).startswith("held"))
     killed = job_of(space, 3)
     said, wait = begin(make(space, notebooks, 2, 4, 5, 7), jobs=4)
     until(lambda: all(lives(space, seed) for seed in (2, 3, 4, 5, 7)))
@@ -161,7 +161,7 @@ def test_an_array_completes_and_a_failure_is_as_it_is_here(cluster, under_way, s
 
 
 def test_a_run_that_reaches_its_time_limit_too_often_has_failed(cluster, space, notebooks, monkeypatch):
-    monkeypatch.setattr(slurm, "MAX_TIMEOUTS", 0)
+    monkeypatch.setattr(slurm_submission, "MAX_TIMEOUTS", 0)
     _, wait = begin(make(space, notebooks, 3), options=["time=5"])
     until(lambda: lives(space, 3))
     cluster("scancel", "--signal=USR2", job_of(space, 3))  # as Slurm does before the limit
@@ -179,7 +179,7 @@ def test_a_batch_that_is_left_can_be_attached_to_again(cluster, space, notebooks
     told, _ = left.communicate(timeout=60)
     job = job_of(space, 4)
     assert left.returncode == 130
-    assert f"1 runs continue in Slurm; the same command attaches to them, `scancel {job}` cancels them" in told
+    assert f"1 run left in Slurm; the same command attaches to them, `scancel {job}` cancels them" in told
     said, wait = begin(make(space, notebooks, 4, 0))
     until(lambda: len(said) > 1)
     assert said[0] == f"1 of 2 runs are already in Slurm, as job {job}"
@@ -300,10 +300,55 @@ def test_fine_tuning_goes_on_from_its_checkpoint_when_it_was_queued_again(cluste
     assert (len(after), after[: len(before)]) == (3, before)  # with the seconds that each had taken
 
 
-def test_an_array_that_slurm_finds_too_long_is_told_with_the_remedy(cluster, space, notebooks):
-    limit = int(re.search(r"MaxArraySize\s*= (\d+)", cluster("scontrol", "show", "config"))[1])
-    with pytest.raises(parameters.PlanError, match=r"(?s)rejected \d+ runs: .*name fewer --datasets or --seeds"):
-        slurm.run_on_slurm(make(space, notebooks, *range(limit + 1)), batch.BatchOptions(), [], lambda line: None)
+def test_an_array_longer_than_slurm_allows_is_split_and_its_parts_follow_each_other(cluster, space, notebooks):
+    assert slurm_submission.longest_array() == 4
+    said, wait = begin(make(space, notebooks, 0, 4, 6, 8, 9), jobs=2, options=["comment=all"])
+    until(lambda: lives(space, 4) and len(said) > 1)
+    first, last = job_of(space, 0), job_of(space, 9)
+    array = first.split("_")[0]
+    assert [job_of(space, seed) for seed in (0, 4, 6, 8)] == [f"{array}_{index}" for index in range(4)]
+    facts = cluster.facts(last)
+    assert (facts["JobState"], facts["Dependency"].split(":")[0], facts["Comment"]) == ("PENDING", "afterany", "all")
+    assert array in facts["Dependency"]
+    assert lives(space, 9) == 0
+    (space.root / "go").touch()
+    assert {outcome.status for outcome in wait().values()} == {"done"}
+    assert [lives(space, seed) for seed in (0, 4, 6, 8, 9)] == [1] * 5
+    assert [line.split(" as ")[0] for line in said[:2]] == ["4 of 5 runs submitted", "1 of 5 runs submitted"]
+
+
+def killed_batch(space, notebooks, folder, program, script):
+    """Runs a batch of seed 0 in which this program is a script that kills the batch; returns what Slurm has then."""
+    folder.mkdir()
+    (folder / program).write_text(f"#!/bin/sh\nreal={shutil.which(program)}\n{script}\n")
+    (folder / program).chmod(0o755)
+    command = [sys.executable, "-c", MAIN, str(notebooks), *SELECTION, "--output-root", str(space.root.parent)]
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run([*command, "--slurm", "--seeds", "0"], cwd=ROOT, env=environment, timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    return slurm_queue.query_jobs(slurm_submission.job_name(make(space, notebooks, 0)))
+
+
+def test_a_batch_killed_before_it_noted_its_job_loses_none_and_runs_none_twice(cluster, space, notebooks, tmp_path):
+    found = killed_batch(space, notebooks, tmp_path / "bin", "sbatch", '"$real" "$@"\nkill -9 $PPID')
+    assert list(found.values()) == [("PENDING", "JobHeldUser")]
+    assert not (space.root / "slurm/jobs.json").exists()
+    said, wait = begin(make(space, notebooks, 0))
+    assert wait()[0].status == "done"
+    (stray,) = found
+    assert said[0].startswith(f"cancelled Slurm job {stray}: a killed batch had submitted it")
+    assert cluster.facts(stray)["JobState"] == "CANCELLED"
+    assert (lives(space, 0), job_of(space, 0) == stray) == (1, False)
+
+
+def test_a_batch_killed_before_it_released_its_job_finds_it_again(cluster, space, notebooks, tmp_path):
+    script = '[ "$1" = release ] && kill -9 $PPID && exit\nexec "$real" "$@"'
+    ((job, held),) = killed_batch(space, notebooks, tmp_path / "bin", "scontrol", script).items()
+    assert (held, job_of(space, 0)) == (("PENDING", "JobHeldUser"), f"held {job}")
+    said, wait = begin(make(space, notebooks, 0))
+    assert wait()[0].status == "done"
+    assert said[0] == f"1 of 1 runs are already in Slurm, as job {job}"
+    assert lives(space, 0) == 1
 
 
 def test_limits_are_read_as_slurm_reads_them(cluster):
@@ -311,10 +356,10 @@ def test_limits_are_read_as_slurm_reads_them(cluster):
         job = cluster("sbatch", "--parsable", "--hold", f"--time={limit}", "--wrap=true").strip()
         days, _, clock = cluster.facts(job)["TimeLimit"].rpartition("-")
         hours, mins, _ = map(int, clock.split(":"))
-        assert slurm.minutes(limit) == int(days or 0) * 1440 + hours * 60 + mins, limit
+        assert slurm_submission.minutes(limit) == int(days or 0) * 1440 + hours * 60 + mins, limit
         cluster("scancel", job)
     with pytest.raises(parameters.PlanError, match="time=soon"):
-        slurm.minutes("soon")
+        slurm_submission.minutes("soon")
 
 
 @pytest.mark.parametrize(
@@ -345,8 +390,8 @@ def test_what_is_not_installed_is_told_in_a_line(cluster, space, notebooks, monk
 def test_runs_of_one_shape_share_an_array(space):
     runs = plan.make_plan(space, datasets=["demo"]).runs
     given = ["partition=gpu", "fine_tune:gpus-per-node=1", "linear_probe:time=30"]
-    shapes = slurm.group_into_arrays(runs, slurm.settle_options(runs, given))
-    usual = {"partition": "gpu", "time": slurm.DEFAULT_TIME}
+    shapes = slurm_submission.group_into_arrays(runs, slurm_submission.settle_options(runs, given))
+    usual = {"partition": "gpu", "time": slurm_submission.DEFAULT_TIME}
     fitting = set(plan.list_protocols()) - {"segmentation"}  # `demo` has no masks
     expected = {**dict.fromkeys(fitting, usual), "linear_probe": {**usual, "time": "30"}}
     expected["fine_tune"] = {**usual, "gpus_per_node": "1"}

@@ -123,7 +123,7 @@ class House:
         command = [sys.executable, "-c", COMMAND, self.root / "notebooks", "--profile", "paper", "--jobs", "2"]
         command += ["--datasets", DATASET, "--protocols", "linear_probe", "fine_tune", "--encoders", "panderm_tiny"]
         command += ["--data-root", self.data, "--output-root", outputs, *more]
-        # Warm, though so few runs would as soon start cold; PANDERM_START=cold tries that.
+        # Warm, even a single run that is left; PANDERM_START=cold tries the other.
         environment = {"PANDERM_START": "warm", **os.environ, TOKEN: self.token}
         environment |= {"PYTHONPATH": str(REPOSITORY), "TQDM_DISABLE": "1"}
         if "stdout" in options:

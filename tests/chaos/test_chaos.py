@@ -34,9 +34,8 @@ def chaos(tmp_path_factory):
 
 
 LIVES = (  # of one round; a life costs a batch's start
-    ["feature extraction killed", "fine-tuning killed", "all stopped for two seconds"],
-    ["data-loader worker killed", "run_all killed"],
-    ["papermill killed", "kernel killed", "SIGTERM to run_all"],
+    ["feature extraction killed", "fine-tuning killed", "all stopped for two seconds", "run_all killed"],
+    ["data-loader worker killed", "papermill killed", "kernel killed", "SIGTERM to run_all"],
     ["record being written, its kernel killed", "record being written, run_all killed"],
 )
 

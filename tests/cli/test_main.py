@@ -241,7 +241,7 @@ def test_own_masks_become_a_dataset_with_the_notebooks_that_fit(house, capsys):
     assert "--datasets outlines --protocols " + fitting[0] in text
     assert "only if named" not in text
     assert run_all.main(["--profile", "own", "--datasets", "outlines", "--plan"], house / "notebooks") == 0
-    assert "1 runs (profile own)" in capsys.readouterr().out
+    assert "1 run (profile own)" in capsys.readouterr().out
     chosen = ["--profile", "own", "--datasets", "outlines", "--protocols", "linear_probe"]
     assert run_all.main(chosen, house / "notebooks") == 2
     assert "outlines: linear_probe needs `classes` in its manifest" in capsys.readouterr().err

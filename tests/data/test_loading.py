@@ -6,6 +6,7 @@ import panderm_utils  # noqa: F401  first of all: makes torchvision, and so timm
 import multiprocessing
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -66,6 +67,27 @@ def test_a_killed_process_is_told_and_other_errors_are_not_renamed() -> None:
         list(loader)
     with pytest.raises(RuntimeError, match=r"^of the caller$"), batch_loader(Squares(), BATCHES, CPU, 1):
         raise RuntimeError("of the caller")
+    with pytest.raises(EOFError, match=r"^of the caller$"), batch_loader(Squares(), BATCHES, CPU, 0):
+        raise EOFError("of the caller")
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_killed_as_it_hands_over_a_batch_is_told_whenever_its_death_is_known() -> None:
+    """Its pipe breaks first: here the death becomes known in the shutdown of the loader, and then not at all."""
+    broken = ConnectionResetError(104, "Connection reset by peer")
+    killed = pytest.raises(LoadingError, match=r"killed \(.*\).*num_workers=0")
+    with killed, batch_loader(Squares(), BATCHES, CPU, 1):
+        worker = multiprocessing.active_children()[0].pid
+        os.kill(worker, signal.SIGSTOP)
+        threading.Timer(0.2, os.kill, (worker, signal.SIGKILL)).start()
+        raise broken
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        with killed, batch_loader(Squares(), BATCHES, CPU, 1):
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            raise broken
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
     assert not multiprocessing.active_children()
 
 

@@ -419,10 +419,9 @@ def test_a_killed_worker_is_told_with_a_remedy(encoder, paths):
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGKILL)
 
-    hook = encoder.model.register_forward_pre_hook(kill)
-    with pytest.raises(LoadingError, match=r"killed.*num_workers=0"):
+    killed = pytest.raises(LoadingError, match=r"killed.*num_workers=0")
+    with encoder.model.register_forward_pre_hook(kill), killed:
         extract(encoder, paths * 4, num_workers=1)
-    hook.remove()
     assert not multiprocessing.active_children()
 
 

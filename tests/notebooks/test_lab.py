@@ -1,8 +1,6 @@
-"""The first minute: `make lab` in a real browser, from the start page to a notebook that is run, changed and run again.
+"""The first minute: `make lab` in a real browser, from the start page to notebooks run, changed and interrupted."""
 
-A training that is interrupted and resumed: see test_notebooks, in a kernel without a browser.
-"""
-
+import json
 import os
 import re
 import shutil
@@ -14,6 +12,7 @@ from unittest import mock
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import pandas as pd
 import pytest
 
 from panderm_utils import results
@@ -99,17 +98,44 @@ def wait_for(look, place):
     return found
 
 
+def choose(page, menu, command):
+    page.click(f".lm-MenuBar-itemLabel:text-is('{menu}')")
+    page.click(f"[data-command='{command}']")
+
+
+def open_notebook(page, path):
+    """Clicks the link on the start page and waits for the kernel; returns the cell of the parameters."""
+    page.click(".lm-TabBar-tabLabel:text-is('README.md')")
+    page.click(f".jp-RenderedMarkdown a[href*='{path}']")
+    parameters = page.locator(".jp-CodeCell:visible", has_text='dataset = "ddi"')
+    parameters.wait_for()
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]:visible").wait_for()
+    return parameters
+
+
+def add_line(page, cell, line):
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+End")
+    page.keyboard.insert_text(f"\n{line}")
+
+
+def saved_cells(page, path):
+    page.keyboard.press("Control+s")
+    page.wait_for_timeout(2000)
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def errors_of(cells):
+    return [output.ename for cell in cells for output in cell.outputs if output.output_type == "error"]
+
+
 def run_all_cells(page, path, before=0):
     """Presses Run > Run All Cells and returns the saved notebook, all cells of which have run after number `before`."""
-    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-    page.click("[data-command='runmenu:run-all']")
+    choose(page, "Run", "runmenu:run-all")
 
     def executed():
-        page.keyboard.press("Control+s")
-        page.wait_for_timeout(2000)
-        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        failed = [output.evalue for cell in cells for output in cell.outputs if output.output_type == "error"]
-        assert failed == []
+        cells = saved_cells(page, path)
+        assert errors_of(cells) == []
         return cells if all((cell.execution_count or 0) > before for cell in cells) else None
 
     return wait_for(executed, path)
@@ -133,17 +159,36 @@ def test_the_start_page_is_rendered_and_its_links_lead_to_files_of_the_repositor
 def test_a_notebook_opened_from_it_runs_and_runs_again_with_a_changed_parameter(lab, page):
     folder, _ = lab
     notebook, records = folder / "notebooks/linear_probe/ddi.ipynb", folder / "outputs/demo/records"
-    page.click(".jp-RenderedMarkdown a[href*='linear_probe/ddi.ipynb']")
-    page.locator(".jp-CodeCell", has_text='dataset = "ddi"').wait_for()
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    parameters = open_notebook(page, "linear_probe/ddi.ipynb")
     cells = run_all_cells(page, notebook)
     assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
     (first,) = records.iterdir()
-    parameters = page.locator(".jp-CodeCell", has_text='dataset = "ddi"').locator(".cm-content")
-    parameters.click()
-    page.keyboard.press("Control+End")
-    page.keyboard.insert_text("\nseed, replicates = 1, 20")
+    add_line(page, parameters, "seed, replicates = 1, 20")
     run_all_cells(page, notebook, max(cell.execution_count for cell in cells))
     (second,) = set(records.iterdir()) - {first}
     record = results.read_record(second)
     assert (record["seed"], record["settings"]["replicates"]) == (1, 20)
+
+
+def test_a_training_that_is_interrupted_goes_on_when_the_cells_are_run_again(lab, page):
+    folder, _ = lab
+    notebook, checkpoints = folder / "notebooks/fine_tune/ddi.ipynb", folder / "outputs/demo/checkpoints"
+    parameters = open_notebook(page, "fine_tune/ddi.ipynb")
+    add_line(page, parameters, "epochs, warmup_epochs, tta, replicates = 4, 0, 1, 20")
+    choose(page, "Run", "runmenu:run-all")
+    history = wait_for(lambda: next(checkpoints.glob("*/history.csv"), None), checkpoints)
+    choose(page, "Kernel", "kernelmenu:interrupt")
+
+    def interrupted():
+        return errors_of(cells := saved_cells(page, notebook)) and cells
+
+    cells = wait_for(interrupted, notebook)
+    assert errors_of(cells) == ["KeyboardInterrupt"]
+    before = pd.read_csv(history)
+    cells = run_all_cells(page, notebook, max(cell.execution_count or 0 for cell in cells))
+    after = pd.read_csv(history)
+    assert 1 <= len(before) < len(after) == 4
+    pd.testing.assert_frame_equal(after.iloc[: len(before)], before)
+    assert json.loads(history.with_name("facts.json").read_text())["resumed_at"]["epoch"] == len(before)
+    training = next(cell for cell in cells if "fine_tune.finetune(" in cell.source)
+    assert sum("image/png" in output.get("data", {}) for output in training.outputs) == 1  # the live curves

@@ -4,6 +4,7 @@ import panderm_utils  # noqa: F401  first of all: makes torchvision, and so timm
 
 # isort: split
 import contextlib
+import copy
 import json
 import math
 import os
@@ -260,6 +261,23 @@ def out_of_memory_beyond(limit: int, monkeypatch) -> None:
         return forward(self, x)
 
     monkeypatch.setattr(FineTuneModel, "forward", limited)
+
+
+def test_threads_sum_gradients_in_a_fixed_order(start, tmp_path) -> None:
+    model, images, labels = copy.deepcopy(start), torch.randn(8, 3, 224, 224), torch.arange(8) % 3
+    accelerator = make_accelerator(torch.device("cpu"), "fp32", [], tmp_path)
+    gradients = BatchGradients(accelerator, model, MixedLoss(RECIPE, 3), RECIPE.seed, 8, "auto")
+    found = []
+    torch.set_num_threads(4)
+    try:
+        for _ in range(12):
+            model.zero_grad()
+            gradients(images, labels, 0, 0)
+            found.append({name: value.grad for name, value in model.named_parameters() if value.requires_grad})
+    finally:
+        torch.set_num_threads(1)
+    assert [name for name in found[0] if any(not torch.equal(one[name], found[0][name]) for one in found)] == []
+    assert not torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_out_of_memory_halves_the_micro_batch_says_so_and_loses_nothing(start, train, val, tmp_path, monkeypatch):

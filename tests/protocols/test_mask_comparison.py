@@ -1,10 +1,13 @@
 """Extended Data Figs. 5 and 6: segmentation over seeds and label fractions, and the same images by several encoders."""
 
+import os
+
 import nbclient
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from jupyter_client.manager import KernelManager
 from PIL import Image
 
 from panderm_utils import results, workspace
@@ -126,12 +129,22 @@ def test_examples_are_the_same_images_of_each_encoder(space, tmp_path):
     assert segmentation.shared_examples(scores.iloc[:0]).empty
 
 
+@pytest.fixture(scope="module")
+def kernel(space):
+    """A kernel for both notebooks: its imports take longer than they do."""
+    manager = KernelManager()
+    manager.start_kernel(env={**os.environ, "PANDERM_OUTPUT_ROOT": str(space.root.parent)})
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["extended_data_figure_5", "extended_data_figure_6"])
-def test_the_notebook_draws_the_records(space, name, monkeypatch):
-    monkeypatch.setenv("PANDERM_OUTPUT_ROOT", str(space.root.parent))
+def test_the_notebook_draws_the_records(space, kernel, name):
     notebook = nbformat.read(REPOSITORY / f"notebooks/paper/{name}.ipynb", as_version=4)
-    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(REPOSITORY / "notebooks/paper")}}).execute()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    place = {"metadata": {"path": str(REPOSITORY / "notebooks/paper")}}
+    nbclient.NotebookClient(notebook, km=kernel, resources=place).execute()
     table = pd.read_csv(space.figures / f"{name}.csv")
     assert set(table["encoder"]) == {"panderm_tiny", "random_tiny"}
     assert (space.figures / f"{name}.pdf").is_file()

@@ -79,7 +79,7 @@ def command(root: Path, *arguments) -> subprocess.CompletedProcess:
 def test_a_protocol_is_a_module_a_notebook_and_a_line(tmp_path):
     root = tmp_path / "clone"
     for name in ("data_manifests", "notebooks", "panderm_utils"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     shutil.copy(ROOT / "run_all.py", root)
     # All that is added:
     (root / "panderm_utils/protocols/class_frequencies.py").write_text(MODULE)

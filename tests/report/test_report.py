@@ -21,7 +21,7 @@ from panderm_utils.batch import execution, plan
 from panderm_utils.figures import plots, tables
 from panderm_utils.manifests import entries as manifest_types
 from panderm_utils.protocols import load_protocol
-from panderm_utils.report import contents, pages
+from panderm_utils.report import exhibits, pages
 from panderm_utils.report import writing as report
 from panderm_utils.results import records
 from panderm_utils.stats import metrics
@@ -210,9 +210,9 @@ def browser():
 class Visit:
     """A page as a browser has it, and all that it said and asked for on the way."""
 
-    def __init__(self, browser, path, width=1200, scheme="light"):
+    def __init__(self, browser, path, width=1200):
         self.path, self.said, self.asked = path, [], []
-        self.page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        self.page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="light")
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))
@@ -333,15 +333,16 @@ def test_every_picture_has_a_text(visits):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_is_readable(browser, demo, scheme):
+def test_all_text_is_readable(visits, scheme):
     grounds = set()
-    for path in pages_of(demo):
-        visit = Visit(browser, path, scheme=scheme)
+    for visit in visits:
+        visit.page.set_viewport_size({"width": 1200, "height": 800})
+        visit.page.emulate_media(color_scheme=scheme)
         found = visit.page.evaluate(CONTRASTS)
         assert len(found) > 10
-        assert found[0][0] >= 4.5, (path, found[0])
+        assert found[0][0] >= 4.5, (visit.path, found[0])
         grounds.add(visit.page.evaluate("getComputedStyle(document.body).backgroundColor"))
-        visit.page.close()
+        visit.page.set_viewport_size({"width": NARROW, "height": 800})
     assert grounds == ({"rgb(255, 255, 255)"} if scheme == "light" else {"rgb(19, 23, 28)"})
 
 
@@ -507,7 +508,7 @@ def test_a_file_belongs_to_the_notebook_that_writes_it_whatever_else_the_call_sa
         ("tables.write_tables(rows, space.tables, name)", []),
         ("%matplotlib inline", []),
     )
-    origins = {name: origin.notebook for name, origin in contents.read_origins(space).items()}
+    origins = {name: origin.notebook for name, origin in exhibits.read_origins(space).items()}
     assert origins == {".+_rows": "figure_9", "figure_9": "figure_9"}
 
 

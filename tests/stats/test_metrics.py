@@ -11,7 +11,7 @@ from sklearn.preprocessing import label_binarize
 
 from panderm_utils.figures import plots
 from panderm_utils.results import records
-from panderm_utils.stats import metrics
+from panderm_utils.stats import metrics, per_class
 from panderm_utils.stats import resampling as bootstrap
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -110,7 +110,6 @@ def test_values_are_those_of_scikit_learn(name):
         table = metrics.evaluate(y, proba, replicates=5)
     np.testing.assert_allclose(table["value"], by_scikit_learn(y, proba), **EXACT)
     assert metrics.auroc(y, proba) == table.loc["auroc", "value"]
-    assert metrics.aupr(y, proba) == table.loc["aupr", "value"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -278,7 +277,7 @@ def test_the_per_class_report_is_scikit_learns(name):
     names = [f"lesion {k}" for k in range(num_classes)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        report = metrics.per_class_report(y, proba, names)
+        report = per_class.per_class_report(y, proba, names)
     never = sorted(set(range(num_classes)) - set(predicted))
     assert [str(w.message) for w in caught] == (
         [f"{', '.join(names[k] for k in never)}: never predicted, so precision is set to 0"] if never else []
@@ -300,7 +299,7 @@ def test_the_per_class_report_names_what_it_cannot_tell():
     y, proba = draw(100, 4)
     y, proba = y[y != 2], proba[y != 2]
     with pytest.warns(metrics.MetricWarning, match="^scc: NaN where a measure needs a test image") as caught:
-        report = metrics.per_class_report(y, proba, ["nv", "mel", "scc", "df"])
+        report = per_class.per_class_report(y, proba, ["nv", "mel", "scc", "df"])
     assert len(caught) == 1
     assert report.loc["scc", ["recall", "f1", "auroc", "average_precision"]].isna().all()
     assert report.loc["scc", "support"] == 0
@@ -308,14 +307,14 @@ def test_the_per_class_report_names_what_it_cannot_tell():
     assert report.loc["scc", "specificity"] == (proba.argmax(axis=1) != 2).mean()
     assert report.drop("scc").notna().all(axis=None)
     with pytest.warns(metrics.MetricWarning, match="^nv, mel, scc, df: NaN"):
-        alone = metrics.per_class_report(np.zeros(len(y), dtype=int), proba, ["nv", "mel", "scc", "df"])
+        alone = per_class.per_class_report(np.zeros(len(y), dtype=int), proba, ["nv", "mel", "scc", "df"])
     assert np.isnan(alone.loc["nv", "specificity"])
     assert np.isnan(alone.loc["nv", "auroc"])
     assert alone.loc["nv", "precision"] == 1
     proba[:, 2] = 0
     proba /= proba.sum(axis=1, keepdims=True)
     with pytest.warns(metrics.MetricWarning, match="^scc: NaN"):
-        assert np.isnan(metrics.per_class_report(y, proba, ["nv", "mel", "scc", "df"]).loc["scc", "precision"])
+        assert np.isnan(per_class.per_class_report(y, proba, ["nv", "mel", "scc", "df"]).loc["scc", "precision"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -357,7 +356,7 @@ def assert_same_heights(ours, full):
 def test_curves_are_those_of_scikit_learn(name):
     y, proba = case(name)
     names = [f"lesion {k}" for k in range(proba.shape[1])]
-    roc, pr = metrics.roc_curves(y, proba, names), metrics.pr_curves(y, proba, names)
+    roc, pr = per_class.roc_curves(y, proba, names), per_class.pr_curves(y, proba, names)
     assert list(roc) == list(pr) == (names if len(names) > 2 else names[1:])
     for label in roc:
         k = names.index(label)
@@ -376,7 +375,7 @@ def test_a_class_without_images_has_no_curve_and_the_picture_is_drawn():
     names = ["nv", "mel", "scc", "df"]
     for labels, expected in ((y[y != 2], ["nv", "mel", "df"]), (np.ones(20, dtype=int), [])):
         scores = proba[: len(labels)]
-        roc, pr = metrics.roc_curves(labels, scores, names), metrics.pr_curves(labels, scores, names)
+        roc, pr = per_class.roc_curves(labels, scores, names), per_class.pr_curves(labels, scores, names)
         assert list(roc) == list(pr) == expected
         if expected:
             plots.roc_pr_curves(roc, pr)
@@ -404,9 +403,9 @@ def test_what_cannot_be_scored_is_refused_with_the_remedy(y, proba, message):
     for function in (
         lambda: metrics.evaluate(y, proba),
         lambda: metrics.confusion(y, proba),
-        lambda: metrics.per_class_report(y, proba, names),
-        lambda: metrics.roc_curves(y, proba, names),
-        lambda: metrics.pr_curves(y, proba, names),
+        lambda: per_class.per_class_report(y, proba, names),
+        lambda: per_class.roc_curves(y, proba, names),
+        lambda: per_class.pr_curves(y, proba, names),
     ):
         with pytest.raises(metrics.MetricError, match=message):
             function()
@@ -416,7 +415,7 @@ def test_what_cannot_be_scored_is_refused_with_the_remedy(y, proba, message):
 @pytest.mark.parametrize("names", [["nv"], ["nv", "mel", "df"], ["nv", "nv"]])
 def test_names_must_fit_the_columns(names):
     y, proba = draw(20, 2)
-    for function in (metrics.per_class_report, metrics.roc_curves, metrics.pr_curves):
+    for function in (per_class.per_class_report, per_class.roc_curves, per_class.pr_curves):
         with pytest.raises(metrics.MetricError, match="2 different names"):
             function(y, proba, names)
 
@@ -425,7 +424,7 @@ def test_inputs_are_left_as_they_were():
     y, proba = draw(50, 3)
     before = y.copy(), proba.copy()
     metrics.evaluate(y, proba, replicates=5)
-    metrics.per_class_report(y, proba, ["a", "b", "c"])
+    per_class.per_class_report(y, proba, ["a", "b", "c"])
     np.testing.assert_array_equal(y, before[0])
     np.testing.assert_array_equal(proba, before[1])
 

@@ -12,7 +12,7 @@ OFFERS = {
     "prediction": "fine_tune_fraction labelled_images predict",
     "protocol": "PROTOCOL RECIPE",
     "recipe": "FineTuneRecipe learning_rates make_recipe parameter_groups steps_of_epoch",
-    "training": "FineTuning evaluate_only finetune recipe_table",
+    "training": "FineTuning evaluate_only finetune recipe_table trial",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from panderm_utils import results
-from panderm_utils.manifests import FILE, FLAG, FRACTION, PRECISION, Protocol, number, one_of, text, whole
+from panderm_utils.manifests import FILE, FLAG, FRACTION, PRECISION, Protocol, Work, number, one_of, text, whole
 from panderm_utils.protocols import fine_tune
 
 RATE = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
 WEIGHT = number("a number, 0 or more", lambda value: value >= 0)
+
+EPOCHS, BATCH_SIZE = 50, 128  # published
 
 # The settings of the recipe that a run may change, and their rules.
 RECIPE = {
@@ -37,6 +39,16 @@ def _conflicts(values: Mapping[str, Any]) -> dict[str, str]:
     if epochs is None or warmup is None or warmup <= epochs:
         return {}
     return {"warmup_epochs": f"write a whole number, 0 to {epochs}, the epochs, or None"}
+
+
+def work(images: Mapping[str, int], settings: Mapping[str, Any]) -> Work:
+    """Returns the work of a run; settings that are None are published."""
+    epochs, size = settings.get("epochs") or EPOCHS, settings.get("batch_size") or BATCH_SIZE
+    train = int(images["train"] * settings["train_fraction"])
+    batch = min(size, train // 2 * 2)
+    steps = train // batch * epochs if batch and not settings["checkpoint"] else 0
+    predicted = (epochs * bool(steps) + 1) * images["val"] + (1 + settings["tta"]) * images["test"]
+    return Work(steps * batch, steps, predicted, {"batch": size})
 
 
 def methods(record):
@@ -89,5 +101,7 @@ PROTOCOL = Protocol(
     published=lambda: dataclasses.asdict(fine_tune.FineTuneRecipe()),
     recompute=lambda *run: results.recompute_predictions(fine_tune.evaluate_fine_tuning, *run),
     load_classifier=lambda *kept: fine_tune.load_classifier(*kept),
+    work=work,
+    trial=lambda *of: fine_tune.trial(*of),
     methods=methods,
 )

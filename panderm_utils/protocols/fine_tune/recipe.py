@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from panderm_utils.protocols.fine_tune.protocol import RATE, RECIPE
+from panderm_utils.protocols.fine_tune.protocol import BATCH_SIZE, EPOCHS, RATE, RECIPE
 from panderm_utils.protocols.training import Recipe, TrainingError, build_recipe
 
 NEVER_DECAYED = ("cls_token", "pos_embed")  # not weight matrices, though they have three dimensions
@@ -50,10 +50,10 @@ class FineTuneRecipe(Recipe):
         seed: Initialises the head and draws everything else.
     """
 
-    batch_size: int = 128
+    batch_size: int = BATCH_SIZE
     lr: float = 5e-4
     min_lr: float = 1e-6
-    epochs: int = 50
+    epochs: int = EPOCHS
     warmup_epochs: int = 10
     layer_decay: float = 0.65
     drop_path: float = 0.2

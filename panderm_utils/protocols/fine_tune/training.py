@@ -9,7 +9,7 @@ An interrupted training resumes when the same call is made again. The folder hol
 `best.safetensors` (the result), `history.csv` and `facts.json`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from panderm_utils import stats
 from panderm_utils.data import ImageFiles
+from panderm_utils.manifests import EncoderManifest
 from panderm_utils.protocols import linear_probe
 from panderm_utils.protocols.fine_tune.augmentation import TrainingImages, draws, epoch_order
 from panderm_utils.protocols.fine_tune.classifier import features
@@ -40,9 +41,12 @@ from panderm_utils.protocols.training import (
     Trained,
     TrainingError,
     TrainingTask,
+    TrialStep,
     digest_of_lines,
     run_training,
 )
+
+TRIAL_CLASSES = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +162,18 @@ def finetune(
     task = FineTuning(model, train, val, recipe, folder, computing, cache, resume, trackers)
     history, facts = run_training(task, on_epoch)
     return Trained(load_finetuned(task.folder / BEST, model.encoder), history, facts)
+
+
+def trial(encoder: EncoderManifest, step: Mapping, device: str, precision: str) -> TrialStep:
+    """Returns a step to time; see `Protocol.trial`."""
+
+    def make_task(batch: int) -> tuple[FineTuning, torch.Tensor]:
+        recipe = FineTuneRecipe(batch_size=batch)
+        with torch.device("meta"):
+            model = FineTuneModel(encoder, TRIAL_CLASSES, recipe.drop_path)
+        return FineTuning(model, None, None, recipe, Path()), torch.arange(batch) % TRIAL_CLASSES
+
+    return TrialStep(make_task, step["batch"], Computing(device, precision))
 
 
 def evaluate_only(checkpoint: str | Path, encoder: str | None = None, num_classes: int | None = None) -> Trained:

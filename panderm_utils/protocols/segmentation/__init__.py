@@ -14,7 +14,7 @@ OFFERS = {
     "recipe": "SegmentationRecipe VARIANTS learning_rates make_recipe recipe_table",
     "scores": "correlate_with_size evaluate_masks pick_examples recompute_masks score_images",
     "segmenter": "load_segmenter",
-    "training": "SegmentationTraining evaluate_only train",
+    "training": "SegmentationTraining evaluate_only train trial",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

@@ -1,11 +1,15 @@
 """The description of segmentation. Loads neither torch nor pandas until the published recipe is requested."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from panderm_utils.manifests import FILE, FLAG, FRACTION, PRECISION, Protocol, number, one_of, text, whole
+from panderm_utils.manifests import FILE, FLAG, FRACTION, PRECISION, Protocol, Work, number, one_of, text, whole
 from panderm_utils.protocols import segmentation
 
 RATE = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+EPOCHS, BATCH_SIZE, CHANNELS = 100, 2, 1024  # published
 
 # The settings of the recipe that a run may change, and their rules.
 RECIPE = {
@@ -17,6 +21,17 @@ RECIPE = {
     "channels": whole(1),
     "frozen": FLAG,
 }
+
+
+def work(images: Mapping[str, int], settings: Mapping[str, Any]) -> Work:
+    """Returns the work of a run; settings that are None are published."""
+    epochs, size = settings.get("epochs") or EPOCHS, settings.get("batch_size") or BATCH_SIZE
+    train = int(images["train"] * settings["train_fraction"])
+    batch = min(size, train // 2 * 2)
+    steps = train // batch * epochs if batch and not settings["checkpoint"] else 0
+    predicted = epochs * bool(steps) * images["val"] + images["test"]
+    step = {"batch": size, "channels": settings.get("channels") or CHANNELS}
+    return Work(steps * batch, steps, predicted, {**step, "frozen": True} if settings.get("frozen") else step)
 
 
 def methods(record):
@@ -70,6 +85,8 @@ PROTOCOL = Protocol(
     published=lambda: dataclasses.asdict(segmentation.SegmentationRecipe()),
     recompute=lambda *run: segmentation.recompute_masks(*run),
     load_segmenter=lambda *kept: segmentation.load_segmenter(*kept),
+    work=work,
+    trial=lambda *of: segmentation.trial(*of),
     exhibits=lambda *shown: segmentation.study_exhibits(*shown),
     methods=methods,
 )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from panderm_utils.protocols.segmentation.protocol import RECIPE
+from panderm_utils.protocols.segmentation.protocol import BATCH_SIZE, CHANNELS, EPOCHS, RECIPE
 from panderm_utils.protocols.training import Recipe, TrainingError, build_recipe
 
 
@@ -30,15 +30,15 @@ class SegmentationRecipe(Recipe):
         seed: Initialises pyramid and decoder and draws everything else.
     """
 
-    batch_size: int = 2
+    batch_size: int = BATCH_SIZE
     lr: float = 1e-4
-    epochs: int = 100
+    epochs: int = EPOCHS
     drop_path: float = 0.15
     weight_decay: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    channels: int = 1024
+    channels: int = CHANNELS
     frozen: bool = False
     seed: int = 0
 

@@ -8,7 +8,7 @@ An interrupted training resumes when the same call is made again.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from panderm_utils.data import ImageFiles
+from panderm_utils.manifests import EncoderManifest
 from panderm_utils.protocols.segmentation.images import MaskedImages, TrainingImages, evaluation_transform
 from panderm_utils.protocols.segmentation.masks import SIDE
 from panderm_utils.protocols.segmentation.model import ENCODER_FACTS, SegmentationModel, load_segmented
@@ -31,6 +32,7 @@ from panderm_utils.protocols.training import (
     Trained,
     TrainingError,
     TrainingTask,
+    TrialStep,
     digest_of_lines,
     run_training,
 )
@@ -161,6 +163,20 @@ def train(
     task = SegmentationTraining(model, train, val, recipe, folder, computing, cache, resume, trackers)
     history, facts = run_training(task, on_epoch)
     return Trained(load_segmented(task.folder / BEST), history, facts)
+
+
+def trial(encoder: EncoderManifest, step: Mapping, device: str, precision: str) -> TrialStep:
+    """Returns a step to time; see `Protocol.trial`."""
+    changes = {name: value for name, value in step.items() if name != "batch"}
+
+    def make_task(batch: int) -> tuple[SegmentationTraining, Tensor]:
+        recipe = SegmentationRecipe(batch_size=batch, **changes)
+        with torch.device("meta"):
+            model = SegmentationModel(encoder, recipe.channels, recipe.drop_path, recipe.frozen)
+        masks = torch.arange(SIDE * SIDE).view(1, SIDE, SIDE).expand(batch, -1, -1) % 2
+        return SegmentationTraining(model, None, None, recipe, Path()), masks
+
+    return TrialStep(make_task, step["batch"], Computing(device, precision))
 
 
 def evaluate_only(checkpoint: str | Path) -> Trained:

@@ -15,6 +15,7 @@ OFFERS = {
     "seeds": "DROP IMAGE MIX ORDER VIEWS generator_for seed_of",
     "state": "BEST LAST read_facts",
     "task": "TrainingTask digest_of_lines",
+    "trial": "TrialStep",
 }
 offered = {module: names.split() for module, names in OFFERS.items()}
 __getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=offered)

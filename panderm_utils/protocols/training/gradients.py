@@ -9,7 +9,7 @@ resumed training, is the same step.
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -119,7 +119,8 @@ class BatchGradients:
     def _try(self, images: Tensor, targets: Tensor, epoch: int, step: int) -> Tensor | str:
         """Returns the loss, or the text of an out-of-memory error: the error itself would hold memory."""
         try:
-            with precision_context(self.device, "fp32"):  # inside autocast it changes nothing
+            # inside autocast, the precision changes nothing
+            with precision_context(self.device, "fp32"), _fixed_order(self.device):
                 return self._accumulate(images, targets, epoch, step)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
@@ -145,6 +146,26 @@ class BatchGradients:
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+
+@contextlib.contextmanager
+def _fixed_order(device: torch.device) -> Iterator[None]:
+    """Sums gradients in a fixed order on a CPU, where threads would add to relative positions as they come.
+
+    A GPU sorts them anyway, and elsewhere would lose time.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    switches = torch.utils.deterministic
+    kept, filled = torch.get_deterministic_debug_mode(), switches.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    switches.fill_uninitialized_memory = False  # it would only cost time
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(kept)
+        switches.fill_uninitialized_memory = filled
 
 
 def make_optimizer(groups: list[dict], recipe) -> torch.optim.AdamW:
