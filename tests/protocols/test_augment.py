@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import panderm_utils  # noqa: F401  (prepares torchvision)
 from panderm_utils.data import transforms as image_copies
 from panderm_utils.data.image_files import ImageError
+from panderm_utils.data.transforms import evaluation_transform
 from panderm_utils.protocols.fine_tune import augmentation as augment
 from panderm_utils.protocols.training import IMAGE, VIEWS, generator_for
 from tests.data.test_images import noise
@@ -108,6 +109,18 @@ def items(dataset, order, workers=0):
 def copied(monkeypatch):
     """Files written just now are not copied, since their times prove nothing yet; here they are."""
     monkeypatch.setattr(image_copies, "TICK", 0)
+
+
+def test_turns_are_the_evaluations_pixels_flipped_and_turned(tmp_path):
+    image, transform = lesion(300, 256), augment.train_transform("turns")
+    plain = evaluation_transform()(image)
+    turned = [torch.rot90(side, k, (1, 2)) for side in (plain, plain.flip(2)) for k in range(4)]
+    seen = set()
+    for seed in range(40):
+        drawn = [transform(pixels, torch.Generator().manual_seed(seed)) for pixels in (image, np.asarray(image))]
+        assert torch.equal(*drawn)
+        seen |= {k for k, expected in enumerate(turned) if torch.equal(drawn[0], expected)}
+    assert len(seen) == 8
 
 
 @pytest.mark.parametrize("cached", [False, True])

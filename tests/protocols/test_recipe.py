@@ -37,6 +37,7 @@ def test_the_defaults_are_the_published_recipe() -> None:
     assert (
         recipe.weighted_sampling
         and recipe.head_init == "random"
+        and recipe.augmentation == "published"
         and recipe.ema_decay is None
         and recipe.differences() == {}
     )

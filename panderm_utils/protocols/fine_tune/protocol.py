@@ -28,9 +28,11 @@ RECIPE = {
     "weighted_sampling": FLAG,
     "monitor": one_of("recall", "acc"),
     "head_init": one_of("random", "probe"),
+    "augmentation": one_of("published", "turns"),
     "ema_decay": number("a number from 0, below 1", lambda value: 0 <= value < 1).or_else(None),
 }
 
+AUGMENTED = {"turns": "flips and quarter turns"}
 PROBED = "The head began as a linear probe of the training images (Kumar et al., ICLR 2022). "
 
 
@@ -55,9 +57,10 @@ def methods(record):
     training = record.get("training", {})
     recipe, chosen = training.get("recipe", {}), training.get("chosen", "the best epoch on the validation split")
     head = PROBED if recipe.get("head_init") == "probe" else ""
+    augmented = AUGMENTED.get(recipe.get("augmentation"), "crops, flips, rotations and hue shifts")
     return (
         "For fine-tuning, the whole network was trained with PanDerm's recipe (AdamW, layer-wise learning-rate decay, "
-        f"crops, flips, rotations and hue shifts): {recipe.get('epochs')} epochs, {training.get('batch')} images "
+        f"{augmented}): {recipe.get('epochs')} epochs, {training.get('batch')} images "
         f"a step, peak learning rate {recipe.get('lr')}, mixup {recipe.get('mixup')}, CutMix {recipe.get('cutmix')}, "
         f"label smoothing {recipe.get('smoothing')}, stochastic depth {recipe.get('drop_path')}, seed "
         f"{record['seed']}. {head}The epoch that was tested: {chosen}. Test-time augmentation: the mean over "

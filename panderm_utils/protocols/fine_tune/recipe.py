@@ -46,6 +46,7 @@ class FineTuneRecipe(Recipe):
         monitor: Metric that chooses the best epoch on val: "recall" (macro) or "acc"; always AUROC for two classes.
         head_init: "random", or "probe": the head begins as a linear probe of the training images, so that the first
             steps do not distort the features (Kumar et al. 2022, arXiv:2202.10054).
+        augmentation: Of training images: "published", or "turns", flips and quarter turns alone.
         ema_decay: Decay of a moving average of the weights, which is then evaluated instead; None (published): off.
         seed: Initialises the head and draws everything else.
     """
@@ -69,6 +70,7 @@ class FineTuneRecipe(Recipe):
     weighted_sampling: bool = True
     monitor: str = "recall"
     head_init: str = "random"
+    augmentation: str = "published"
     ema_decay: float | None = None
     seed: int = 0
 

@@ -96,7 +96,8 @@ class FineTuning(TrainingTask):
         return parameter_groups(model, self.recipe)
 
     def training_images(self) -> TrainingImages:
-        return TrainingImages(self.train.paths, self.train.y, self.recipe.seed, self.train.rows, self.cache)
+        train, recipe = self.train, self.recipe
+        return TrainingImages(train.paths, train.y, recipe.seed, train.rows, self.cache, recipe.augmentation)
 
     def draw_epoch(self, epoch: int) -> list[tuple[int, int]]:
         classes, weighted = self.model.num_classes, self.recipe.weighted_sampling
