@@ -39,7 +39,7 @@ STUDIED = ("demo", "ddi", "dermnet", "ham10000")
 PAPER = sorted(p.stem for p in (ROOT / "notebooks/paper").glob("*.ipynb"))
 SHORT = {"epochs": 2, "tta": 1, "replicates": 50}  # of a training: that it runs and what it leaves
 LEARNT = {"tta": 0, "replicates": 50}  # of one whose score is asserted
-TUNED = {"demo": LEARNT, "ddi": {}, "dermnet": SHORT}  # the longest first
+TUNED = {"demo": LEARNT, "ham10000": LEARNT, "ddi": {}, "dermnet": SHORT}  # the longest first
 FEW = {"draws": 2, "replicates": 20}
 ALONE = {**FEW, "rival": "panderm_tiny"}  # the encoder itself: no comparison
 MASKS = {"epochs": 1, "replicates": 50}
@@ -271,7 +271,7 @@ def test_figure_2c_draws_every_record_of_external_validation(demo):
 def test_fine_tuning_leaves_its_record(demo, dataset, settings):
     folder = record_of(demo, "fine_tune", dataset, **settings)
     record, card = results.read_record(folder), manifests.load_dataset_manifest(dataset)
-    epochs = settings.get("epochs", 4)
+    epochs = settings.get("epochs", 2)
     assert record["training"]["recipe"]["epochs"] == epochs
     views = [("predictions_tta.csv", "_tta")] if settings.get("tta") != 0 else []
     for file, suffix in (("predictions.csv", ""), *views):
@@ -300,11 +300,14 @@ def test_fine_tuning_is_compared_with_linear_probing_over_the_seeds(demo):
     assert len(over_seeds) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="panderm_tiny has seen too few of fine-tuning's hues: 0.70 against 0.75")
-def test_on_the_demo_fine_tuning_is_better_than_linear_probing(demo):
-    folders = demo.records / "demo-linear_probe-panderm_tiny-seed0", record_of(demo, "fine_tune", "demo", **LEARNT)
+@pytest.mark.parametrize("dataset", ["demo", "ham10000"])
+def test_on_drawn_images_fine_tuning_is_better_than_linear_probing(demo, dataset):
+    folders = (
+        demo.records / f"{dataset}-linear_probe-panderm_tiny-seed0",
+        record_of(demo, "fine_tune", dataset, **TUNED[dataset]),
+    )
     probed, tuned = (results.read_record(folder)["metrics"]["weighted_f1"]["value"] for folder in folders)
-    assert tuned > probed + 0.005
+    assert tuned > probed + 0.01
 
 
 def test_the_curves_of_the_demo_go_the_right_way(demo):
