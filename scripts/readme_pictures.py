@@ -114,7 +114,7 @@ def main() -> None:
         save_small(Path(folder) / "figure.png", "fine_tuning_demo.png")
     notebook = space.root / "executed/linear_probe/demo-linear_probe-panderm_tiny-seed0.ipynb"
     if shutil.which("chromium"):
-        page = notebook_page(notebook, "## The answer", "predictions = ")
+        page = notebook_page(notebook, "figures.readable(stats.per_class_report", "predictions = ")
         page.quantize(128).save(DOCS / "notebook.png", optimize=True)
         report_page(space.root / "report/index.html").quantize(128).save(DOCS / "report_demo.png", optimize=True)
     for path in sorted(DOCS.iterdir()):
