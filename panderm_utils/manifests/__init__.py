@@ -9,7 +9,7 @@ OFFERS = {
     "parameters": "DEVICE ENCODER FLAG FRACTION FRACTIONS PARAMETERS FILE PRECISION ParameterError Rule SEED number "
     "one_of text whole",
     "problems": "NAME_RULE task_of valid_name",
-    "protocol": "DoesNotApply Pair Protocol Work",
+    "protocol": "DoesNotApply Pair Protocol Work batches_of training_work",
     "published": "PaperItem PublishedResult",
     "reading": "MANIFEST_ROOT check_manifests list_datasets list_encoders load_dataset_manifest "
     "load_encoder_manifest load_paper_items load_profile load_published_results published_value "

@@ -29,6 +29,38 @@ class Work:
     step: Mapping[str, Any]
 
 
+def batches_of(images: int, batch_size: int) -> tuple[int, int]:
+    """Returns the steps of an epoch and the images of each; the last, smaller batch is dropped, as published.
+
+    With fewer images than a batch there would be no step, so each then has the largest even number of them.
+    """
+    batch = min(batch_size, images // 2 * 2)
+    return (images // batch, batch) if batch else (0, 0)
+
+
+def training_work(
+    images: Mapping[str, int],
+    settings: Mapping[str, Any],
+    epochs: int,
+    batch_size: int,
+    predicted: Mapping[str, int],
+    **step: Any,
+) -> Work:
+    """Returns the work of a training that predicts val after each epoch, unless it evaluates a checkpoint.
+
+    Args:
+        images: Of each split.
+        settings: Of the run. epochs, batch_size: Published, for settings that are None.
+        predicted: How often the images of each split are predicted at the end.
+        step: What else the time of a step depends on.
+    """
+    epochs, size = settings.get("epochs") or epochs, settings.get("batch_size") or batch_size
+    epochs = 0 if settings["checkpoint"] else epochs
+    steps, batch = batches_of(int(images["train"] * settings["train_fraction"]), size)
+    passes = epochs * bool(steps) * images["val"] + sum(images[split] * times for split, times in predicted.items())
+    return Work(epochs * steps * batch, epochs * steps, passes, {"batch": size, **step})
+
+
 class DoesNotApply(UserError):
     """A dataset lacks something for a protocol in this profile; without the protocol's name, the run is left out."""
 

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from panderm_utils.manifests import batches_of
 from panderm_utils.protocols.fine_tune.protocol import BATCH_SIZE, EPOCHS, RATE, RECIPE
 from panderm_utils.protocols.training import Recipe, TrainingError, build_recipe
 
@@ -111,8 +112,7 @@ def steps_of_epoch(images: int, recipe: FineTuneRecipe) -> tuple[int, int]:
     """
     if images < 2:
         raise TrainingError(f"{images} training images are too few; use a larger fraction")
-    batch = min(recipe.batch_size, images // 2 * 2)
-    return images // batch, batch
+    return batches_of(images, recipe.batch_size)
 
 
 def learning_rates(recipe: FineTuneRecipe, steps: int) -> np.ndarray:

@@ -4,7 +4,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from panderm_utils.manifests import FILE, FLAG, FRACTION, PRECISION, Protocol, Work, number, one_of, text, whole
+from panderm_utils.manifests import (
+    FILE,
+    FLAG,
+    FRACTION,
+    PRECISION,
+    Protocol,
+    Work,
+    number,
+    one_of,
+    text,
+    training_work,
+    whole,
+)
 from panderm_utils.protocols import segmentation
 
 RATE = number("a number from 0 to 1", lambda value: 0 <= value <= 1)
@@ -25,13 +37,8 @@ RECIPE = {
 
 def work(images: Mapping[str, int], settings: Mapping[str, Any]) -> Work:
     """Returns the work of a run; settings that are None are published."""
-    epochs, size = settings.get("epochs") or EPOCHS, settings.get("batch_size") or BATCH_SIZE
-    train = int(images["train"] * settings["train_fraction"])
-    batch = min(size, train // 2 * 2)
-    steps = train // batch * epochs if batch and not settings["checkpoint"] else 0
-    predicted = epochs * bool(steps) * images["val"] + images["test"]
-    step = {"batch": size, "channels": settings.get("channels") or CHANNELS}
-    return Work(steps * batch, steps, predicted, {**step, "frozen": True} if settings.get("frozen") else step)
+    step = {"channels": settings.get("channels") or CHANNELS} | ({"frozen": True} if settings.get("frozen") else {})
+    return training_work(images, settings, EPOCHS, BATCH_SIZE, {"test": 1}, **step)
 
 
 def methods(record):

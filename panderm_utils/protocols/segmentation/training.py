@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from panderm_utils.data import ImageFiles
-from panderm_utils.manifests import EncoderManifest
+from panderm_utils.manifests import EncoderManifest, batches_of
 from panderm_utils.protocols.segmentation.images import MaskedImages, TrainingImages, evaluation_transform
 from panderm_utils.protocols.segmentation.masks import SIDE
 from panderm_utils.protocols.segmentation.model import ENCODER_FACTS, SegmentationModel, load_segmented
@@ -57,8 +57,7 @@ class SegmentationTraining(TrainingTask):
             raise TrainingError("no training mask has a lesion: look at the masks, python run_all.py --check-data")
 
     def steps_of_epoch(self) -> tuple[int, int]:
-        batch = min(self.recipe.batch_size, len(self.train) // 2 * 2)
-        return len(self.train) // batch, batch
+        return batches_of(len(self.train), self.recipe.batch_size)
 
     def learning_rates(self, steps: int) -> np.ndarray:
         return learning_rates(self.recipe, steps)

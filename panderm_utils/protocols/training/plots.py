@@ -22,7 +22,8 @@ def learning_rate_curve(rates: np.ndarray, synthetic: bool = False) -> Figure:
     with style():
         figure, axis = plt.subplots(figsize=(6, 2.2))
         axis.plot(np.arange(1, len(rates) + 1), rates, color="#0072B2")
-        axis.set(xlabel="optimizer step", ylabel="learning rate", title="Warm-up, then half a cosine")
+        title = "Warm-up, then half a cosine" if rates.argmax() else "Half a cosine"
+        axis.set(xlabel="optimizer step", ylabel="learning rate", title=title)
         return finish_figure(figure, synthetic)
 
 
