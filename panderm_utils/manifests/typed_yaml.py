@@ -23,16 +23,17 @@ def _refusal(problem: str, where: yaml.Node | yaml.Event) -> yaml.MarkedYAMLErro
     return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases, which can expand to any size; tags; and repeated keys, of which the last would win."""
-
-    def compose_node(self, parent, index):
-        event = self.peek_event()
+def _refuse_aliases(text: str) -> None:
+    """Raises YAMLError for aliases, which can expand to any size, and tags."""
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise _refusal("aliases (*name) are not allowed; write the value out", event)
-        if event.tag is not None:
+        if getattr(event, "tag", None) is not None:
             raise _refusal("tags (!name) are not allowed; remove the tag", event)
-        return super().compose_node(parent, index)
+
+
+class _Loader(yaml.CSafeLoader):
+    """Safe YAML without repeated keys, of which the last would win."""
 
     def construct_object(self, node, deep=False):
         try:
@@ -61,6 +62,7 @@ def load_yaml(path: Path, kind: type = dict):
     """
     text = _read(path)
     try:
+        _refuse_aliases(text)
         content = yaml.load(text, Loader=_Loader)
     except RecursionError as error:
         raise ManifestError(f"{path}: not valid YAML: brackets nested too deeply") from error

@@ -729,7 +729,8 @@ MANIFESTS = section(
         "yaml of a billion laughs": (manifest_of(LAUGHS.encode()), r"line 2: .*aliases \(\*name\) .*; write the value"),
         "yaml that merges": (ddi("modality: &a clinical\ndoi: *a"), r"line 5: .*aliases \(\*name\) .*; write the"),
         "yaml of a million keys": (manifest_of(b"k: 1\n" * MILLION), "5,000,000 bytes; .* at most 262,144: shorten"),
-        "yaml too deep": (manifest_of(b"a: " + b"[" * 5000), "not valid YAML: brackets nested too deeply"),
+        "yaml deep": (manifest_of(b"? " + b"[" * 900 + b"]" * 900), "not valid YAML: brackets nested too deeply"),
+        "yaml too deep": (manifest_of(b"a: " + b"[" * 5000), "line 1: not valid YAML: exceeded maximum nesting depth"),
         "yaml with code": (
             ddi('modality: !!python/object/apply:os.system ["touch MARK"]'),
             "line 4: .*tags .*; remove the tag",
