@@ -24,7 +24,7 @@ DEFAULT_TIME = "4:00:00"  # default time limit of a run
 WARNING = 90  # seconds before its time limit at which a run is ended, to be queued again
 MAX_TIMEOUTS = 10  # how often a run may reach its time limit and be resumed
 USUAL_LIMIT = 1001  # Slurm's default of MaxArraySize
-RESERVED = ("array", "chdir", "error", "hold", "job_name", "nodes", "ntasks", "ntasks_per_node", "output", "signal")
+RESERVED = ("array", "chdir", "error", "hold", "job_name", "ntasks", "ntasks_per_node", "output", "signal")
 RESERVED += ("wrap",)
 
 
@@ -155,6 +155,7 @@ def _submit_held(
             stderr_to_stdout=True,
             # Since Slurm 22.05, srun does not inherit this from sbatch.
             setup=['[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'],
+            srun_args=["--nodes=1", "--ntasks=1"],  # a run begins on one node; a training takes all by itself
             additional_parameters={"requeue": True, "hold": True, "chdir": REPOSITORY, **options},
         )
         # A batch that runs inside a Slurm job must not pass that job's settings on.

@@ -1,4 +1,7 @@
-"""A real Slurm of one node on this machine, for tests: slurm-wlm and munge of Debian, own ports, own folder."""
+"""A real Slurm of two nodes on this machine, for tests: slurm-wlm and munge of Debian, own ports, own folder.
+
+Its default partition has the first node only; partition `both` has two.
+"""
 
 import contextlib
 import getpass
@@ -11,23 +14,23 @@ import tempfile
 import time
 from pathlib import Path
 
+NODES = ("first", "second")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
 CONF = """\
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -42,9 +45,11 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
-NodeName={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=8000
-PartitionName=main Default=YES Nodes={host} PriorityTier=1 GraceTime=60
-PartitionName=urgent Nodes={host} PriorityTier=2
+NodeName=first NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 RealMemory=8000
+NodeName=second NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 RealMemory=8000
+PartitionName=main Default=YES Nodes=first PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=first PriorityTier=2
+PartitionName=both Nodes=first,second PriorityTier=1
 """
 
 
@@ -57,11 +62,11 @@ def slurm_on_loopback():
     """Yields a running Slurm, to which SLURM_CONF points; at the end all its jobs and daemons are ended."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o711)  # munge's clients must reach its socket
-    for name in ("state", "spool"):
+    for name in ("state", "spool-first", "spool-second"):
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
-    host, ports = socket.gethostname().split(".")[0], [_free_port(), _free_port()]
+    host, ports = socket.gethostname().split(".")[0], [_free_port() for _ in range(3)]
     (folder / "slurm.conf").write_text(CONF.format(host=host, ports=ports, user=getpass.getuser(), folder=folder))
     files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     slurm = Slurm(folder)
@@ -69,12 +74,13 @@ def slurm_on_loopback():
     try:
         slurm.start("munged", *[f"--{option}={folder}/munge.{ending}" for option, ending in files.items()])
         slurm.start("slurmctld", "-c")
-        slurm.start("slurmd")
-        until(lambda: "idle" in slurm("sinfo", "--noheader", "--format=%T"))
+        for node in NODES:
+            slurm.start("slurmd", "-N", node)
+        until(lambda: slurm("sinfo", "--noheader", "--Node", "--partition=both", "--format=%T").split() == ["idle"] * 2)
         yield slurm
         until(lambda: slurm("scancel", f"--user={getpass.getuser()}") or not slurm("squeue", "--noheader"))
     finally:
-        for name in ("slurmd", "slurmctld", "munge"):
+        for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munge"):
             slurm.stop(name)
         del os.environ["SLURM_CONF"]
         shutil.rmtree(folder)

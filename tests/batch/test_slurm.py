@@ -11,13 +11,17 @@ import sys
 import threading
 from pathlib import Path
 
+import panderm_utils  # noqa: F401  first of all: makes torchvision, and so timm, importable
+
+# isort: split
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import run_all
-from panderm_utils import workspace
+from panderm_utils import results, workspace
 from panderm_utils.batch import parameters, plan, slurm, slurm_queue, slurm_submission
 from panderm_utils.batch import running as batch
-from panderm_utils.results import is_done
 from tests.batch.slurm_on_loopback import missing_programs, slurm_on_loopback, until
 from tests.batch.test_batch import write_notebooks
 from tests.chaos import house
@@ -113,7 +117,7 @@ def under_way(cluster, notebooks, tmp_path_factory):
     cluster.stop("slurmctld")
     until(lambda: any("Slurm does not answer" in line for line in said))
     (space.root / "go").touch()
-    until(lambda: is_done(space.records / f"{NAME}4"))
+    until(lambda: results.is_done(space.records / f"{NAME}4"))
     cluster.start("slurmctld")
     until(lambda: cluster.facts(job_of(space, 2))["JobState"] == "RUNNING")
     cluster("scontrol", "update", f"JobId={killed}", "EndTime=now")
@@ -229,7 +233,7 @@ def test_a_printed_script_does_the_same(cluster, space, notebooks, tmp_path, cap
         line[1:], shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.split()[-1]
     array = cluster.facts(last)["Dependency"].split(":")[1].split("_")[0]
-    until(lambda: lives(space, 2) and is_done(space.records / f"{NAME}0"))
+    until(lambda: lives(space, 2) and results.is_done(space.records / f"{NAME}0"))
     cluster("scancel", "--batch", "--signal=USR2", f"{array}_0")  # as Slurm does before the time limit
     cluster.hurry(f"{array}_0")
     until(lambda: cluster.facts(last)["JobState"] == "COMPLETED")
@@ -248,7 +252,7 @@ def eventful(under_way):
 def test_a_requeued_run_is_executed_again(eventful):
     space, outcomes, _ = eventful
     assert (outcomes[2].status, lives(space, 2)) == ("done", 2)
-    assert is_done(space.records / f"{NAME}2")
+    assert results.is_done(space.records / f"{NAME}2")
 
 
 def test_a_restart_of_the_controller_is_waited_out(eventful):
@@ -282,22 +286,36 @@ def test_a_preempted_run_goes_on_later(cluster, space, notebooks):
     assert (wait()[2].status, lives(space, 2)) == ("done", 2)
 
 
-def test_fine_tuning_goes_on_from_its_checkpoint_when_it_was_queued_again(cluster, tmp_path):
+def test_fine_tuning_on_two_nodes_goes_on_when_it_was_queued_again_and_does_what_one_process_does(cluster, tmp_path):
     at = house.House(tmp_path)
     outputs, run = at.new_outputs(), house.run_name("fine_tune")
     space = workspace.open_workspace("paper", at.data, at.root, outputs)
     selection = ([house.DATASET], ["panderm_tiny"], ["fine_tune"])
-    _, wait = begin(plan.make_plan(space, *selection, notebooks=at.root / "notebooks"))
+    planned = plan.make_plan(space, *selection, notebooks=at.root / "notebooks", overrides=["processes=2"])
+    _, wait = begin(planned, options=["nodes=2", "partition=both"])
     until(lambda: house.epochs(outputs))
     job = json.loads((space.root / "slurm/jobs.json").read_text())[run]
     cluster("scontrol", "requeue", job)
     cluster.hurry(job)
     before = house.epochs(outputs)
     assert 1 <= len(before) < 3
-    assert wait()[0].status == "done"
-    assert cluster.facts(job)["Restarts"] == "1"
+    outcome = wait()[0]
+    assert outcome.status == "done", planned.runs[0].log.read_text()
+    facts = cluster.facts(job)
+    assert (facts["Restarts"], facts["NumNodes"]) == ("1", "2")
     after = house.epochs(outputs)
     assert (len(after), after[: len(before)]) == (3, before)  # with the seconds that each had taken
+
+    here = {}  # the same in this process
+    roots = {"data_root": str(at.data), "output_root": str(tmp_path / "here")}
+    exec(house.PARAMETERS, here)
+    here |= {"encoder": "panderm_tiny", "dataset": house.DATASET, **roots}
+    exec(house.SETUP.replace("PROTOCOL", "fine_tune.PROTOCOL") + house.TUNE, here)
+    facts = results.read_record(planned.runs[0].record)["training"]
+    assert facts["processes"] == 2 and facts["best_epoch"] == here["tuned"].facts["best_epoch"]
+    kept = load_file(space.checkpoints / run / "best.safetensors")
+    for name, value in load_file(here["folder"] / "best.safetensors").items():
+        assert torch.allclose(kept[name], value, rtol=0, atol=5e-6), name
 
 
 def test_an_array_longer_than_slurm_allows_is_split_and_its_parts_follow_each_other(cluster, space, notebooks):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -38,7 +39,8 @@ class Computing:
             "auto": all of them, halved when memory runs out.
         checkpointing: Whether activations are recomputed for the gradients: about 0.6 of the memory, a third more time
             (base encoder, 16 images).
-        processes: Number of processes, one per GPU; several on a CPU are for testing only.
+        processes: Number of processes, one per GPU, over all nodes of a Slurm job; several on a CPU are for testing
+            only.
         num_workers: Image-reading processes for each of them; None chooses.
     """
 
@@ -68,12 +70,22 @@ class Computing:
         check_precision(self.precision, device)
         if self.precision == "fp16" and device.type != "cuda":
             raise TrainingError(f"fp16 needs loss scaling, which {device.type} lacks; use bf16 or fp32 on this device")
-        if self.processes > 1 and device.type == "cuda" and self.processes > torch.cuda.device_count():
-            count = torch.cuda.device_count()
+        nodes = count_nodes() if self.processes > 1 else 1
+        if self.processes % nodes:
+            raise TrainingError(
+                f"processes {self.processes} on {nodes} nodes: each takes as many; write {nodes} times that"
+            )
+        if self.processes > 1 and device.type == "cuda" and self.processes > nodes * torch.cuda.device_count():
+            count = nodes * torch.cuda.device_count()
             raise TrainingError(f"processes {self.processes} on {count} GPUs: one process per GPU; write {count}")
         if self.processes > 1 and device.type == "mps":
             raise TrainingError("processes must be 1 on mps: it is one GPU")
         return self, device
+
+
+def count_nodes() -> int:
+    """Returns the number of nodes of the Slurm job that this process runs in; 1 outside of one."""
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
 
 
 def _mixed_precision(device: torch.device) -> str:
@@ -158,7 +170,8 @@ class Signals:
 def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, while_waiting: Callable) -> None:
     """Runs `python -m module arguments` in several processes that train together, and waits for them.
 
-    Uses torchrun, since a notebook's process, which has used a GPU, must not be forked.
+    Uses torchrun, since a notebook's process, which has used a GPU, must not be forked. In a Slurm job of several
+    nodes, srun starts a torchrun on each; they meet at this node and share its folders.
 
     Args:
         log: File for their output.
@@ -167,12 +180,11 @@ def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, 
     Raises:
         TrainingError: A process failed; the message has the end of the log.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() * count_nodes() // count)))
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [*command, "-m", module, *arguments],
+            [*_torchrun(count), "-m", module, *arguments],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -195,3 +207,19 @@ def run_processes(module: str, arguments: Sequence[str], count: int, log: Path, 
         tail = log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
         raise TrainingError(f"{count} processes ended with {process.returncode}; the end of {log}:\n{tail}")
     while_waiting()
+
+
+def _torchrun(count: int) -> list[str]:
+    """Returns the command that starts `count` processes in this node, or as many on each of a Slurm job's nodes."""
+    nodes = count_nodes()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count // nodes)]
+    if nodes == 1:
+        return [*torchrun, "--standalone"]
+    with socket.socket() as found:
+        found.bind(("", 0))
+        meeting = f"{socket.gethostname()}:{found.getsockname()[1]}"
+    # Slurm's warning before a time limit goes to every process; those that train are ended by the run, with TERM.
+    deaf = ["sh", "-c", 'trap "" USR2; exec "$@"', "sh"]
+    rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", meeting, "--rdzv_id", os.environ["SLURM_JOB_ID"]]
+    srun = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+    return [*srun, *deaf, *torchrun, "--nnodes", str(nodes), *rendezvous]
