@@ -21,6 +21,8 @@ FOLDERS = {
     "output_root": ("PANDERM_OUTPUT_ROOT", "outputs"),
 }
 PIXELS, USUAL_PIXELS = "PANDERM_PIXELS", 20  # environment variable and default, in GB; see `pixel_budget`
+PIXEL_BYTES = 3 * 224 * 224  # of an image as encoders see it
+PIXEL_RESERVE = 5_000_000_000  # bytes that decoded images leave free on a disk, for checkpoints
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,9 @@ def settle_folder(name: str, override: str | Path | None = None) -> Path:
 
 
 def pixel_budget() -> int:
-    """Returns the bytes that decoded images below a cache folder may use (`encoders.pixels`); 0: none are kept.
+    """Returns the bytes that decoded images may use, in all files below `<cache>/pixels`; 0: none are kept.
+
+    Encoders' evaluation pixels (`encoders.pixels`) and trainings' copies (`data.ImageCopies`) share it.
 
     Raises:
         UserError: The variable, which --pixels sets, is not a number of GB.
@@ -77,6 +81,12 @@ def pixel_budget() -> int:
         remedy = f"write a number of GB, such as {USUAL_PIXELS}, or 0 to keep no decoded images"
         raise UserError(f"--pixels or {PIXELS}: {text!r}; {remedy}")
     return int(gigabytes * 1e9)
+
+
+def pixels_left(folder: Path, besides: Path | None = None) -> int:
+    """Returns what the files below a pixel folder leave of the budget, those below `besides` not counted."""
+    files = (path for path in folder.rglob("*") if besides not in path.parents and path.is_file())
+    return max(0, pixel_budget() - sum(path.stat().st_size for path in files))
 
 
 def settle_path(path: str | Path) -> Path:

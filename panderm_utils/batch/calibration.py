@@ -19,11 +19,10 @@ from panderm_utils import protocols
 from panderm_utils.batch.jobs import Job, Plan
 from panderm_utils.disk import write_file
 from panderm_utils.manifests import DatasetManifest, Work, load_dataset_manifest, load_profile
-from panderm_utils.workspace import pixel_budget
+from panderm_utils.workspace import PIXEL_BYTES, pixel_budget
 
 NAME = "calibration.json"
 START, READING = "start of a notebook", "reading an image"  # both in seconds
-PIXEL_BYTES = 3 * 224 * 224  # of a decoded image
 SHARES = {"train": 70, "val": 10, "test": 20}  # percent, of datasets whose splits are unknown
 NOTHING = {"train": 0, "val": 0, "test": 0}
 

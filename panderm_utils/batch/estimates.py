@@ -8,13 +8,13 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from panderm_utils import manifests
-from panderm_utils.batch.calibration import PIXEL_BYTES, SHARES, Span, sizes_of
+from panderm_utils.batch.calibration import SHARES, Span, sizes_of
 from panderm_utils.batch.costs import MEASURED, SCALED, SIMILAR, Costs, format_span, trains, without_seed
 from panderm_utils.batch.jobs import Job, Plan, count_runs
 from panderm_utils.batch.needs import Need, find_encoder, weights_need
 from panderm_utils.disk import free
 from panderm_utils.results import is_done
-from panderm_utils.workspace import pixel_budget
+from panderm_utils.workspace import PIXEL_BYTES, pixel_budget
 
 FLOAT_BYTES = 4  # of a feature
 RANGE = """\

@@ -20,6 +20,7 @@ from PIL import Image, features
 from torch.utils.data import Dataset
 
 from panderm_utils.data.image_files import ImageError, open_image
+from panderm_utils.workspace import PIXEL_RESERVE, pixels_left
 
 RESIZE_SIZE, CROP_SIZE = 256, 224  # shorter side after resizing, side of the centre crop, in pixels
 MAX_ASPECT = 1_000  # of what is resized; otherwise a strip one pixel wide would fill the memory
@@ -140,8 +141,6 @@ class ImageFiles(Dataset):
             raise ImageError(f"{place}: {named}") from error
 
 
-BUDGET = 8 * 1024**3  # bytes; 33,000 copies of 600 x 450 images
-RESERVE = 1024**3  # bytes to leave free on the disk, for checkpoints
 # A second change within one clock tick goes unnoticed, so a file changed this recently is not copied yet. 2 s is the
 # tick of FAT, the coarsest in use.
 TICK = 2_000_000_000  # ns
@@ -157,13 +156,14 @@ class ImageCopiesWarning(UserWarning):
 class ImageCopies:
     """Decoded copies of images below `folder`, at most `budget` bytes; failures warn, never raise.
 
-    `kind` names how the images were resized, so that copies of one kind are never taken for another.
+    `kind` names how the images were resized, so that copies of one kind are never taken for another. By default the
+    budget is what other pixels below `folder` leave of `workspace.pixel_budget`.
     """
 
-    def __init__(self, folder: str | Path, budget: int = BUDGET, kind: str = f"{RESIZE_SIZE}px"):
+    def __init__(self, folder: str | Path, budget: int | None = None, kind: str = f"{RESIZE_SIZE}px"):
         jpeg = features.version_feature("libjpeg_turbo") or features.version_codec("jpg")
         self.folder = Path(folder) / f"v1-{kind}-pillow{PIL.__version__}-jpeg{jpeg}"
-        self.budget = budget
+        self.budget = pixels_left(Path(folder), besides=self.folder) if budget is None else budget
         self._pixels, self._index = self.folder / "pixels.bin", self.folder / "index.bin"
         self._found: dict[bytes, bytes] = {}  # the latest record of each path
         self._seen = self._end = self._largest = 0  # records; offset of the next copy; bytes of the largest copy
@@ -195,7 +195,7 @@ class ImageCopies:
             self._warned = True
             warnings.warn(
                 f"{self.folder}: the copies fill their budget of {self.budget / 1e9:.1f} GB; {missing:,} of "
-                f"{len(paths):,} training images are decoded every epoch: give a larger budget, or delete the "
+                f"{len(paths):,} training images are decoded every epoch: give more (--pixels GB), or delete the "
                 "folder if it contains copies of images that are no longer used",
                 ImageCopiesWarning,
                 stacklevel=3,
@@ -233,7 +233,7 @@ class ImageCopies:
                 self.refresh()
                 if self._find(path, stamp) is not None or self.bytes_used + size > self.budget:
                     return  # another worker was faster
-                if shutil.disk_usage(self.folder).free < RESERVE + size:
+                if shutil.disk_usage(self.folder).free < PIXEL_RESERVE + size:
                     raise OSError(None, "the disk is nearly full")
                 record = RECORD.pack(_key(path), *stamp, self._end, *pixels.shape[:2], zlib.crc32(pixels), 0)[:-4]
                 _write(self._pixels, self._end, pixels)

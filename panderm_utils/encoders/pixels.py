@@ -3,8 +3,8 @@
     <cache>/pixels/<key>/<name>.shard    the pixels of up to 128 consecutive images of a list
 
 Every encoder sees the same 224 x 224 pixels of an image (`data.pixels_of`): 150 kB, 19 GB for 129,364 images. They are
-kept in shards like those of features, checked in the same way, until their budget is used up; what does not fit is
-decoded again.
+kept in shards like those of features, checked in the same way, until the budget is used up, which trainings' copies of
+images (`data.ImageCopies`) share; what does not fit is decoded again.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,9 @@ from PIL import features
 from panderm_utils.data import CROP_SIZE, RESIZE_SIZE
 from panderm_utils.disk import free
 from panderm_utils.encoders.feature_cache import ShardCache
-from panderm_utils.workspace import pixel_budget
+from panderm_utils.workspace import PIXEL_BYTES, PIXEL_RESERVE, pixels_left
 
-RESERVE = 5_000_000_000  # bytes to leave free on the disk
 SHAPE = (3, CROP_SIZE, CROP_SIZE)
-PIXEL_BYTES = 3 * CROP_SIZE * CROP_SIZE  # of an image
 PIXEL_SHARD = 128  # images; 19 MB
 
 
@@ -35,7 +33,7 @@ class PixelCache:
         seen = f"shorter side {RESIZE_SIZE} px, central {CROP_SIZE} px, RGB planes"
         about = {"format": 1, "pixels": seen, "pillow": PIL.__version__, "jpeg": jpeg}
         self._shards = ShardCache(self.folder, about, PIXEL_BYTES, np.uint8, images, what="pixels")
-        self._left = pixel_budget() - sum(path.stat().st_size for path in self.folder.rglob("*.shard"))
+        self._left = pixels_left(self.folder)
 
     def load(self, names: Sequence[str], paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns pixels [n, 3, 224, 224] uint8 and identities [n], or None unless all are kept and unchanged.
@@ -58,7 +56,7 @@ class PixelCache:
         """Keeps pixels [n, 3, 224, 224] uint8 while the budget and the disk have room."""
         for part in _parts(len(names)):
             rows = pixels[part].reshape(-1, PIXEL_BYTES)
-            if rows.nbytes > self._left or free(self.folder) < RESERVE + rows.nbytes:
+            if rows.nbytes > self._left or free(self.folder) < PIXEL_RESERVE + rows.nbytes:
                 return
             self._shards.save(names[part], rows, identity[part], "")
             self._left -= rows.nbytes

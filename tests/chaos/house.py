@@ -61,7 +61,7 @@ usual = {"batch_size": 8, "lr": 0.003, "warmup_epochs": 1, "drop_path": 0.0, "we
 recipe = fine_tune.make_recipe(usual, seed=seed, epochs=3)
 model = fine_tune.load_finetune_model(encoder, weights_root=space.weights_root, num_classes=card.num_classes, seed=seed)
 how, folder = training.Computing("cpu", "fp32", processes=processes, num_workers=1), space.checkpoints / run.run_id
-tuned = fine_tune.finetune(model, train, val, recipe, folder, how, space.cache / "images", not run.folder.exists())
+tuned = fine_tune.finetune(model, train, val, recipe, folder, how, space.cache / "pixels", not run.folder.exists())
 proba = fine_tune.predict(tuned.model, tested, device="cpu", precision="fp32").proba
 run.note(training=tuned.describe())
 """

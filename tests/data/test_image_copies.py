@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from panderm_utils import workspace
 from panderm_utils.data import transforms as image_copies
 from panderm_utils.data.transforms import RECORD, ImageCopies, ImageCopiesWarning, stamp_of
 
@@ -91,12 +92,25 @@ def test_the_budget_holds_and_is_told_of(tmp_path):
     copies.save("small.png", STAMP, pixels(6, 4, 4))
     assert copies.load("small.png", STAMP) is not None
     copies.prepare(["0.png", "1.png"])  # all have one
-    with pytest.warns(ImageCopiesWarning, match=r"4 of 5 training images are decoded every epoch.*budget.*delete"):
+    with pytest.warns(ImageCopiesWarning, match=r"budget.*4 of 5 training images are decoded every epoch.*--pixels GB.*delete"):
         copies.prepare(["0.png", "3.png", "4.png", "5.png", "7.png"])
     copies.prepare(["0.png", "3.png"])  # once is enough
     more = ImageCopies(tmp_path, budget=10 * size)
     keep(more, range(6))
     assert kept(more, range(6)) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("images", "left"), [(3, [0]), (2, []), (0, [])])
+def test_the_budget_is_shared_with_the_pixels_that_encoders_keep(tmp_path, monkeypatch, images, left):
+    size = pixels(0).nbytes + RECORD.size
+    (tmp_path / "an encoder's").mkdir()
+    (tmp_path / "an encoder's/1.shard").write_bytes(bytes(2 * size))
+    monkeypatch.setenv(workspace.PIXELS, str(images * size / 1e9 + 1e-9))
+    keep(copies := ImageCopies(tmp_path), range(3))
+    assert kept(copies, range(3)) == left
+    assert workspace.pixels_left(tmp_path) < size
+    keep(again := ImageCopies(tmp_path), range(3))  # which does not count its own twice
+    assert kept(again, range(3)) == left
 
 
 @pytest.mark.parametrize("damage", ["half a record", "zeros", "lost pixels", "flipped pixel", "flipped record"])
@@ -175,7 +189,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch):
     copies.prepare(["0.png"])
     assert kept(copies, range(2)) == []
     copies = ImageCopies(tmp_path / "full")
-    monkeypatch.setattr(image_copies, "RESERVE", 10**18)
+    monkeypatch.setattr(image_copies, "PIXEL_RESERVE", 10**18)
     with pytest.warns(ImageCopiesWarning, match="the disk is nearly full") as caught:
         keep(copies, range(3))
     assert len(caught) == 1

@@ -41,7 +41,7 @@ COUNT, SHARD, KEPT = 19, 8, 3  # images, in a shard of features, and in one of p
 def small_shards(monkeypatch):
     monkeypatch.setattr(features, "SHARD", SHARD)
     monkeypatch.setattr(pixels, "PIXEL_SHARD", KEPT)
-    monkeypatch.setattr(pixels, "RESERVE", 0)
+    monkeypatch.setattr(pixels, "PIXEL_RESERVE", 0)
     monkeypatch.setattr(feature_cache, "TICK", 0)  # else the files just drawn are too fresh to be recognised by time
     monkeypatch.delenv(workspace.PIXELS, raising=False)
 
@@ -130,7 +130,7 @@ def test_without_a_budget_or_room_nothing_is_kept(two, paths, tmp_path, monkeypa
     if why == "no budget":
         monkeypatch.setenv(workspace.PIXELS, "0")
     else:
-        monkeypatch.setattr(pixels, "RESERVE", 10**18)
+        monkeypatch.setattr(pixels, "PIXEL_RESERVE", 10**18)
     extract(two[0], paths, tmp_path / "cache")
     assert not (tmp_path / "cache/pixels").exists()
 
