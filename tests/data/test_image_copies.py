@@ -92,7 +92,9 @@ def test_the_budget_holds_and_is_told_of(tmp_path):
     copies.save("small.png", STAMP, pixels(6, 4, 4))
     assert copies.load("small.png", STAMP) is not None
     copies.prepare(["0.png", "1.png"])  # all have one
-    with pytest.warns(ImageCopiesWarning, match=r"budget.*4 of 5 training images are decoded every epoch.*--pixels GB.*delete"):
+    with pytest.warns(
+        ImageCopiesWarning, match=r"budget.*4 of 5 training images are decoded every epoch.*--pixels GB.*delete"
+    ):
         copies.prepare(["0.png", "3.png", "4.png", "5.png", "7.png"])
     copies.prepare(["0.png", "3.png"])  # once is enough
     more = ImageCopies(tmp_path, budget=10 * size)
