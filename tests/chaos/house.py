@@ -54,7 +54,7 @@ proba, tested = probe.predict_proba(test.x), test
 run.note(features={"train": train.describe(), "test": test.describe()})
 """
 TUNE = """\
-few = study.split("train").groupby("label").head(12)
+few = study.split("train").groupby("label").head(8)
 train, val, tested = (fine_tune.labelled_images(study, t) for t in (few, study.split("val"), study.split("test")))
 usual = {"batch_size": 8, "lr": 0.003, "warmup_epochs": 1, "drop_path": 0.0, "weighted_sampling": False}
 recipe = fine_tune.make_recipe(usual, seed=seed, epochs=3)
@@ -106,7 +106,7 @@ class House:
                 setup = SETUP.replace("PROTOCOL", f"{protocol}.PROTOCOL")
                 write_notebook(self.root / f"notebooks/{protocol}/{name}.ipynb", parameters, setup, work, RECORD)
         write_notebook(self.root / "notebooks/paper/table.ipynb", 'profile = "paper"\noutput_root = None\n', DRAW)
-        with mock.patch.object(demo, "STAND_IN", demo.Size(train=32, val=12, test=12)):
+        with mock.patch.object(demo, "STAND_IN", demo.Size(train=24, val=8, test=8)):
             demo.make_stand_in(manifests.load_dataset_manifest(DATASET), self.data)
 
     @property
