@@ -115,7 +115,7 @@ def describe_outcomes(outcomes: Sequence[Outcome]) -> str:
 
 
 def _runs_at_once(plan: Plan, options: BatchOptions) -> int:
-    return min(len(options.slots), len(plan.runs))
+    return min(len(options.slots), len(plan.runs or plan.paper))
 
 
 def _execute_all(
