@@ -87,6 +87,7 @@ space = workspace.open_workspace(profile, output_root=output_root)
 space.figures.mkdir(exist_ok=True)
 (space.figures / "figure.txt").write_text(" ".join(sorted(p.name for p in space.records.iterdir())))
 os.utime(space.figures / "figure.txt", (0, 0))
+(space.root / "threads").write_text(os.environ["OMP_NUM_THREADS"])
 """
 
 
@@ -216,6 +217,7 @@ def test_the_kernel_is_the_projects_own_and_sees_exact_types(mixed):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     expected = {"types": ["float", "int"], "cwd": str(ROOT), "threads": str(max(1, cores // 2)), "prefix": sys.prefix}
     assert seen == expected
+    assert (space.root / "threads").read_text() == seen["threads"]  # or the figure could not use the runs' server
 
 
 def test_what_is_done_is_skipped_and_drawings_follow_their_inputs(mixed, notebooks):
