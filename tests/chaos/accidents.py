@@ -104,7 +104,7 @@ ACCIDENTS = (
     Accident("server of warm starts killed", "server"),
     Accident("data-loader worker killed", "worker", lambda scene: scene.is_extracting() or scene.is_training(), 0.5),
     Accident("feature extraction killed", f"kernel {PROBE}", Scene.is_extracting, 0.5),
-    Accident("fine-tuning killed", f"kernel {TUNE}", Scene.is_training, 1.0),
+    Accident("fine-tuning killed", f"kernel {TUNE}", Scene.is_training, 2.0),
     Accident("record being written, its kernel killed", "writer", Scene.is_writing, 0.01),
     Accident("record being written, run_all killed", "run_all", Scene.is_writing, 0.01),
 )

@@ -33,6 +33,7 @@ data_root = None
 weights_root = None
 output_root = None
 seed = 0
+processes = 1
 """
 SETUP = """\
 from panderm_utils import data, encoders, manifests, results, stats, workspace
@@ -54,13 +55,13 @@ proba, tested = probe.predict_proba(test.x), test
 run.note(features={"train": train.describe(), "test": test.describe()})
 """
 TUNE = """\
-few = study.split("train").groupby("label").head(8)
+few = study.split("train").groupby("label").head(12)
 train, val, tested = (fine_tune.labelled_images(study, t) for t in (few, study.split("val"), study.split("test")))
 usual = {"batch_size": 8, "lr": 0.003, "warmup_epochs": 1, "drop_path": 0.0, "weighted_sampling": False}
 recipe = fine_tune.make_recipe(usual, seed=seed, epochs=3)
 model = fine_tune.load_finetune_model(encoder, weights_root=space.weights_root, num_classes=card.num_classes, seed=seed)
-how, folder = training.Computing("cpu", "fp32", num_workers=1), space.checkpoints / run.run_id
-tuned = fine_tune.finetune(model, train, val, recipe, folder, how, space.cache / "images", not run.folder.exists())
+how, folder = training.Computing("cpu", "fp32", processes=processes, num_workers=1), space.checkpoints / run.run_id
+tuned = fine_tune.finetune(model, train, val, recipe, folder, how, space.cache / "pixels", not run.folder.exists())
 proba = fine_tune.predict(tuned.model, tested, device="cpu", precision="fp32").proba
 run.note(training=tuned.describe())
 """
@@ -106,7 +107,7 @@ class House:
                 setup = SETUP.replace("PROTOCOL", f"{protocol}.PROTOCOL")
                 write_notebook(self.root / f"notebooks/{protocol}/{name}.ipynb", parameters, setup, work, RECORD)
         write_notebook(self.root / "notebooks/paper/table.ipynb", 'profile = "paper"\noutput_root = None\n', DRAW)
-        with mock.patch.object(demo, "STAND_IN", demo.Size(train=24, val=8, test=8)):
+        with mock.patch.object(demo, "STAND_IN", demo.Size(train=32, val=12, test=12)):
             demo.make_stand_in(manifests.load_dataset_manifest(DATASET), self.data)
 
     @property
