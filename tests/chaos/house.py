@@ -33,7 +33,6 @@ data_root = None
 weights_root = None
 output_root = None
 seed = 0
-processes = 1
 """
 SETUP = """\
 from panderm_utils import data, encoders, manifests, results, stats, workspace
@@ -60,8 +59,8 @@ train, val, tested = (fine_tune.labelled_images(study, t) for t in (few, study.s
 usual = {"batch_size": 8, "lr": 0.003, "warmup_epochs": 1, "drop_path": 0.0, "weighted_sampling": False}
 recipe = fine_tune.make_recipe(usual, seed=seed, epochs=3)
 model = fine_tune.load_finetune_model(encoder, weights_root=space.weights_root, num_classes=card.num_classes, seed=seed)
-how, folder = training.Computing("cpu", "fp32", processes=processes, num_workers=1), space.checkpoints / run.run_id
-tuned = fine_tune.finetune(model, train, val, recipe, folder, how, space.cache / "pixels", not run.folder.exists())
+how, folder = training.Computing("cpu", "fp32", num_workers=1), space.checkpoints / run.run_id
+tuned = fine_tune.finetune(model, train, val, recipe, folder, how, space.cache / "images", not run.folder.exists())
 proba = fine_tune.predict(tuned.model, tested, device="cpu", precision="fp32").proba
 run.note(training=tuned.describe())
 """
