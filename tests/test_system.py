@@ -65,7 +65,7 @@ builtins.__import__ = import_as_on_windows
 multiprocessing.set_start_method("spawn")
 warnings.filterwarnings("error", category=EncodingWarning, module="panderm_utils")  # its encoding is not UTF-8
 '''
-SMALL = stand_ins.Size(train=40, val=8, test=24)
+SMALL = stand_ins.Size(train=24, val=4, test=12)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,8 @@ def windows(tmp_path_factory):
 
 
 IMPORT_ALL = """
-import importlib, pkgutil, subprocess, sys
+import gc, importlib, pkgutil, subprocess, sys
+gc.disable()  # it would take a quarter of the imports' time, see `warm_server`
 import psutil
 import panderm_utils
 from panderm_utils import batch, pool, results, system

@@ -22,9 +22,10 @@ def python(code: str) -> subprocess.CompletedProcess:
     )
 
 
-def library_loads() -> bool:
-    """Whether the installed torchvision works without help, which decides what is to be seen here."""
-    return python("import torchvision").returncode == 0
+@pytest.fixture(scope="module")
+def unaided() -> subprocess.CompletedProcess:
+    """The import of torchvision without the package, whose success decides what is to be seen here."""
+    return python("import torchvision")
 
 
 def test_importing_the_package_imports_no_torch() -> None:
@@ -35,7 +36,8 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert result.stdout.strip() == "[]", result.stderr
 
 
-def test_torchvision_and_timm_import_after_the_package_and_the_finder_is_gone() -> None:
+def test_torchvision_and_timm_import_after_the_package_and_the_finder_is_gone(unaided) -> None:
+    """With the real library's own kernels where it loads, with bare declarations where it does not."""
     code = """
 import sys, panderm_utils
 before = [f for f in sys.meta_path if type(f).__module__ == "panderm_utils.torchvision_shim"]
@@ -43,21 +45,20 @@ import torchvision, timm, torch
 after = [f for f in sys.meta_path if type(f).__module__ == "panderm_utils.torchvision_shim"]
 import torchvision.transforms.v2 as v2
 print(len(before), len(after), torch.ops.torchvision.nms is not None, v2.Resize(8)(torch.zeros(3, 16, 16)).shape)
-"""
-    result = python(code)
-    assert result.stdout.strip() == "1 0 True torch.Size([3, 8, 8])", result.stderr
-
-
-def test_a_later_import_of_the_package_puts_no_finder_in() -> None:
-    code = """
-import sys, panderm_utils, torchvision
-from panderm_utils import torchvision_shim
 count = len(sys.meta_path)
-torchvision_shim.install()
+panderm_utils.torchvision_shim.install()  # by now needless
 print(len(sys.meta_path) - count)
+boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 2.]])
+try:
+    print(torch.ops.torchvision.nms(boxes, torch.tensor([1., .5]), .5).tolist())
+except (RuntimeError, NotImplementedError):
+    print("no kernel")
 """
     result = python(code)
-    assert result.stdout.strip() == "0", result.stderr
+    imported, later, kernel = result.stdout.splitlines() or pytest.fail(result.stderr)
+    assert imported == "1 0 True torch.Size([3, 8, 8])"
+    assert later == "0"
+    assert kernel == ("no kernel" if unaided.returncode else "[0]")
 
 
 # A stand-in for an installed torchvision. Like the real one's library, it registers its operators when it is imported,
@@ -96,26 +97,10 @@ except RuntimeError as error:
     assert library == "loads" or result.stdout.strip().endswith("True True")
 
 
-def test_the_real_library_keeps_its_operators() -> None:
-    """Both ways: kernels of the real library where it loads, bare declarations where it does not."""
-    works = library_loads()
-    code = """
-import panderm_utils, torch, torchvision
-boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 2.]])
-try:
-    print(torch.ops.torchvision.nms(boxes, torch.tensor([1., .5]), .5).tolist())
-except (RuntimeError, NotImplementedError):
-    print("no kernel")
-"""
-    result = python(code)
-    assert result.stdout.strip() == ("[0]" if works else "no kernel"), result.stderr
-
-
-def test_without_the_package_the_error_is_the_one_this_is_about() -> None:
-    result = python("import torchvision")
-    if result.returncode == 0:
+def test_without_the_package_the_error_is_the_one_this_is_about(unaided) -> None:
+    if unaided.returncode == 0:
         pytest.skip("this torchvision's compiled operators load, so there is nothing to repair")
-    assert "operator torchvision::nms does not exist" in result.stderr
+    assert "operator torchvision::nms does not exist" in unaided.stderr
 
 
 def test_an_environment_without_torchvision_gets_the_ordinary_error() -> None:

@@ -65,7 +65,7 @@ def run_batch(plan: Plan, options: BatchOptions = BatchOptions(), say: Callable[
     """
     outcomes, costs = skipped_or_missing(plan.runs, options.force), Costs(plan)
     todo = [run for run in plan.runs if run not in outcomes]
-    at_once = min(len(options.slots), len(plan.runs))
+    at_once = _runs_at_once(plan, options)
     if todo:
         say(f"{len(todo)} of {len(plan.runs)} runs to do, {at_once} at a time; logs: {todo[0].log.parent}")
     with Server() as warm:
@@ -112,6 +112,10 @@ def describe_outcomes(outcomes: Sequence[Outcome]) -> str:
     for outcome in outcomes:
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
     return "\n".join([*lines, "", ", ".join(f"{count} {status}" for status, count in counts.items())])
+
+
+def _runs_at_once(plan: Plan, options: BatchOptions) -> int:
+    return min(len(options.slots), len(plan.runs or plan.paper))
 
 
 def _execute_all(
@@ -170,7 +174,8 @@ def run_paper_notebooks(
     if todo:
         say(f"{len(todo)} tables and figures to draw")
     before = _files(plan)
-    outcomes = _execute_all(todo, options, min(len(options.slots), len(plan.paper)), costs, say, warm)
+    # The threads of the runs, however few notebooks there are: with others, the runs' server could not start them.
+    outcomes = _execute_all(todo, options, _runs_at_once(plan, options), costs, say, warm)
     drawn = [path for path, stamp in _files(plan).items() if before.get(path) != stamp]
     for job, outcome in outcomes.items():
         if outcome.status == "done":

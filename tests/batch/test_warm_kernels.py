@@ -17,6 +17,7 @@ from panderm_utils import workspace
 from panderm_utils.batch import leftovers, warm_kernels
 from panderm_utils.batch import running as batch
 from panderm_utils.batch.execution import child_environment, execute_once
+from panderm_utils.batch.execution import execute as execute_job
 from tests.batch.test_batch import PARAMETERS, make, write_notebook
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +82,9 @@ write_small_record(folder, seen=seen, drawn=globals().get("drawn"))
 """
 
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # set for the tests themselves
+
+
 @pytest.fixture(scope="module")
 def notebooks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
@@ -121,19 +125,31 @@ def until(true, seconds=90):
     return found
 
 
-def test_a_warm_kernel_is_as_a_cold_one(space, notebooks, tmp_path, monkeypatch):
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # those of the tests themselves
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory, notebooks):
+    """A warm batch of two runs that end well, one whose kernel is killed and one that ends with 7."""
+    space = workspace.open_workspace("demo", output_root=tmp_path_factory.mktemp("forked"))
+    planned = make(space, notebooks, seeds=[0, 1, 2, 3])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(warm_kernels.START, "warm")
+        for variable in THREADS:
+            patch.delenv(variable, raising=False)
+        return space, planned, execute(planned)
+
+
+def test_a_warm_kernel_is_as_a_cold_one(forked, notebooks, tmp_path, monkeypatch):
+    _, planned, outcomes = forked
+    assert [o.status for o in outcomes[:2]] == ["done", "done"], planned.runs[0].log.read_text()
+    for variable in THREADS:
         monkeypatch.delenv(variable, raising=False)
-    planned = make(space, notebooks, seeds=[0, 1])
-    assert [o.status for o in execute(planned)] == ["done", "done"], planned.runs[0].log.read_text()
     monkeypatch.setenv(warm_kernels.START, "cold")
     elsewhere = workspace.open_workspace("demo", output_root=tmp_path / "cold")
     cold = make(elsewhere, notebooks, seeds=[0])
     assert [o.status for o in execute(cold)] == ["done"]
-    (first, second), other = map(record_of, planned.runs), record_of(cold.runs[0])
+    (first, second), other = map(record_of, planned.runs[:2]), record_of(cold.runs[0])
     assert (first["seen"].pop("warm"), other["seen"].pop("warm")) == (True, False)
     marks = [record["seen"]["environment"].pop("PANDERM_RUN") for record in (first, second, other)]
-    logs = [run.log for run in (*planned.runs, *cold.runs)]
+    logs = [run.log for run in (*planned.runs[:2], *cold.runs)]
     assert [mark.split(" ")[::2] for mark in marks] == [[str(os.getpid()), str(log)] for log in logs]
     for record, log in ((first, logs[0]), (other, logs[2])):
         assert record["seen"].pop("output") == [str(log)] * 2
@@ -150,36 +166,14 @@ def test_a_warm_kernel_is_as_a_cold_one(space, notebooks, tmp_path, monkeypatch)
     assert servers() == []
 
 
-def test_how_a_warm_kernel_ended_is_told_and_a_killed_one_tried_again(space, notebooks):
-    planned = make(space, notebooks, seeds=[2, 3])
-    killed, ended = execute(planned)
+def test_how_a_warm_kernel_ended_is_told_and_a_killed_one_tried_again(forked):
+    space, _, (*_, killed, ended) = forked
     told = re.search(r"exit code 137, peak memory (\d+) MB; tried 2 times", killed.error)
     assert told, killed.error
     assert 300 < int(told[1]) < 1500
     assert "died" in ended.error
     assert "the kernel ended with exit code 7; its peak memory was" in ended.job.log.read_text()
     assert [(space.root / f"tries-{seed}").read_text() for seed in (2, 3)] == ["xx", "x"]
-
-
-def test_once_the_server_is_killed_all_goes_on_cold(space, notebooks):
-    planned, killed = make(space, notebooks, seeds=[4, 5]), []
-
-    def kill():
-        until(lambda: (space.root / "kernel-4").exists() and (space.root / "kernel-4").read_text())
-        for server in servers():
-            killed.append(server.open_files())
-            server.kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    outcomes = execute(planned, retries=0)
-    killer.join()
-    assert [o.status for o in outcomes] == ["done", "done"], outcomes
-    assert (space.root / "tries-4").read_text() == "xx"
-    assert record_of(planned.runs[1])["seen"]["warm"] is False
-    assert len(killed) == 1
-    assert [file.path for file in killed[0] if file.path.endswith(".log")] == []  # it would hold its lock
-    assert leftovers.processes_of(planned.runs[0].log) == []
 
 
 def test_a_server_that_cannot_import_leaves_all_to_cold_starts(space, notebooks, tmp_path, monkeypatch):
@@ -216,10 +210,31 @@ def test_a_killed_batch_takes_its_server_along_and_the_next_one_ends_its_runs(sp
     assert f"ended {len(below)} leftover processes" in said[0]
 
 
-def test_a_run_that_is_let_go_before_its_fork_never_begins(tmp_path):
-    environment = {**os.environ}
-    with warm_kernels.Server() as warm, (tmp_path / "let go.log").open("wb") as log:
-        warm.prepare(environment, waiting=2)
+def test_a_server_is_started_for_two_runs_not_for_one_and_never_where_it_is_not_wanted(monkeypatch):
+    with warm_kernels.Server() as warm:
+        monkeypatch.setenv(warm_kernels.START, "cold")
+        warm.prepare({**os.environ}, waiting=100)
+        monkeypatch.delenv(warm_kernels.START)
+        warm.prepare({**os.environ}, waiting=1)
+        assert servers() == []
+        warm.prepare({**os.environ}, waiting=2)
+        (server,) = servers()
+    assert not server.is_running()
+
+
+@pytest.fixture(scope="module")
+def served():
+    """A server, ready or soon to be, and the environment of its runs."""
+    with pytest.MonkeyPatch.context() as patch, warm_kernels.Server() as warm:
+        patch.setenv(warm_kernels.START, "warm")
+        environment = child_environment(1)
+        warm.prepare(environment, waiting=1)
+        yield warm, environment
+
+
+def test_a_run_that_is_let_go_before_its_fork_never_begins(served, tmp_path):
+    warm, environment = served
+    with (tmp_path / "let go.log").open("wb") as log:
         (server,) = servers()
         command = ("timeit", ["-n", "1", "-r", "1", "-s", "import time", "open('begun', 'w'); time.sleep(600)"])
         mark = leftovers.run_mark(tmp_path / "let go.log")[leftovers.RUN]
@@ -231,21 +246,9 @@ def test_a_run_that_is_let_go_before_its_fork_never_begins(tmp_path):
         until(lambda: not leftovers.processes_of(tmp_path / "let go.log"))
         assert warm.start("this", [], environment | {"CUDA_VISIBLE_DEVICES": "1"}, mark, log) is None
         assert server.num_threads() == 1
-    assert not server.is_running()
 
 
-def test_a_server_is_started_for_two_runs_not_for_one_and_never_where_it_is_not_wanted(monkeypatch):
-    with warm_kernels.Server() as warm:
-        monkeypatch.setenv(warm_kernels.START, "cold")
-        warm.prepare({**os.environ}, waiting=100)
-        monkeypatch.delenv(warm_kernels.START)
-        warm.prepare({**os.environ}, waiting=1)
-        assert servers() == []
-        warm.prepare({**os.environ}, waiting=2)
-        assert len(servers()) == 1
-
-
-def test_ctrl_c_reaches_a_cell_that_runs(space, notebooks):
+def test_ctrl_c_reaches_a_cell_that_runs(served, space):
     """As papermill is told to end, its kernel is interrupted, so that a training saves its state."""
     write_notebook(
         space.root / "nb/linear_probe/demo.ipynb",
@@ -255,11 +258,30 @@ def test_ctrl_c_reaches_a_cell_that_runs(space, notebooks):
     )
     write_notebook(space.root / "nb/linear_probe/ham10000.ipynb", PARAMETERS.replace("demo", "ham10000", 1), SETUP)
     (run,) = make(space, space.root / "nb", seeds=[0]).runs
-    stop, environment = threading.Event(), child_environment(1)
-    with warm_kernels.Server() as warm:
-        warm.prepare(environment, 1)
-        kernel = space.root / "kernel-0"
-        threading.Thread(target=lambda: (until(kernel.exists), time.sleep(0.5), stop.set())).start()
-        outcome = execute_once(run, environment, None, stop, warm)
+    (warm, environment), stop, kernel = served, threading.Event(), space.root / "kernel-0"
+    threading.Thread(target=lambda: (until(kernel.exists), time.sleep(0.5), stop.set())).start()
+    outcome = execute_once(run, environment, None, stop, warm)
     assert outcome.status == "interrupted"
     assert (space.root / "saved").exists()
+
+
+def test_once_the_server_is_killed_all_goes_on_cold(served, space, notebooks):
+    """The last of those that share a server, as it kills it."""
+    (warm, environment), planned, killed = served, make(space, notebooks, seeds=[4, 5]), []
+
+    def kill():
+        until(lambda: (space.root / "kernel-4").exists() and (space.root / "kernel-4").read_text())
+        for server in servers():
+            killed.append(server.open_files())
+            server.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcomes = [execute_job(run, environment, None, threading.Event(), 0, warm) for run in planned.runs]
+    killer.join()
+    assert [o.status for o in outcomes] == ["done", "done"], outcomes
+    assert (space.root / "tries-4").read_text() == "xx"
+    assert record_of(planned.runs[1])["seen"]["warm"] is False
+    assert len(killed) == 1
+    assert [file.path for file in killed[0] if file.path.endswith(".log")] == []  # it would hold its lock
+    assert leftovers.processes_of(planned.runs[0].log) == []
