@@ -31,6 +31,9 @@ FORK = multiprocessing.get_context("fork")  # other processes, without imports
 
 @pytest.fixture
 def small(monkeypatch):
+    """Stand-ins of few images, a quarter of their pixels each."""
+    half = {kind: tuple((height // 2, width // 2) for height, width in sides) for kind, sides in demo.SIDES.items()}
+    monkeypatch.setattr(demo, "SIDES", half)
     monkeypatch.setattr(demo, "STAND_IN", SMALL)
     monkeypatch.setattr(demo, "DEMO", SMALL)
     monkeypatch.setattr(demo, "MASKS_ONLY", SMALL)

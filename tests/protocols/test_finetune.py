@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -318,25 +318,26 @@ def die(*_) -> None:
 
 
 FRESH = """
-import sys
+import json, sys
 from pathlib import Path
+import numpy as np
 import panderm_utils
 import torch
-torch.set_num_threads(1)
-from tests.protocols.test_finetune import run
+from panderm_utils.protocols.fine_tune import FineTuneRecipe, finetune, load_finetuned
 from panderm_utils.protocols.fine_tune.prediction import LabelledImages
-from panderm_utils.protocols.fine_tune.model import load_finetuned
-import numpy as np
-folder = Path(sys.argv[1])
+from panderm_utils.protocols.training import Computing
+torch.set_num_threads(1)
+folder, recipe, computing = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 start = load_finetuned(folder.parent / "start.safetensors")
 start.digest = start.facts["encoder_digest"]
 splits = [LabelledImages(**np.load(folder.parent / f"{name}.npz")) for name in ("train", "val")]
-run(start, *splits, folder)
+finetune(start, *splits, FineTuneRecipe(**recipe), folder, Computing(**computing))
+print("sklearn" in sys.modules)
 """
 
 
 def test_killed_in_mid_epoch_and_started_again_it_ends_bit_equal(start, train, val, whole, tmp_path) -> None:
-    """Killed in the second step of the second epoch, then run to the end in a fresh process."""
+    """Killed in the second step of the second epoch, then run to the end in a fresh process, without scikit-learn."""
     training_state.save_model(
         tmp_path / "start.safetensors", start, {"encoder": "tiny", "encoder_digest": start.digest, "drop_path": 0.2}
     )
@@ -355,11 +356,10 @@ def test_killed_in_mid_epoch_and_started_again_it_ends_bit_equal(start, train, v
     path = tmp_path / "run" / "last.safetensors"
     last = training_state.read_last(path, read_facts(path)["identity"])[0]
     assert (last.epoch, last.step, len(last.history)) == (1, 0, 1)
-    command, environment = [sys.executable, "-c", FRESH, str(tmp_path / "run")], {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", FRESH, str(tmp_path / "run"), *(json.dumps(asdict(x)) for x in (RECIPE, CPU))]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
     assert_equal_bits(tmp_path / "run", whole)
     facts = json.loads((tmp_path / "run" / "facts.json").read_text())
     assert facts["resumed_at"] == {"epoch": 1, "step": 0}
