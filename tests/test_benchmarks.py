@@ -98,7 +98,7 @@ def test_importing_them_leaves_progress_bars_to_the_processes_of_other_tests() -
 
 @pytest.mark.slow
 def test_kept_pixels_are_timed() -> None:
-    found, status = all_benchmarks.run_part("pixels", ("--images", "3", "--pairs", "1"))
+    found, status = all_benchmarks.run_part("pixels", ("--images", "2", "--pairs", "1"))
     assert (len(found), status) == (2, 0)
 
 
@@ -114,8 +114,9 @@ def test_tf32_is_switched_back_even_after_an_error() -> None:
 @pytest.mark.slow
 def test_every_row_of_the_gpu_script_but_compiling_runs_on_a_cpu(monkeypatch) -> None:
     monkeypatch.setattr(gpu_device, "GROUP_SECONDS", 0)
+    monkeypatch.setattr(gpu_device, "GROUPS", 1)
     monkeypatch.setattr(rows, "OVERTIME", 100)  # however busy the machine is
-    narrow = replace(load_encoder_manifest("panderm_tiny"), width=24, num_features=24)
+    narrow = replace(load_encoder_manifest("panderm_tiny"), width=24, depth=4, num_features=24)
     for module in (gpu_device, finetune, segmentation):
         monkeypatch.setattr(module, "load_encoder_manifest", lambda name: narrow)
     plan = gpu.plan

@@ -6,7 +6,6 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from panderm_utils.manifests import SPLITS
 from panderm_utils.messages import UserError
@@ -117,6 +116,8 @@ def propose_folds(table: pd.DataFrame, label: str, group: list[str], folds: int,
     """Returns a fold per row [N], 0..folds-1, by scikit-learn's StratifiedGroupKFold; groups as in `propose_splits`."""
     y, _ = pd.factorize(table[label], sort=True)
     fold = np.zeros(len(table), dtype=int)
+    from sklearn.model_selection import StratifiedGroupKFold  # over a second of import that only new splits need
+
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # the caller counts the groups of each class

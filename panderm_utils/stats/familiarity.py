@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.covariance import ledoit_wolf_shrinkage
 
 FRACTION = 0.99  # of the training images are within the limit
 LEAST_SHRINKAGE = 1e-3  # so that a feature that never varies does not decide alone
@@ -38,6 +37,8 @@ class Familiarity:
 
 def measure_familiarity(x) -> Familiarity:
     """Returns what measures the distance from training images with features [N, D], N at least 2."""
+    from sklearn.covariance import ledoit_wolf_shrinkage  # over a second of import that no training needs
+
     x = np.asarray(x, dtype=np.float64)
     rows, mean = len(x), x.mean(axis=0)
     centred = x - mean

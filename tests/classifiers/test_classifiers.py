@@ -1,11 +1,9 @@
 """Classifiers from records: the study's numbers to the last digit, refusals, and a file that survives kills."""
 
 import json
+import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,13 +18,13 @@ from panderm_utils import classifiers, cli, data, demo, encoders, manifests, res
 from panderm_utils.demo import stand_ins
 from panderm_utils.protocols import fine_tune, linear_probe
 from panderm_utils.protocols.fine_tune import prediction
+from panderm_utils.protocols.linear_probe import classifier as probe_classifier
 from panderm_utils.protocols.training import state
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:fewer than 20 test images"),
 ]
-ROOT = Path(__file__).parents[2]
 KIND = "pad_ufes", "panderm_tiny"  # six classes, images of several sizes
 
 
@@ -262,22 +260,24 @@ def test_a_folder_is_predicted_what_cannot_be_read_is_listed_and_a_repetition_do
     assert repaired.loc["broken.png", "probability_bcc"] == repaired.loc["a.png", "probability_bcc"]
 
 
+def predict_slowly(words):
+    call = probe_classifier.ProbePredictor.__call__
+    probe_classifier.BATCH["cpu"] = 4
+    probe_classifier.ProbePredictor.__call__ = lambda self, images: (time.sleep(0.2), call(self, images))[1]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    cli.main(words)
+
+
 def test_a_killed_call_is_continued_and_no_digit_differs(space, probe, folder, tmp_path):
     file = tmp_path / "a.csv"
     partial = tmp_path / "a.csv.partial"
     words = command(space, probe.name, folder, file)
-    slow = (
-        "import sys, time\nfrom panderm_utils import cli\nfrom panderm_utils.protocols.linear_probe import classifier\n"
-        "call = classifier.ProbePredictor.__call__\nclassifier.BATCH['cpu'] = 4\n"
-        "classifier.ProbePredictor.__call__ = lambda self, images: (time.sleep(0.2), call(self, images))[1]\n"
-        "cli.main(sys.argv[1:])"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", slow, *words], env=environment, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") > 10):
+    process = multiprocessing.get_context("fork").Process(target=predict_slowly, args=(words,))
+    process.start()
+    while process.is_alive() and not (partial.exists() and partial.read_bytes().count(b"\n") > 10):
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     written = partial.read_bytes()
     assert not file.exists()
     partial.write_bytes(written[:-30])  # as after a power cut: the last row is incomplete

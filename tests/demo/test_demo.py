@@ -3,9 +3,10 @@
 import argparse
 import dataclasses
 import hashlib
+import multiprocessing
+import os
 import runpy
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,14 @@ from panderm_utils.protocols.external_validation.study import isic_id
 ROOT = Path(__file__).parents[2]
 STAND_INS = [n for n in manifests.list_datasets() if not manifests.load_dataset_manifest(n).own]
 SMALL = demo.Size(train=8, val=2, test=4)
+FORK = multiprocessing.get_context("fork")  # other processes, without imports
 
 
 @pytest.fixture
 def small(monkeypatch):
+    """Stand-ins of few images, a quarter of their pixels each."""
+    half = {kind: tuple((height // 2, width // 2) for height, width in sides) for kind, sides in demo.SIDES.items()}
+    monkeypatch.setattr(demo, "SIDES", half)
     monkeypatch.setattr(demo, "STAND_IN", SMALL)
     monkeypatch.setattr(demo, "DEMO", SMALL)
     monkeypatch.setattr(demo, "MASKS_ONLY", SMALL)
@@ -223,28 +228,41 @@ def test_drawn_once_then_left_alone_until_something_changes(small, tmp_path):
 
 
 def test_a_killed_drawing_leaves_no_table(tmp_path):
-    code = (
-        "import os\nfrom panderm_utils import manifests\nfrom panderm_utils.demo import stand_ins as demo\n"
-        "encode, count = demo.encode, []\n"
-        "def dying(*a):\n    count.append(1)\n    if len(count) == 20: os.kill(os.getpid(), 9)\n    return encode(*a)\n"
-        f"demo.encode = dying\ndemo.make_stand_in(manifests.load_dataset_manifest('mskcc'), {str(tmp_path)!r})\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == -9
-    card = manifests.load_dataset_manifest("mskcc")
+    card, encode, count = manifests.load_dataset_manifest("mskcc"), demo.encode, []
+
+    def dying(*image):
+        count.append(1)
+        if len(count) == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(*image)
+
+    def draw():
+        demo.encode = dying
+        demo.make_stand_in(card, tmp_path)
+
+    process = FORK.Process(target=draw)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / card.csv).exists()
     assert any((tmp_path / card.image_root).iterdir())
 
 
-def test_two_processes_draw_one_stand_in_between_them(tmp_path):
-    code = (
-        "from panderm_utils import manifests\nfrom panderm_utils.demo import stand_ins as demo\n"
-        "demo.STAND_IN = demo.Size(8, 2, 4)\n"
-        "drawn, encode = [], demo.encode\n"
-        "demo.encode = lambda *a: drawn.append(1) or encode(*a)\n"
-        f"demo.make_stand_in(manifests.load_dataset_manifest('hiba'), {str(tmp_path)!r})\nprint(len(drawn))\n"
-    )
-    started = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
-    drawn = sorted(int(process.communicate()[0]) for process in started)
+def test_two_processes_draw_one_stand_in_between_them(small, tmp_path):
+    counts = FORK.SimpleQueue()
+
+    def draw():
+        drawn, encode = [], demo.encode
+        demo.encode = lambda *image: drawn.append(1) or encode(*image)
+        demo.make_stand_in(manifests.load_dataset_manifest("hiba"), tmp_path)
+        counts.put(len(drawn))
+
+    started = [FORK.Process(target=draw) for _ in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    drawn = sorted(counts.get() for _ in started)
     assert drawn[0] == 0
     assert drawn[1] == len(list((tmp_path / "HIBA/images").glob("[!.]*")))
 

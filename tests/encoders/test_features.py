@@ -296,32 +296,32 @@ from panderm_utils.encoders.loading import load_encoder
 from tests.encoders.test_features import RANDOM
 features.SHARD, feature_cache.TICK = 4, 0
 torch.set_num_threads(1)
-cache, pause, paths = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
+cache, paths = sys.argv[1], sys.argv[2:]
 encoder = load_encoder(RANDOM, device="cpu")
-encoder.model.register_forward_pre_hook(lambda *_: time.sleep(pause))
+encoder.model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
 print("ready", flush=True)
 found = features.extract_files(encoder, paths, cache=cache, num_workers=1)
 print(found.computed, found.from_cache, found.describe()["features_sha256"], flush=True)
 """
 
 
-def start(cache: Path, pause: float, paths: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-c", SCRIPT, str(cache), str(pause), *paths]
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def extract_slowly(encoder: Encoder, paths: list[str], cache: Path) -> None:
+    encoder.model.register_forward_pre_hook(lambda *_: time.sleep(0.3))
+    extract(encoder, paths, cache, num_workers=1)
 
 
 def test_a_killed_extraction_goes_on_bit_equal(encoder, paths, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "SHARD", 4)
     monkeypatch.setattr(feature_cache, "TICK", 0)
-    child = start(tmp_path, 0.3, paths)
+    child = multiprocessing.get_context("fork").Process(target=extract_slowly, args=(encoder, paths, tmp_path))
+    child.start()
     workers = []
     while len(shards(tmp_path)) < 2:
-        assert child.poll() is None
+        assert child.is_alive()
         workers = psutil.Process(child.pid).children() or workers
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
+    child.kill()
+    child.join()
     kept = len(shards(tmp_path))
     assert 2 <= kept < 5
     found = extract(encoder, paths, tmp_path)
@@ -335,7 +335,8 @@ def test_a_killed_extraction_goes_on_bit_equal(encoder, paths, tmp_path, monkeyp
 def test_two_processes_at_once_both_end_right(encoder, paths, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "SHARD", 4)
     monkeypatch.setattr(feature_cache, "TICK", 0)
-    child = start(tmp_path, 0.05, paths)
+    command, root = [sys.executable, "-c", SCRIPT, str(tmp_path), *paths], Path(__file__).resolve().parents[2]
+    child = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert child.stdout.readline() == "ready\n"
     found = extract(encoder, paths, tmp_path)
     said = child.communicate()[0].split()

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -302,52 +302,64 @@ def assert_equal_bits_of_weights(one: Path, other: Path) -> None:
     assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
 
 
-KILLED = """
-import os, signal, sys
+def train_and_be_killed(training) -> None:
+    """By fork, so that it is quick."""
+    child = os.fork()
+    if child == 0:
+        try:
+            training()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def die(*_) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+FRESH = """
+import json, sys
 from pathlib import Path
+import numpy as np
 import panderm_utils
 import torch
-torch.set_num_threads(1)
-sys.path.insert(0, "tests")
-from tests.protocols.test_finetune import CPU, RECIPE, run
-from panderm_utils.protocols.training import loop as training_loop
+from panderm_utils.protocols.fine_tune import FineTuneRecipe, finetune, load_finetuned
 from panderm_utils.protocols.fine_tune.prediction import LabelledImages
-from panderm_utils.protocols.fine_tune.model import load_finetuned
-import numpy as np
-folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-step = training_loop.Training._step
-
-def mortal(self, *batch):
-    if self.progress.epoch * self.steps + self.progress.step == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *batch)
-
-training_loop.Training._step = mortal
+from panderm_utils.protocols.training import Computing
+torch.set_num_threads(1)
+folder, recipe, computing = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 start = load_finetuned(folder.parent / "start.safetensors")
 start.digest = start.facts["encoder_digest"]
 splits = [LabelledImages(**np.load(folder.parent / f"{name}.npz")) for name in ("train", "val")]
-run(start, *splits, folder)
+finetune(start, *splits, FineTuneRecipe(**recipe), folder, Computing(**computing))
+print("sklearn" in sys.modules)
 """
 
 
 def test_killed_in_mid_epoch_and_started_again_it_ends_bit_equal(start, train, val, whole, tmp_path) -> None:
-    """Fresh processes: killed in the second step of the second epoch, then run to the end."""
+    """Killed in the second step of the second epoch, then run to the end in a fresh process, without scikit-learn."""
     training_state.save_model(
         tmp_path / "start.safetensors", start, {"encoder": "tiny", "encoder_digest": start.digest, "drop_path": 0.2}
     )
     for name, images in (("train", train), ("val", val)):
         np.savez(tmp_path / f"{name}.npz", **vars(images))
-    codes = []
-    for kill_at in (3, -1):
-        command = [sys.executable, "-c", KILLED, str(tmp_path / "run"), str(kill_at)]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
-        codes.append(done.returncode)
-        assert codes == [-signal.SIGKILL, 0][: len(codes)], done.stderr
-        if kill_at == 3:
-            path = tmp_path / "run" / "last.safetensors"
-            last = training_state.read_last(path, read_facts(path)["identity"])[0]
-            assert (last.epoch, last.step, len(last.history)) == (1, 0, 1)
+    step = Training._step
+
+    def mortal(self, *batch):
+        return die() if (self.progress.epoch, self.progress.step) == (1, 1) else step(self, *batch)
+
+    def training() -> None:
+        Training._step = mortal
+        run(start, train, val, tmp_path / "run")
+
+    train_and_be_killed(training)
+    path = tmp_path / "run" / "last.safetensors"
+    last = training_state.read_last(path, read_facts(path)["identity"])[0]
+    assert (last.epoch, last.step, len(last.history)) == (1, 0, 1)
+    command = [sys.executable, "-c", FRESH, str(tmp_path / "run"), *(json.dumps(asdict(x)) for x in (RECIPE, CPU))]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
     assert_equal_bits(tmp_path / "run", whole)
     facts = json.loads((tmp_path / "run" / "facts.json").read_text())
     assert facts["resumed_at"] == {"epoch": 1, "step": 0}
@@ -355,10 +367,7 @@ def test_killed_in_mid_epoch_and_started_again_it_ends_bit_equal(start, train, v
 
 @pytest.mark.parametrize("where", ["first step", "writing last", "writing best", "between best and last"])
 def test_killed_anywhere_else_it_goes_on_too(start, train, val, whole, tmp_path, where) -> None:
-    """By fork, so that it is quick: SIGKILL before any checkpoint, and in the midst of writing."""
-
-    def die(*_):
-        os.kill(os.getpid(), signal.SIGKILL)
+    """SIGKILL before any checkpoint, and in the midst of writing."""
 
     def half_written(name: str, original=training_state.save_file):
         def save(tensors, path, metadata):
@@ -370,17 +379,16 @@ def test_killed_anywhere_else_it_goes_on_too(start, train, val, whole, tmp_path,
 
         return save
 
-    child = os.fork()
-    if child == 0:
+    def training() -> None:
         if where == "first step":
-            training_loop.Training._step = die
+            Training._step = die
         elif where == "between best and last":
-            training_loop.Training._save_last = die
+            Training._save_last = die
         else:
             training_state.save_file = half_written(where.split()[-1])
         run(start, train, val, tmp_path)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    train_and_be_killed(training)
     if where.startswith("writing"):
         assert list(tmp_path.glob(".*.new"))
     run(start, train, val, tmp_path)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from panderm_utils import data, workspace
+from panderm_utils.figures import plots
 from panderm_utils.manifests import load_profile
 from panderm_utils.manifests import reading as manifests
 from panderm_utils.protocols import load_protocol
@@ -124,7 +125,8 @@ def test_the_page_of_a_dataset_shows_it_whole_also_after_it_was_moved(house, spa
     assert "HAM10000" not in text
 
 
-def test_a_page_is_made_again_only_for_a_change_and_a_deleted_dataset_leaves_it(house, space):
+def test_a_page_is_made_again_only_for_a_change_and_a_deleted_dataset_leaves_it(house, space, monkeypatch):
+    monkeypatch.setitem(plots.STYLE, "savefig.dpi", 40)
     cards = make_data(house / "a", "one"), make_data(house / "b", "two_fold1")
     for card in cards:
         leave_run(space, card)

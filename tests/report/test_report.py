@@ -28,7 +28,7 @@ from panderm_utils.stats import metrics
 
 SCRIPT, BREAKOUT = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync"
+FLAGS += " --disable-component-update --disable-sync --renderer-process-limit=1"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NARROW = 360  # pixels
 # Every element that holds text itself, with the contrast of its colour against what is painted behind it (WCAG 2).
@@ -203,7 +203,7 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with playwright.sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
-        yield chromium
+        yield chromium.new_context(color_scheme="light")  # a process for each page would take a second each
         chromium.close()
 
 
@@ -212,7 +212,8 @@ class Visit:
 
     def __init__(self, browser, path, width=1200):
         self.path, self.said, self.asked = path, [], []
-        self.page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme="light")
+        self.page = browser.new_page()
+        self.page.set_viewport_size({"width": width, "height": 800})
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.said.append("dialog"), dialog.dismiss()))

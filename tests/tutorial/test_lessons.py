@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parents[2] / "notebooks/tutorial"
 LESSONS = sorted(FOLDER.glob("*.ipynb"))
 NUMBERS = [path.stem[:2] for path in LESSONS]
 SIZES = {"DEMO": stand_ins.Size(105, 21, 70, 2), "STAND_IN": stand_ins.Size(40, 8, 40, 2)}
-SHORTER = {"04": "fractions, draws = '0.2, 0.5, 1', 2", "05": "steps = 4"}  # lines that follow the parameters
+SHORTER = {"04": "fractions, draws = '0.2, 0.5, 1', 2", "05": "steps = 2"}  # lines that follow the parameters
 
 
 @pytest.fixture(scope="module")
