@@ -15,8 +15,8 @@ demo: $(BIN)/.installed  ## run the demo on synthetic data: environment, noteboo
 demo-all: $(BIN)/.installed  ## run the demo on every dataset
 	$(BIN)/python run_all.py --profile demo --datasets all --jobs $(JOBS)
 
-test: $(BIN)/.installed  ## run every test, also the notebooks on synthetic data (in two processes)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(BIN)/.installed  ## run every test, also the notebooks on synthetic data (in three processes, of which one mostly waits)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(BIN)/.installed  ## run the unit tests only: no notebooks, batches or browsers
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not notebooks and not slow"
