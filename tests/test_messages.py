@@ -30,11 +30,12 @@ def kernel():
     manager.shutdown_kernel(now=True)
 
 
-def run_cells(kernel, *sources, interrupt=False):
+def run_cells(kernel, *sources, interrupt=False, sent=None):
     """Returns the outputs of each cell.
 
     Args:
         interrupt: Whether to interrupt the kernel once a cell prints something.
+        sent: A file to make once all cells have been sent, for which a cell may wait.
     """
     cells, cell_ids = {}, [f"cell-{i}" for i in range(len(sources))]
     for source, cell_id in zip(sources, cell_ids, strict=True):
@@ -42,6 +43,8 @@ def run_cells(kernel, *sources, interrupt=False):
         message = kernel.session.msg("execute_request", content, metadata={"cellId": cell_id})
         kernel.shell_channel.send(message)
         cells[message["header"]["msg_id"]] = []
+    if sent:
+        sent.touch()
     left = set(cells)
     while left:
         message = kernel.get_iopub_msg(timeout=60)
@@ -92,8 +95,12 @@ def test_an_interrupt_says_how_to_continue(kernel):
 
 
 @pytest.mark.parametrize("raising", ["1 / 0", RAISE, "syntax error"])
-def test_cells_that_are_not_run_say_so_up_to_the_last(kernel, raising):
-    first, _, *skipped = run_cells(kernel, "import panderm_utils\n1", raising, "2", "3")
+def test_cells_that_are_not_run_say_so_up_to_the_last(kernel, raising, tmp_path):
+    sent = tmp_path / "sent"
+    wait = (
+        f"import panderm_utils, pathlib, time\nwhile not pathlib.Path({str(sent)!r}).exists():\n    time.sleep(0.1)\n1"
+    )
+    first, _, *skipped = run_cells(kernel, wait, raising, "2", "3", sent=sent)
     assert first[0]["data"]["text/plain"] == "1"
     for (output,) in skipped:
         number = re.search(r"In \[(\d+)\]", output["data"]["text/plain"])[1]
