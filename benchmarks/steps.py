@@ -42,6 +42,14 @@ def has_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+def without_emulation(kinds: dict[str, float]) -> dict[str, float]:
+    """Returns the kinds, whose names say the precision, that this processor need not emulate; says what is left out."""
+    if has_bf16():
+        return kinds
+    print("  this processor has no bfloat16 arithmetic: bf16 is left out", flush=True)
+    return {kind: goal for kind, goal in kinds.items() if "bf16" not in kind}
+
+
 def compare_steps(
     benchmark: str, title: str, make: Callable[[str], Callable], goals: dict[str, float], memory_goal: float, pairs: int
 ) -> None:
@@ -52,9 +60,8 @@ def compare_steps(
         goals: Kind of step: how many times as fast as the naive one it should be.
         memory_goal: The largest share of the naive step's memory that a checkpointed one should take.
     """
-    kinds = [kind for kind, precision in KINDS.items() if precision == "fp32" or has_bf16()]
-    if len(kinds) < len(KINDS):
-        print("  this processor has no bfloat16 arithmetic: steps in bf16 are left out", flush=True)
+    goals = without_emulation(goals)
+    kinds = ["naive", *goals]
     memory = {kind: peak_memory(benchmark, kind) for kind in kinds}
     steps, spent = {kind: make(kind) for kind in kinds}, {kind: [] for kind in kinds}
     for turn in range(pairs + 1):
@@ -65,7 +72,7 @@ def compare_steps(
         if turn:
             times = ", ".join(f"{kind} {seconds[-1]:.1f} s" for kind, seconds in spent.items())
             print(f"  pair {turn}: {times}", flush=True)
-    for kind, goal in ((kind, goal) for kind, goal in goals.items() if kind in kinds):
+    for kind, goal in goals.items():
         measured, ratio = Pairs(spent["naive"], spent[kind]), memory[kind] / memory["naive"]
         peaks = f"peak memory {memory['naive']:.1f} -> {memory[kind]:.1f} GB"
         seconds = f"{median(spent['naive']):.2f} -> {median(spent[kind]):.2f} s"
