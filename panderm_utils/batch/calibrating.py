@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
 
 from panderm_utils import data, encoders, protocols
@@ -40,6 +41,13 @@ FILES, CHUNK = 48, 8  # drawn JPEGs; images that a worker process reads at once
 IMPORTS = "from panderm_utils.batch import warm_server; warm_server._import_all()"  # what a notebook imports
 NOT_HERE = (RuntimeError, ValueError, ImportError)  # too little memory; no such precision or package
 Measured = dict[str, tuple[float, float]]
+Counted = dict[str, float]
+ATTENTION = {  # from the shapes of its arguments; torch itself counts that of GPUs
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*qkv[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *gradient_qkv, **_: (
+        sdpa_backward_flop_count(*gradient_qkv[:4])
+    ),
+}
 
 
 def calibrate(plan: Plan, again: bool = False, say: Callable[[str], None] = print) -> Path:
@@ -58,7 +66,7 @@ def calibrate(plan: Plan, again: bool = False, say: Callable[[str], None] = prin
         for what in bar:
             bar.set_description_str(str(what))
             try:
-                found, memory = _measure(what, device)
+                found, flops, memory = _measure(what, device)
             except NOT_HERE as error:
                 with tqdm.external_write_mode():
                     say(f"{what}: not measured: {str(error).splitlines()[0]}")
@@ -68,6 +76,7 @@ def calibrate(plan: Plan, again: bool = False, say: Callable[[str], None] = prin
                 date=date.today().isoformat(),
                 measured={**machine.measured, str(what): found},
                 gpu_memory={**machine.gpu_memory, **({str(what): memory} if memory else {})},
+                flops={**machine.flops, **({str(what): flops} if flops else {})},
             )
             write_machine(cache, machine)
             with tqdm.external_write_mode():
@@ -79,22 +88,24 @@ def calibrate(plan: Plan, again: bool = False, say: Callable[[str], None] = prin
 def _this_machine(device: torch.device) -> Machine:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     versions = describe_environment()["versions"]
-    return Machine(platform.node(), name, os.cpu_count() or 1, "", versions, {}, {})
+    return Machine(platform.node(), name, os.cpu_count() or 1, "", versions, {}, {}, {})
 
 
-def _measure(what: str | Row, device: torch.device) -> tuple[Measured, int | None]:
-    """Returns the range of seconds by part, and the peak memory in MB on a GPU."""
+def _measure(what: str | Row, device: torch.device) -> tuple[Measured, Counted, int | None]:
+    """Returns the range of seconds and the floating-point operations by part, and the peak memory in MB on a GPU."""
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     if what == START:
         command = [sys.executable, "-c", IMPORTS]
-        return {"": _range([lambda: subprocess.run(command, check=True, capture_output=True)])}, None
+        return {"": _range([lambda: subprocess.run(command, check=True, capture_output=True)])}, {}, None
     if what == READING:
-        return {"": _measure_reading(device)}, None
-    found = _measure_step(what, device) if what.protocol else _measure_encoder(what, device)
-    return found, round(torch.cuda.max_memory_allocated(device) / 1e6) if cuda else None
+        return {"": _measure_reading(device)}, {}, None
+    parts = _measure_step(what, device) if what.protocol else _measure_encoder(what, device)
+    memory = round(torch.cuda.max_memory_allocated(device) / 1e6) if cuda else None
+    seconds = {part: (low, high) for part, (low, high, _) in parts.items()}
+    return seconds, {part: flops for part, (_, _, flops) in parts.items()}, memory
 
 
 def _measure_reading(device: torch.device) -> tuple[float, float]:
@@ -111,10 +122,11 @@ def _measure_reading(device: torch.device) -> tuple[float, float]:
         started = time.perf_counter()
         read()
         rounds = max(1, round(GROUP_SECONDS / (time.perf_counter() - started)))
-        return _per(_range(GROUPS * [read]), FILES * rounds)
+        low, high = _range(GROUPS * [read])
+        return low / (FILES * rounds), high / (FILES * rounds)
 
 
-def _measure_encoder(row: Row, device: torch.device) -> Measured:
+def _measure_encoder(row: Row, device: torch.device) -> dict[str, tuple[float, float, float]]:
     manifest = load_encoder_manifest(row.encoder)
     encoders.check_precision(row.precision, device)
     with torch.device("meta"):
@@ -127,7 +139,7 @@ def _measure_encoder(row: Row, device: torch.device) -> Measured:
     return {"image": _per(_time(lambda: encoder(images), device), batch)}
 
 
-def _measure_step(row: Row, device: torch.device) -> Measured:
+def _measure_step(row: Row, device: torch.device) -> dict[str, tuple[float, float, float]]:
     make = protocols.load_protocol(row.protocol).trial
     step = make(load_encoder_manifest(row.encoder), dict(row.step), str(device), row.precision)
     parts = {
@@ -148,8 +160,11 @@ def _batch(call: Callable[[int], object], most: int, least: int, device: torch.d
     return max(least, min(most, int(least * GROUP_SECONDS / (time.perf_counter() - started))))
 
 
-def _time(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Returns the range of a call's seconds; a GPU is awaited only after each group of calls, as in use."""
+def _time(call: Callable[[], object], device: torch.device) -> tuple[float, float, float]:
+    """Returns the range of a call's seconds, and its floating-point operations.
+
+    A GPU is awaited only after each group of calls, as in use.
+    """
 
     def wait(calls: int) -> float:
         started = time.perf_counter()
@@ -159,13 +174,14 @@ def _time(call: Callable[[], object], device: torch.device) -> tuple[float, floa
             getattr(torch, device.type).synchronize()
         return (time.perf_counter() - started) / calls
 
-    first = wait(1)
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        first = wait(1)
     if first > SLOW:
         found = [first] if first > SLOWEST else [first, wait(1)]
-        return min(found), max(found)
-    wait(1)
-    found = [wait(max(1, int(GROUP_SECONDS / first))) for _ in range(GROUPS)]
-    return min(found), max(found)
+    else:
+        wait(1)
+        found = [wait(max(1, int(GROUP_SECONDS / first))) for _ in range(GROUPS)]
+    return min(found), max(found), counter.get_total_flops()
 
 
 def _range(calls: list[Callable[[], object]]) -> tuple[float, float]:
@@ -177,8 +193,9 @@ def _range(calls: list[Callable[[], object]]) -> tuple[float, float]:
     return min(found), max(found)
 
 
-def _per(seconds: tuple[float, float], count: int) -> tuple[float, float]:
-    return seconds[0] / count, seconds[1] / count
+def _per(found: tuple[float, float, float], count: int) -> tuple[float, float, float]:
+    low, high, flops = found
+    return low / count, high / count, flops / count
 
 
 def _describe(what: str | Row, found: Measured) -> str:

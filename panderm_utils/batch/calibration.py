@@ -10,7 +10,7 @@ reading and computing follow each other, and every image of every epoch is decod
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ NAME = "calibration.json"
 START, READING = "start of a notebook", "reading an image"  # both in seconds
 SHARES = {"train": 70, "val": 10, "test": 20}  # percent, of datasets whose splits are unknown
 NOTHING = {"train": 0, "val": 0, "test": 0}
+GPUS = {  # operations per second of dense products, from NVIDIA's data sheets of the SXM versions
+    "A100": {"fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12},
+    "H100": {"fp32": 66.9e12, "bf16": 989e12, "fp16": 989e12},
+}
+# The shares of these that runs may reach, which nobody has measured: the lower one is that of panderm_large's published
+# training step (0.85 s for 128 images on an RTX 6000 Ada, of 364e12), the higher one the goal of benchmarks.gpu.
+SHARES_OF_PEAK, GPU_CORES = (0.15, 0.6), 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ class Machine:
         measured: START and READING -> {"": (low, high)}; a row's text -> part -> (low, high) seconds: "image" of an
             image's features or its part of a training step, "step" of the optimizer, "prediction" of an image.
         gpu_memory: A row's text -> peak MB on the GPU.
-        date: Of the last measurement.
+        date: Of the last measurement; "" if it was none.
+        flops: A row's text -> part -> floating-point operations, each multiplication and each addition being one.
     """
 
     name: str
@@ -79,9 +87,11 @@ class Machine:
     versions: Mapping[str, str]
     measured: Mapping[str, Mapping[str, tuple[float, float]]]
     gpu_memory: Mapping[str, int]
+    flops: Mapping[str, Mapping[str, float]]
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.device}, {self.cores} core{'s' * (self.cores != 1)}, measured {self.date})"
+        measured = f"measured {self.date}" if self.date else "not measured"
+        return f"{self.name} ({self.device}, {self.cores} core{'s' * (self.cores != 1)}, {measured})"
 
     @property
     def gpu(self) -> str | None:
@@ -118,6 +128,23 @@ def choose_machine(machines: Mapping[str, Machine]) -> Machine | None:
     latest = list(machines.values())[::-1]
     here = [machine for machine in latest if (machine.name, machine.cores) == (platform.node(), os.cpu_count())]
     return next(iter(here or latest), None)
+
+
+def data_sheet_machines(machine: Machine, rows: Iterable[Row]) -> list[Machine]:
+    """Returns, for each of GPUS, an unmeasured machine with it and GPU_CORES cores like those of a measured one."""
+    reading = machine.span(READING).times(machine.cores / GPU_CORES)
+    known = {START: machine.measured[START], READING: {"": (reading.low, reading.high)}}
+    counted = [row for row in rows if str(row) in machine.flops]
+    found = []
+    for gpu, peaks in GPUS.items():
+        seconds = {}
+        for row in counted:
+            rates = [share * peaks["bf16" if row.precision == "auto" else row.precision] for share in SHARES_OF_PEAK]
+            seconds[str(row)] = {
+                part: (count / max(rates), count / min(rates)) for part, count in machine.flops[str(row)].items()
+            }
+        found.append(Machine("a machine", gpu, GPU_CORES, "", {}, known | seconds, {}, {}))
+    return found
 
 
 def rows_of(plan: Plan) -> list[Row]:

@@ -17,9 +17,11 @@ from panderm_utils.batch.calibration import (
     Span,
     assumed_splits,
     choose_machine,
+    data_sheet_machines,
     estimate,
     gpu_memory,
     read_machines,
+    rows_of,
     sizes_of,
 )
 from panderm_utils.batch.jobs import Job, Plan
@@ -104,9 +106,14 @@ class Costs:
         return sorted(jobs, key=key)
 
     def by_machine(self, jobs: list[Job]) -> list[tuple[Machine, Span, int]]:
-        """Returns each measured machine, the seconds of these jobs on it, and how many of them are known."""
-        totals, wanted = [], set(jobs)
-        for machine in self._machines.values():
+        """Returns machines, the seconds of these jobs on each, and how many of them are known.
+
+        First come the measured ones, then those with a GPU of which only the data sheet is known.
+        """
+        totals, wanted, machines = [], set(jobs), [*self._machines.values()]
+        unmeasured = data_sheet_machines(self.machine, rows_of(self._plan)) if self.machine else []
+        machines += [other for other in unmeasured if not any(other.device in one.device for one in machines)]
+        for machine in machines:
             known = [span for job, span in self._estimate(machine).items() if job in wanted]
             totals.append((machine, sum(known, Span()), len(known)))
         return totals

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from panderm_utils import manifests
-from panderm_utils.batch.calibration import SHARES, Span, sizes_of
+from panderm_utils.batch.calibration import SHARES, SHARES_OF_PEAK, Span, sizes_of
 from panderm_utils.batch.costs import MEASURED, SCALED, SIMILAR, Costs, format_span, trains, without_seed
 from panderm_utils.batch.jobs import Job, Plan, count_runs
 from panderm_utils.batch.needs import Need, find_encoder, weights_need
@@ -139,10 +139,12 @@ def _describe_costs(plan: Plan, undone: list[Job], costs: Costs) -> list[str]:
 
 
 def _other_machines(undone: list[Job], costs: Costs) -> list[str]:
-    totals = costs.by_machine(undone)
+    low, high = SHARES_OF_PEAK
+    data_sheet = f"its GPU's data sheet, of whose speed it reaches {low:.0%} to {high:.0%}"
     return [
-        f"On {machine}: {format_span(total)} for {count_runs(count)}, estimated from measurements"
-        for machine, total, count in totals
+        f"On {machine}: {format_span(total)} for {count_runs(count)}, estimated from "
+        + ("measurements" if machine.date else data_sheet)
+        for machine, total, count in costs.by_machine(undone)
         if count and machine is not costs.machine
     ]
 

@@ -29,10 +29,10 @@ def make(space, protocols, datasets=("ham10000",), encoders=LARGE, **more):
     return plan.make_plan(space, datasets, encoders, protocols, **more)
 
 
-def machine(measured, name=None, device="CPU", memory=None):
+def machine(measured, name=None, device="CPU", memory=None, flops=None):
     everywhere = {calibration.START: {"": (10, 12)}, calibration.READING: {"": (0.01, 0.02)}}
     host = name or platform.node()
-    facts = (host, device, os.cpu_count(), "2026-11-29", {}, everywhere | measured, memory or {})
+    facts = (host, device, os.cpu_count(), "2026-11-29", {}, everywhere | measured, memory or {}, flops or {})
     return calibration.Machine(*facts)
 
 
@@ -118,6 +118,28 @@ def test_each_measured_machine_has_a_total(space):
     assert f"On {node}: 2 to 4 min for 1 run, estimated from measurements" in text
 
 
+def test_gpus_that_nobody_measured_have_a_total_by_their_data_sheets(space):
+    measured = {PROBE: {"image": (0.7, 0.8)}, TUNE: {"image": (2, 2), "step": (9, 9), "prediction": (1, 1)}}
+    flops = {PROBE: {"image": 120e9}, TUNE: {"image": 360e9, "step": 0, "prediction": 120e9}}
+    calibration.write_machine(space.cache, machine(measured, flops=flops))
+    planned = make(space, ["linear_probe", "fine_tune"])
+    (_, here, _), (a100, *on_a100), (h100, *on_h100) = Costs(planned).by_machine(list(planned.runs))
+    assert (a100.device, h100.device) == ("A100", "H100")
+    assert here.low > on_a100[0].low
+    trained, predicted = 128 * 50 * math.floor(8207 / 128), 51 * 575 + 6 * 1232
+    training = (360e9 * trained + 120e9 * predicted) / 312e12  # seconds at the peak in bfloat16
+    reading = [seconds * os.cpu_count() / 16 for seconds in (0.01, 0.02)]
+    low = 20 + max(120e9 * ALL / 19.5e12 / 0.6, reading[0] * ALL) + max(training / 0.6, reading[0] * ALL)
+    high = 24 + (120e9 / 19.5e12 / 0.15 + reading[1]) * ALL + training / 0.15 + reading[1] * (trained + predicted)
+    assert on_a100 == [near(low, high), 2]
+    assert on_h100[0].high < on_a100[0].high
+    text = estimates.describe_plan(planned)
+    assert "On a machine (H100, 16 cores, not measured): " in text
+    assert "for 2 runs, estimated from its GPU's data sheet, of whose speed it reaches 15% to 60%" in text
+    calibration.write_machine(space.cache, machine(measured, "node7", "NVIDIA H100 80GB HBM3"))
+    assert "(H100, 16 cores, not measured)" not in estimates.describe_plan(planned)
+
+
 def test_runs_on_other_datasets_are_scaled_by_their_images(space):
     facts = {"peak_memory_mb": {"process": 2_000, "gpu": None}, "environment": {"gpu": None}, "written": "2026"}
     timings = {"features_seconds": 60.0, "total_seconds": 100.0}
@@ -150,6 +172,10 @@ def test_a_machine_is_measured_for_every_run_of_a_plan(quick, space, capsys):
     ends = [ends for parts in found[0]["measured"].values() for ends in parts.values()]
     assert len(ends) == 2 + 1 + 3 + 3 and all(0 < low <= high for low, high in ends)
     assert None not in spans(planned)
+    probe, tune, masks = found[0]["flops"].values()
+    assert probe["image"] == pytest.approx(0.87e9, rel=0.01)  # by hand: 0.70 linear, 0.12 attention, 0.06 patches
+    assert tune["prediction"] == pytest.approx(probe["image"], rel=0.01) and tune["step"] == 0
+    assert 2.7 < tune["image"] / probe["image"] < 3.1 and masks["image"] > tune["image"]
     calibrating.calibrate(planned)
     assert capsys.readouterr().out.splitlines()[-1].endswith("5 measurements, 0 of them new")
 
