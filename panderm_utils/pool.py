@@ -14,6 +14,7 @@ from tqdm import tqdm
 from panderm_utils.system import has_parent
 
 POLL = 1.0  # seconds between checks whether the parent is alive
+PATIENCE = 1.0  # seconds that processes have to end before they are asked again
 
 
 def in_processes(function: Callable, items: Iterable, jobs: int, label: str) -> list:
@@ -44,11 +45,21 @@ def _in_pool(function: Callable, items: list, jobs: int, label: str = "") -> lis
         # disable=None: no bar where stderr is not a terminal
         return [future.result() for future in tqdm(futures, desc=label, leave=False, disable=None if label else True)]
     except BaseException:  # above all Ctrl-C: do not wait for unfinished calls
-        for process in multiprocessing.active_children():
-            process.terminate()
+        _end(multiprocessing.active_children())
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end(processes: list[multiprocessing.Process]) -> None:
+    """Ends processes, asking twice: Python loses the exception of a signal that arrives while it forks."""
+    for end in (multiprocessing.Process.terminate, multiprocessing.Process.terminate, multiprocessing.Process.kill):
+        for process in processes:
+            end(process)
+        until = time.monotonic() + PATIENCE
+        for process in processes:
+            process.join(max(0, until - time.monotonic()))
+        processes = [process for process in processes if process.is_alive()]
 
 
 def _prepare(parent: int, leaf: bool) -> None:

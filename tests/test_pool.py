@@ -60,6 +60,23 @@ def test_another_process_has_its_own_imports_and_tells_its_errors():
         in_another_process(fail_or_sleep, 1)
 
 
+def sleep_on(number):
+    print(os.getpid(), flush=True)
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:  # lost, as that of a signal during a fork
+        time.sleep(600)
+
+
+def test_who_does_not_hear_is_asked_again():
+    code = "from tests.test_pool import *; in_another_process(sleep_on, 0)"
+    main = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    other = psutil.Process(int(main.stdout.readline()))
+    main.send_signal(signal.SIGINT)
+    main.wait(60)
+    assert not other.is_running()
+
+
 @pytest.mark.parametrize(("number", "seconds"), [(signal.SIGKILL, 10), (signal.SIGINT, 0)])
 def test_whatever_ends_a_process_ends_all_below_it(number, seconds):
     code = "from tests.test_pool import *; in_another_process(two_sleep, 0)"
