@@ -13,7 +13,6 @@ Symbols: N images, K classes, R replicates (or one block of them), M metrics.
 """
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -24,6 +23,7 @@ from panderm_utils.messages import UserError
 
 LEVEL = 0.95
 BLOCK_CELLS = 1 << 19  # images x replicates at once: the counts of a block (4 MB) fit in the CPU cache
+KEPT_BYTES = 1 << 24  # of freed memory, kept for the next block: fetching it from the system took a third of the time
 
 
 class MetricError(UserError):
@@ -46,20 +46,22 @@ def resampled_rows(y, replicates: int = 1000, seed: int = 0, block: int | None =
         raise MetricError(f"block must be at least 1 replicate, got {block!r}; leave it out for a good default")
     _, label, sizes = np.unique(y, return_inverse=True, return_counts=True)
     members = np.argsort(label, kind="stable")  # all rows, class by class
-    first, size = (np.cumsum(sizes) - sizes)[label], sizes[label]
+    first, size = (np.cumsum(sizes) - sizes)[label], sizes[label].astype(np.float64)
     block = block or max(1, BLOCK_CELLS // len(y))
     generator = np.random.Generator(np.random.PCG64(seed))
     for start in range(0, replicates, block):
-        uniform = generator.random((min(block, replicates - start), len(y)))
-        yield members[first + (uniform * size).astype(np.int64)]
+        drawn = (generator.random((min(block, replicates - start), len(y))) * size).astype(np.int64)
+        drawn += first
+        yield members.take(drawn)
 
 
 def resampled_counts(y, replicates: int = 1000, seed: int = 0, block: int | None = None) -> Iterator[np.ndarray]:
     """Yields blocks `[N, R]` float64 of how often each replicate contains each image, with `resampled_rows`' draws."""
     for rows in resampled_rows(y, replicates, seed, block):
         count, images = rows.shape
-        cells = rows * count + np.arange(count)[:, None]
-        yield np.bincount(cells.ravel(), minlength=images * count).reshape(images, count).astype(np.float64)
+        rows += np.arange(count)[:, None] * images
+        # Counted replicate by replicate, in the CPU cache, then transposed.
+        yield np.bincount(rows.ravel(), minlength=rows.size).reshape(count, images).T.astype(np.float64, order="C")
 
 
 def bootstrap(
@@ -71,6 +73,7 @@ def bootstrap(
         statistic: Maps the counts `[N, R]` of a block to `[R, M]`, such as `metrics.Scorer(y, proba)`.
     """
     results = []
+    np.empty(KEPT_BYTES, dtype=np.uint8)  # freed at once, after which glibc keeps as much of what is freed
     with tqdm(total=replicates, desc="bootstrap", unit="replicate", delay=3, leave=False) as bar:
         for counts in resampled_counts(y, replicates, seed, block):
             results.append(statistic(counts))
@@ -118,42 +121,42 @@ class Ranking:
     Called with counts [N, R] it returns the area under the ROC curve of class k against each other class, `[R, classes
     - 1]`, and the average precision of class k against all others, `[R]`.
 
-    The G distinct scores of class k divide the scale into 2 G + 1 places: at the g-th score (2 g + 1), just below it
-    (2 g), above the last (2 G). Images of one class at one place are equivalent, so a resample is first summed over
-    them.
+    The G distinct scores of class k, from the highest, divide the scale into 2 G + 1 places: above the first (0), at
+    the g-th (2 g + 1), below it (2 g + 2). Images of one class at one place are equivalent, so a resample is first
+    summed over them, into cells [C, R]; the first G cells are those of class k.
     """
 
     def __init__(self, y, score, k):
-        thresholds = np.unique(score[y == k])
-        below, reached = (np.searchsorted(thresholds, score, side) for side in ("left", "right"))
-        width = 2 * len(thresholds) + 1
-        cells, cell = np.unique(y * width + below + reached, return_inverse=True)
-        label, place = np.divmod(cells, width)
+        thresholds = np.unique(-score[y == k])
+        above, reached = (np.searchsorted(thresholds, -score, side) for side in ("left", "right"))
+        self._places, width = len(thresholds), 2 * len(thresholds) + 1
+        cells, cell = np.unique(np.where(y == k, -1, y) * width + above + reached, return_inverse=True)
         self._sums = summing(cell, len(cells))
-        self._below, self._reached = place // 2, (place + 1) // 2
-        self._at_threshold = summing(self._reached, len(thresholds) + 1)
-        edges = np.flatnonzero(np.diff(label, prepend=-1, append=-1))
-        parts = {label[start]: slice(start, stop) for start, stop in pairwise(edges)}
-        self._own, self._others = parts.pop(k), list(parts.values())
+        label, place = np.divmod(cells[self._places :], width)
+        classes, label = np.unique(label, return_inverse=True)
+        above, reached = place // 2, (place + 1) // 2
+        self._by_class, self._by_place = summing(label, len(classes)), summing(above, self._places + 1)
+        # Twice the wins over an image, as a tie counts half: images of class k above it, and at or above it.
+        ends = np.stack([above, reached], axis=1).ravel(), np.arange(0, 2 * len(place) + 1, 2)
+        self._won = csr_array((np.ones(2 * len(place), np.float32), *ends), shape=(len(place), self._places + 1))
 
     def __call__(self, counts):
         cells = self._sums @ counts
-        own = cells[self._own]
-        total = own.sum(axis=0)
-        # Images of class k at or above each threshold, and 0 above the last: [G + 1, R]
-        above = np.zeros((len(own) + 1, counts.shape[1]))
-        np.cumsum(own[::-1], axis=0, out=above[-2::-1])
-        areas = []
-        for part in self._others:
-            other = cells[part]
-            twice_won = above[self._below[part]]
-            twice_won += above[self._reached[part]]  # a tie counts half
-            areas.append(np.einsum("gr,gr->r", other, twice_won) / (2 * total * other.sum(axis=0)))
-        called = np.cumsum((self._at_threshold @ cells)[:0:-1], axis=0)[::-1]
-        terms = own * above[:-1] / np.maximum(called, 1)
-        return np.stack(areas, axis=1), np.ascontiguousarray(terms.T).sum(axis=1) / total
+        own, others = cells[: self._places], cells[self._places :]
+        # Whole numbers, one resample a row: sums of floats, or down a column, take several times as long.
+        own, passed = (part.T.astype(np.int32, order="C") for part in (own, (self._by_place @ others)[:-1]))
+        ranked = np.zeros((len(own), self._places + 1), dtype=np.int32)  # images of class k above each threshold
+        np.cumsum(own, axis=1, dtype=np.int32, out=ranked[:, 1:])
+        reached, total = ranked[:, 1:], ranked[:, -1].astype(np.float64)
+        won = self._won @ ranked.T.astype(cells.dtype, order="C")
+        won = self._by_class @ np.multiply(won, others, dtype=np.float64)
+        areas = won / (2 * total * (self._by_class @ others))
+        called = np.cumsum(passed, axis=1, dtype=np.int32) + reached
+        terms = np.multiply(own, reached, dtype=np.float64) / np.maximum(called, 1)
+        return np.ascontiguousarray(areas.T), np.ascontiguousarray(terms[:, ::-1]).sum(axis=1) / total
 
 
 def summing(group: np.ndarray, groups: int) -> csr_array:
     """Returns the matrix [groups, N] that sums the rows of each group: far faster on many columns than indexing."""
-    return csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(groups, len(group)))
+    ones = np.ones(len(group), dtype=np.float32)  # a product has the precision of the rows, or this one
+    return csr_array((ones, (group, np.arange(len(group)))), shape=(groups, len(group)))
