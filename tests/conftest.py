@@ -4,6 +4,7 @@ import os
 import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads of several processes on one core wait for each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # UMAP starts threads all the same
     for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(threads, "1")
 
