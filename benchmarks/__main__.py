@@ -1,11 +1,12 @@
 """Runs all benchmarks, one after another, and prints one table of results and goals.
 
-    python -m benchmarks                          all (hours on 2 cores; leave the machine alone meanwhile)
+    python -m benchmarks                          all (over an hour on 2 cores; leave the machine alone meanwhile)
     python -m benchmarks --only features probe    some of them
     python -m benchmarks --quick                  fewer images and pairs where a benchmark allows: indicative only
 
-Each is a process of its own, with its own memory and threads. Ratios are medians of five pairs. The table says how busy
-the machine was just before each part: read results of a busy machine with care. `benchmarks.gpu` is apart.
+Each is a process of its own, with its own memory and threads. Ratios are medians of five pairs, on fewer images than a
+module takes by itself where that only costs time. The table says how busy the machine was just before each part: read
+results of a busy machine with care. `benchmarks.gpu` is apart.
 """
 
 import argparse
@@ -24,17 +25,17 @@ from panderm_utils.workspace import REPOSITORY
 
 PAIRS, QUICK = ("--pairs", "5"), ("--quick",)
 PARTS = {  # benchmark: its arguments, and those of a quick run
-    "features": (PAIRS, QUICK),
-    "pixels": (PAIRS, ("--images", "60", "--pairs", "1")),
+    "features": (("--images", "300", "--base-images", "30", *PAIRS), QUICK),
+    "pixels": (("--images", "300", *PAIRS), ("--images", "60", "--pairs", "1")),
     "finetune": (PAIRS, QUICK),
     "segmentation": (PAIRS, QUICK),
     "probe": (PAIRS, QUICK),
     "bootstrap": (PAIRS, QUICK),
-    "label_efficiency": ((), QUICK),
-    "audit": (("--full",), ()),
+    "label_efficiency": (QUICK, QUICK),
+    "audit": ((), ()),
     "report": ((), ()),
     "batch": ((), ()),
-    "growth": ((), ("--counts", "100", "1000")),
+    "growth": (("--counts", "50", "250", "500"), ("--counts", "50", "100")),
     "warm": ((), ()),
     "memory": ((), ()),
 }

@@ -129,9 +129,24 @@ def errors_of(cells):
     return [output.ename for cell in cells for output in cell.outputs if output.output_type == "error"]
 
 
+def press_run_all(page, path):
+    """Presses Run > Run All Cells until cells wait, as JupyterLab forgets what it is told before it has a kernel."""
+    waiting = page.locator(".jp-CodeCell:visible .jp-InputPrompt", has_text="[*]")
+
+    def pressed():
+        choose(page, "Run", "runmenu:run-all")
+        for _ in range(30):
+            if waiting.count():
+                return True
+            page.wait_for_timeout(100)
+        return False
+
+    wait_for(pressed, path)
+
+
 def run_all_cells(page, path, before=0):
-    """Presses Run > Run All Cells and returns the saved notebook, all cells of which have run after number `before`."""
-    choose(page, "Run", "runmenu:run-all")
+    """Runs all cells and returns the saved notebook, all cells of which have run after number `before`."""
+    press_run_all(page, path)
 
     def executed():
         cells = saved_cells(page, path)
@@ -175,7 +190,7 @@ def test_a_training_that_is_interrupted_goes_on_when_the_cells_are_run_again(lab
     notebook, checkpoints = folder / "notebooks/fine_tune/ddi.ipynb", folder / "outputs/demo/checkpoints"
     parameters = open_notebook(page, "fine_tune/ddi.ipynb")
     add_line(page, parameters, "epochs, warmup_epochs, tta, replicates = 4, 0, 1, 20")
-    choose(page, "Run", "runmenu:run-all")
+    press_run_all(page, notebook)
     history = wait_for(lambda: next(checkpoints.glob("*/history.csv"), None), checkpoints)
     choose(page, "Kernel", "kernelmenu:interrupt")
 
