@@ -6,7 +6,7 @@
 
 Each is a process of its own, with its own memory and threads. Ratios are medians of five pairs, on fewer images than a
 module takes by itself where that only costs time. The table says how busy the machine was just before each part: read
-results of a busy machine with care. `benchmarks.gpu` is apart.
+results of a busy machine with care. Ctrl-C ends with the table so far. `benchmarks.gpu` is apart.
 """
 
 import argparse
@@ -26,28 +26,31 @@ from panderm_utils.workspace import REPOSITORY
 PAIRS, QUICK = ("--pairs", "5"), ("--quick",)
 PARTS = {  # benchmark: its arguments, and those of a quick run
     "features": (("--images", "300", "--base-images", "30", *PAIRS), QUICK),
-    "pixels": (("--images", "300", *PAIRS), ("--images", "60", "--pairs", "1")),
     "finetune": (PAIRS, QUICK),
-    "segmentation": (PAIRS, QUICK),
-    "probe": (PAIRS, QUICK),
     "bootstrap": (PAIRS, QUICK),
-    "label_efficiency": (QUICK, QUICK),
-    "audit": ((), ()),
+    "probe": (PAIRS, QUICK),
+    "pixels": (("--images", "200", *PAIRS), ("--images", "60", "--pairs", "1")),
     "report": ((), ()),
     "batch": ((), ()),
-    "growth": (("--counts", "50", "250", "500"), ("--counts", "50", "100")),
     "warm": ((), ()),
+    "label_efficiency": (QUICK, QUICK),
+    "audit": ((), ()),
+    "growth": (("--counts", "50", "250", "500"), ("--counts", "50", "100")),
+    "segmentation": (PAIRS, QUICK),
     "memory": ((), ()),
 }
 HEADER = ("benchmark", "what", "measured", "goal", "busy before")
 
 
-def run_part(name: str, arguments: Sequence[str]) -> tuple[list[dict], int]:
-    """Runs a benchmark, whose output appears as it comes; returns its results and its exit status."""
+def run_part(name: str, arguments: Sequence[str]) -> tuple[list[dict], int | None]:
+    """Runs a benchmark, whose output appears as it comes; returns its results and exit status, None after Ctrl-C."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.jsonl"
         command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", *arguments]
-        status = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, RESULTS: str(results)}).returncode
+        try:
+            status = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, RESULTS: str(results)}).returncode
+        except KeyboardInterrupt:
+            status = None
         lines = results.read_text(encoding="utf-8").splitlines() if results.exists() else []
     return [json.loads(line) for line in lines], status
 
@@ -64,9 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{name} (the machine is {busy} busy)", flush=True)
         results, status = run_part(name, PARTS[name][options.quick])
         rows += [(name, facts["title"], facts["value"], facts["goal"], busy) for facts in results]
-        if status:
+        if status != 0:
             failed.append(name)
-            rows.append((name, f"failed with exit status {status}: see its output above", "", "", busy))
+            told = "stopped" if status is None else f"failed with exit status {status}: see its output above"
+            rows.append((name, told, "", "", busy))
+        if status is None:
+            break
     print(f"\n{describe_machine()}{'; quick' if options.quick else ''}\n")
     print("\n".join("| " + " | ".join(row) + " |" for row in rows), flush=True)
     return 1 if failed else 0
