@@ -87,6 +87,16 @@ def test_a_benchmark_that_fails_is_a_row_and_the_exit_status(monkeypatch, capfd)
     assert "| missing | failed with exit status 1: see its output above |" in capfd.readouterr().out
 
 
+def test_a_benchmark_that_is_stopped_is_the_last_row(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(all_benchmarks, "PARTS", {"first": ((), ()), "second": ((), ())})
+    measured = {"title": "speed", "value": "2 times", "goal": "at least 1: reached"}
+    monkeypatch.setattr(all_benchmarks, "run_part", lambda name, arguments: ([measured], None))  # as after Ctrl-C
+    assert all_benchmarks.main([]) == 1
+    *_, row, last = capfd.readouterr().out.splitlines()
+    assert row.startswith("| first | speed | 2 times | at least 1: reached | ")
+    assert last.startswith("| first | stopped |")
+
+
 def test_the_table_of_all_has_every_benchmark() -> None:
     scripts = {path.stem for path in Path(all_benchmarks.__file__).parent.glob("[!_]*.py") if MAIN in path.read_text()}
     assert scripts - {"gpu"} == set(all_benchmarks.PARTS)
