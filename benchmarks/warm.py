@@ -56,7 +56,7 @@ def main() -> None:
     os.environ[START] = "warm"
     environment, seconds = child_environment(2), {"warm": [], "cold": []}
     with tempfile.TemporaryDirectory() as folder, Server() as server:
-        server.prepare(environment, waiting=1, at_once=1)
+        server.prepare(environment, waiting=1)
         first = seconds_of(print_only(Path(folder), "first"), environment, server)
         for number in range(ROUNDS):
             for how, warm in (("cold", None), ("warm", server)):

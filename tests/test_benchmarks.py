@@ -2,14 +2,16 @@
 
 import json
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from benchmarks import __main__ as all_benchmarks
-from benchmarks import finetune, gpu, gpu_device, rows, segmentation
+from benchmarks import finetune, gpu, gpu_device, rows, segmentation, warm
 from benchmarks.measuring import RESULTS, Pairs, conclude
 from benchmarks.rows import Result, Row, Table
 
@@ -85,6 +87,17 @@ def test_a_benchmark_that_fails_is_a_row_and_the_exit_status(monkeypatch, capfd)
     monkeypatch.setattr(all_benchmarks, "PARTS", {"missing": ((), ())})
     assert all_benchmarks.main([]) == 1
     assert "| missing | failed with exit status 1: see its output above |" in capfd.readouterr().out
+
+
+def test_the_benchmark_of_starts_asks_the_server_for_what_it_takes(monkeypatch, capsys) -> None:
+    monkeypatch.setenv(warm.START, "warm")
+    monkeypatch.setattr(sys, "argv", ["warm"])
+    monkeypatch.setattr(warm, "Server", mock.create_autospec(warm.Server))
+    monkeypatch.setattr(warm, "seconds_of", lambda job, environment, server: 1.0 if server else 6.0)
+    warm.main()
+    assert "a warm start of a notebook that prints: 1 s (goal at most 1.5: reached); cold 6.00 s" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_benchmark_that_is_stopped_is_the_last_row(monkeypatch, capfd) -> None:
