@@ -35,7 +35,7 @@ PARTS = {  # benchmark: its arguments, and those of a quick run
     "warm": ((), ()),
     "label_efficiency": (QUICK, QUICK),
     "audit": ((), ()),
-    "growth": (("--counts", "50", "250", "500"), ("--counts", "50", "100")),
+    "growth": (("--counts", "100", "1000"), ("--counts", "100")),
     "segmentation": (PAIRS, QUICK),
     "memory": ((), ()),
 }
