@@ -121,7 +121,7 @@ def under_way(cluster, notebooks, tmp_path_factory):
     cluster.start("slurmctld")
     until(lambda: cluster.facts(job_of(space, 2))["JobState"] == "RUNNING")
     cluster("scontrol", "update", f"JobId={killed}", "EndTime=now")
-    cluster("scontrol", "update", f"JobId={job_of(space, 5)}", "EndTime=now+1minute")
+    cluster("scontrol", "update", f"JobId={job_of(space, 5)}", "EndTime=now+85seconds")
     cluster("scontrol", "requeue", job_of(space, 2))
     cluster("scancel", job_of(space, 7))
     cluster.hurry(job_of(space, 2))
