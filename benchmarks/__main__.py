@@ -1,6 +1,6 @@
 """Runs all benchmarks, one after another, and prints one table of results and goals.
 
-    python -m benchmarks                          all (over an hour on 2 cores; leave the machine alone meanwhile)
+    python -m benchmarks                          all (some two hours on 2 cores; leave the machine alone meanwhile)
     python -m benchmarks --only features probe    some of them
     python -m benchmarks --quick                  fewer images and pairs where a benchmark allows: indicative only
 
@@ -33,9 +33,9 @@ PARTS = {  # benchmark: its arguments, and those of a quick run
     "report": ((), ()),
     "batch": ((), ()),
     "warm": ((), ()),
-    "label_efficiency": (QUICK, QUICK),
-    "audit": ((), ()),
-    "growth": (("--counts", "100", "1000"), ("--counts", "100")),
+    "label_efficiency": ((), QUICK),
+    "audit": (("--full",), ()),
+    "growth": ((), ("--counts", "100", "1000")),
     "segmentation": (PAIRS, QUICK),
     "memory": ((), ()),
 }

@@ -98,6 +98,9 @@ def conclude_growth(what: str, seconds: dict[int, float]) -> None:
     *_, few, more, most = sorted(seconds)
     early = (seconds[more] - seconds[few]) / (more - few)
     late = (seconds[most] - seconds[more]) / (most - more)
+    if early <= 0:
+        print(f"{what}: {few:,} and {more:,} records are too few to tell them apart", flush=True)
+        return
     detail = f"{1e3 * early:.2f} -> {1e3 * late:.2f} ms of CPU a record"
     conclude(f"{what}: a further record of {most:,} over one of {more:,}", late / early, GROWTH, "", True, detail)
 

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from benchmarks import __main__ as all_benchmarks
-from benchmarks import finetune, gpu, gpu_device, rows, segmentation, warm
+from benchmarks import finetune, gpu, gpu_device, growth, rows, segmentation, warm
 from benchmarks.measuring import RESULTS, Pairs, conclude
 from benchmarks.rows import Result, Row, Table
 
@@ -98,6 +98,11 @@ def test_the_benchmark_of_starts_asks_the_server_for_what_it_takes(monkeypatch, 
     assert "a warm start of a notebook that prints: 1 s (goal at most 1.5: reached); cold 6.00 s" in (
         capsys.readouterr().out
     )
+
+
+def test_growth_between_too_few_records_is_no_result(capsys) -> None:
+    growth.conclude_growth("--plan", {50: 0.5, 250: 0.4, 500: 0.7})
+    assert capsys.readouterr().out == "--plan: 50 and 250 records are too few to tell them apart\n"
 
 
 def test_a_benchmark_that_is_stopped_is_the_last_row(monkeypatch, capfd) -> None:

@@ -140,7 +140,7 @@ def _describe_costs(plan: Plan, undone: list[Job], costs: Costs) -> list[str]:
 
 def _other_machines(undone: list[Job], costs: Costs) -> list[str]:
     low, high = SHARES_OF_PEAK
-    data_sheet = f"its GPU's data sheet, of whose speed it reaches {low:.0%} to {high:.0%}"
+    data_sheet = f"its GPU's data sheet, at {low:.0%} to {high:.0%} of its peak"
     return [
         f"On {machine}: {format_span(total)} for {count_runs(count)}, estimated from "
         + ("measurements" if machine.date else data_sheet)

@@ -135,7 +135,7 @@ def test_gpus_that_nobody_measured_have_a_total_by_their_data_sheets(space):
     assert on_h100[0].high < on_a100[0].high
     text = estimates.describe_plan(planned)
     assert "On a machine (H100, 16 cores, not measured): " in text
-    assert "for 2 runs, estimated from its GPU's data sheet, of whose speed it reaches 15% to 60%" in text
+    assert "for 2 runs, estimated from its GPU's data sheet, at 15% to 60% of its peak" in text
     calibration.write_machine(space.cache, machine(measured, "node7", "NVIDIA H100 80GB HBM3"))
     assert "(H100, 16 cores, not measured)" not in estimates.describe_plan(planned)
 
