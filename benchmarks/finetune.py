@@ -29,6 +29,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torchvision import transforms
 
 from panderm_utils.data import ImageCopies, open_image
+from panderm_utils.encoders import choose_device
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.protocols.fine_tune import (
     FineTuneModel,
@@ -145,7 +146,7 @@ class Step:
     """A training step of a model with relative position bias on random images; `kind` is one of KINDS."""
 
     def __init__(self, kind: str, encoder: str = "panderm_base", batch: int = BATCH, device: str = "cpu"):
-        self.naive, recipe = kind == "naive", FineTuneRecipe()
+        self.naive, recipe, device = kind == "naive", FineTuneRecipe(), choose_device(device)
         self.model = FineTuneModel(load_encoder_manifest(encoder), CLASSES).to(device).train()
         self.images = torch.randn(batch, 3, 224, 224, device=device)
         self.labels = torch.arange(batch, device=device) % CLASSES
@@ -158,7 +159,7 @@ class Step:
             self.criterion = SoftTargetCrossEntropy()
             return
         self.model.set_grad_checkpointing("checkpointed" in kind)
-        accelerator = make_accelerator(torch.device(device), KINDS[kind], [], Path())
+        accelerator = make_accelerator(device, KINDS[kind], [], Path())
         model, self.optimizer = accelerator.prepare(
             self.model, make_optimizer(parameter_groups(self.model, recipe), recipe)
         )

@@ -24,6 +24,7 @@ import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch.nn import functional
 
+from panderm_utils.encoders import choose_device
 from panderm_utils.manifests import load_encoder_manifest
 from panderm_utils.protocols import segmentation
 from panderm_utils.protocols.training import BatchGradients, make_accelerator, make_optimizer
@@ -48,7 +49,7 @@ class Step:
         channels: int = CHANNELS,
     ):
         recipe = segmentation.SegmentationRecipe(batch_size=batch, channels=channels)
-        self.naive = kind == "naive"
+        self.naive, device = kind == "naive", choose_device(device)
         self.model = segmentation.SegmentationModel(load_encoder_manifest(encoder), channels).to(device).train()
         self.images = torch.randn(batch, 3, 224, 224, device=device)
         self.masks = (torch.rand(batch, 224, 224, device=device) > 0.5).long()
@@ -58,7 +59,7 @@ class Step:
             return
         self.model.set_grad_checkpointing("checkpointed" in kind)
         task = segmentation.SegmentationTraining(self.model, None, None, recipe, Path())
-        accelerator = make_accelerator(torch.device(device), KINDS[kind], [], Path())
+        accelerator = make_accelerator(device, KINDS[kind], [], Path())
         model, self.optimizer = accelerator.prepare(
             self.model, make_optimizer(task.parameter_groups(self.model), recipe)
         )

@@ -1,5 +1,6 @@
 """What every test may rely on."""
 
+import gc
 import os
 import signal
 
@@ -10,6 +11,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads of several proce
 
 import pytest
 import torch
+
+gc.disable()  # until all tests are imported: it would take a quarter of that time, and find nothing
 
 # A shell starts background commands with SIGINT ignored, nohup with SIGHUP, and every process below inherits that: the
 # tests that send them would wait for nothing. They run as from a terminal, however the suite was started.
@@ -61,6 +64,11 @@ def pytest_collection_modifyitems(items):
         if any(starts(item, name) for name in SLOW):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: next((i for i, name in enumerate(LONGEST) if starts(item, name)), len(LONGEST)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays, and need not be searched again and again
+    gc.enable()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ beyond that, such as refusing to replace an open file, this cannot show.
 """
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,24 @@ def test_here_nothing_is_lacking():
     assert system.has_parent(os.getppid()) and not system.has_parent(os.getpid())
     assert system.peak_memory() >= psutil.Process().memory_info().rss // 2e6
     assert system.peak_memory(children=True) is not None
+
+
+KEEPING = """
+import resource, sys
+import torch
+from panderm_utils import encoders
+
+encoders.choose_device("cpu")
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(64 << 18).sum()
+before = faults()
+for _ in range(10):
+    torch.ones(64 << 18).sum()  # 64 MB, of which glibc of its own accord gives back every one
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.35"), reason="needs glibc of 2.35 or later")
+def test_a_process_that_computes_on_a_cpu_keeps_its_freed_memory():
+    done = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert int(done.stdout) < 64 << 8  # the pages of one of the ten tensors

@@ -24,6 +24,7 @@ from panderm_utils.encoders.checkpoints import EncoderError, check_digest, diges
 from panderm_utils.encoders.state_dicts import LOADING_COLUMNS, check_size, match_tensors
 from panderm_utils.encoders.weights import find_weights, timm_settings
 from panderm_utils.manifests import EncoderManifest, load_encoder_manifest
+from panderm_utils.system import keep_freed_memory
 
 IMAGE_SIZE = 224
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -234,7 +235,10 @@ def arbitrary_weights(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def choose_device(device: str) -> torch.device:
-    """Returns the named device; "auto" is a GPU if there is one. Raises EncoderError if it is not available."""
+    """Returns the named device; "auto" is a GPU if there is one. Raises EncoderError if it is not available.
+
+    A process that computes on a CPU keeps its freed memory from here on; see `system.keep_freed_memory`.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -243,6 +247,8 @@ def choose_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter if torch was built without CUDA
         reason = str(error).splitlines()[0]
         raise EncoderError(f'device "{device}" cannot be used ({reason}); write device="auto" or "cpu".') from error
+    if found.type == "cpu":
+        keep_freed_memory()
     return found
 
 

@@ -114,6 +114,7 @@ def execute(planned, **options):
 
 
 def servers():
+    """Returns the servers of this process; one that has just been started may have no command line yet."""
     return [process for process in psutil.Process().children() if "warm_server" in " ".join(process.cmdline())]
 
 
@@ -218,7 +219,7 @@ def test_a_server_is_started_for_two_runs_not_for_one_and_never_where_it_is_not_
         warm.prepare({**os.environ}, waiting=1)
         assert servers() == []
         warm.prepare({**os.environ}, waiting=2)
-        (server,) = servers()
+        (server,) = until(servers)
     assert not server.is_running()
 
 
@@ -235,7 +236,7 @@ def served():
 def test_a_run_that_is_let_go_before_its_fork_never_begins(served, tmp_path):
     warm, environment = served
     with (tmp_path / "let go.log").open("wb") as log:
-        (server,) = servers()
+        (server,) = until(servers)
         command = ("timeit", ["-n", "1", "-r", "1", "-s", "import time", "open('begun', 'w'); time.sleep(600)"])
         mark = leftovers.run_mark(tmp_path / "let go.log")[leftovers.RUN]
         warm.start(*command, environment, mark, log).abandon()

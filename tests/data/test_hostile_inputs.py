@@ -194,7 +194,7 @@ def png(width: int, height: int, pixels: bytes = b"", extra: bytes = b"") -> byt
 
 def black(width: int, height: int) -> bytes:
     """A PNG that has all of its pixels, packed to next to nothing."""
-    return png(width, height, zlib.compress(bytes(height * (1 + (width + 7) // 8))))
+    return png(width, height, zlib.compress(bytes(height * (1 + (width + 7) // 8)), 1))
 
 
 def claiming(side: int) -> bytes:
@@ -580,7 +580,7 @@ IMAGES = section(
         "pipe as image": (image("p.png", os.mkfifo), r"p\.png\] the file is missing \(there is a pipe or device"),
     },
 )
-UNFOLDS = png(4, 4, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27))))
+UNFOLDS = png(4, 4, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27), 1)))
 SCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
 IMAGES |= section(
     toy,
