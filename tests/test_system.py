@@ -133,21 +133,30 @@ def test_here_nothing_is_lacking():
 
 
 KEEPING = """
-import resource, sys
-import torch
+import ctypes, resource
 from panderm_utils import encoders
 
+c, size, count = ctypes.CDLL(None), 24 << 20, 4
+c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+def use_and_free():
+    blocks = [c.malloc(ctypes.c_size_t(size)) for _ in range(count)]
+    for block in blocks:
+        c.memset(block, 1, size)
+    for block in blocks:
+        c.free(block)
+
 encoders.choose_device("cpu")
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(64 << 18).sum()
-before = faults()
+use_and_free()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
-    torch.ones(64 << 18).sum()  # 64 MB, of which glibc of its own accord gives back every one
-print(faults() - before)
+    use_and_free()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.35"), reason="needs glibc of 2.35 or later")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_a_process_that_computes_on_a_cpu_keeps_its_freed_memory():
     done = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert int(done.stdout) < 64 << 8  # the pages of one of the ten tensors
+    assert int(done.stdout) < 96 << 8  # the pages of one of the ten times
