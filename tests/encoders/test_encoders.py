@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from timm.models.beit import Beit
 
 from panderm_utils.encoders.checkpoints import file_digest
+from panderm_utils.encoders.devices import precision_context
 from panderm_utils.encoders.loading import (
     EncoderError,
     build_model,
     describe,
     fingerprint_image,
     load_encoder,
-    precision_context,
     same_fingerprint,
     tensors_digest,
 )

@@ -10,7 +10,7 @@ import pytest
 
 from panderm_utils.batch.parameters import read_parameters
 from panderm_utils.data import label_fraction
-from panderm_utils.encoders.loading import PRECISIONS
+from panderm_utils.encoders.devices import PRECISIONS
 from panderm_utils.manifests import PARAMETERS, ParameterError
 from panderm_utils.protocols import list_protocols, load_protocol
 from panderm_utils.protocols.fine_tune import FineTuneRecipe
