@@ -67,7 +67,6 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # what is imported stays, and need not be searched again and again
     gc.enable()
 
 
