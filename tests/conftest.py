@@ -70,6 +70,16 @@ def pytest_collection_finish():
     gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def empty_folders(tmp_path_factory):
+    """Tests find no data, weights or outputs but their own, whatever is in this checkout or set by its user."""
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in ("data", "weights", "output"):
+            patch.setenv(f"PANDERM_{folder.upper()}_ROOT", str(empty / folder))
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """For models so small that threads would only wait for each other, and sums whose order matters.
