@@ -78,6 +78,7 @@ def empty_folders(tmp_path_factory):
         for folder in ("data", "weights", "output"):
             patch.setenv(f"PANDERM_{folder.upper()}_ROOT", str(empty / folder))
         yield
+    assert list(empty.iterdir()) == [], "a test wrote where the next one would find it"
 
 
 @pytest.fixture(scope="module")

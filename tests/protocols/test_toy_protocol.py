@@ -76,7 +76,9 @@ def command(root: Path, *arguments) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.notebooks
-def test_a_protocol_is_a_module_a_notebook_and_a_line(tmp_path):
+def test_a_protocol_is_a_module_a_notebook_and_a_line(tmp_path, monkeypatch):
+    for folder in ("DATA", "WEIGHTS", "OUTPUT"):  # the clone's own
+        monkeypatch.delenv(f"PANDERM_{folder}_ROOT")
     root = tmp_path / "clone"
     for name in ("data_manifests", "notebooks", "panderm_utils"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
