@@ -53,5 +53,5 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed; name one: make demo PYTHON=python3.12"'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --no-compile -c constraints.txt -e ".[test]"
-	$(BIN)/python -m compileall -q -j 0 $(VENV) > /dev/null || true  # on all cores, where pip would use one
+	$(BIN)/python -m compileall -q -j 0 $(VENV) panderm_utils > /dev/null || true  # on all cores, where pip would use one
 	touch $@

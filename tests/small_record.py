@@ -3,9 +3,7 @@
 import hashlib
 import json
 
-import pandas as pd
-
-from panderm_utils.results import SCHEMA, describe_scored
+from panderm_utils.results import SCHEMA
 
 PREDICTIONS = b"filename\n"
 
@@ -22,6 +20,10 @@ def write_small_record(folder, **more):
 
 def rewrite_predictions(folder, change):
     """Replaces the predictions of a record by what `change` makes of them, as if so written."""
+    import pandas as pd  # here, as notebooks that import this module need not wait for it
+
+    from panderm_utils.results import describe_scored
+
     path = folder / "predictions.csv"
     table = change(pd.read_csv(path))
     table.to_csv(path, index=False)

@@ -21,6 +21,7 @@ from panderm_utils.demo.signs import draw_signs, draw_tone, recipe_of
 from panderm_utils.disk import write_file
 from panderm_utils.manifests import SPLITS, DatasetManifest
 from panderm_utils.messages import UserError
+from panderm_utils.system import keep_freed_memory
 
 SEED = 20250606  # combined with the dataset's name; pre-training of panderm_tiny uses another seed
 SIDES = {  # height and width in pixels; each image has one of them; by modality, or dataset
@@ -197,6 +198,7 @@ def _draw_all(card: DatasetManifest, table: pd.DataFrame, root: Path) -> pd.Data
         return drawn.attributes
 
     rows = list(table[["image", "mask", "class_name", "lesion", "patient", "second", "n"]].itertuples())
+    keep_freed_memory()
     # In one thread: two take turns in Python so often that they are hardly faster and cost half as much again.
     return pd.DataFrame(map(draw, tqdm(rows, desc=f"drawing {card.name}", unit="image", delay=1)), index=table.index)
 
