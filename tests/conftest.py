@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each: threads of several processes on one core wait for each other
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # UMAP starts threads all the same
@@ -54,6 +55,13 @@ SLOW = (
     "results/test_scoreboard",
     "tutorial/test_lessons",
 )
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leaves files of slow tests alone where none is wanted: importing them takes seconds, too."""
+    if "not slow" in config.option.markexpr:
+        place = collection_path.relative_to(Path(__file__).parent).as_posix() + "/" * collection_path.is_dir()
+        return place.startswith(SLOW) or None
 
 
 def pytest_collection_modifyitems(items):
