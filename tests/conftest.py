@@ -24,6 +24,7 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 # Folders and files that take longest: they begin first, so that neither process is left alone with one of them.
 LONGEST = ("notebooks/", "batch/test_slurm", "chaos/", "batch/", "protocols/", "tutorial/", "classifiers/", "data/")
+LONGEST += ("report/", "figures/", "test_system", "encoders/", "demo/", "results/")
 # What starts processes, kernels, browsers or trainings, or draws many figures; `make test-fast` runs the others.
 SLOW = (
     "notebooks/",

@@ -77,7 +77,7 @@ def test_the_training_transform_is_bit_equal_to_torchvisions(size, seeds):
     assert result.is_contiguous()
 
 
-@pytest.mark.parametrize(("hue", "side"), [(-0.2, 1024), (0.137, 4096)])
+@pytest.mark.parametrize(("hue", "side"), [(-0.2, 1024), pytest.param(0.137, 4096, marks=pytest.mark.slow)])
 def test_shifted_hue_is_torchvisions_for_every_colour(hue, side):
     """All colours once; in the other direction, one of sixteen."""
     colours = np.arange(side**2) * 17 % 2**24

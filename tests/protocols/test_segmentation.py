@@ -235,6 +235,7 @@ def test_killed_and_started_again_it_ends_bit_equal(start, train, val, whole, tm
     assert whole.facts["chosen"] == "best jaccard on val"
 
 
+@pytest.mark.slow
 def test_a_step_that_ran_out_of_memory_leaves_no_trace_in_the_batch_norms(start, train, val, tmp_path, monkeypatch):
     """The failed attempt has already updated running statistics: they are put back before the step is repeated."""
     told = run(start, train, val, tmp_path / "told", computing=replace(CPU, micro_batch=2))

@@ -68,7 +68,7 @@ def test_a_model_against_itself_differs_by_exactly_nothing():
     assert (significance.permutation_test(y, a, a, 30) == 1).all()
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_p_values_are_those_of_scipy_over_all_swaps(classes):
     (y, a), (_, b) = predictions(10, classes, gain=0.3), predictions(10, classes, gain=1.5, seed=1)
     both = np.concatenate([a, b])
