@@ -50,7 +50,7 @@ def keep_freed_memory() -> None:
     """Lets this process use the memory of freed arrays again, up to 256 MiB of it, instead of returning it at once.
 
     glibc returns what is free at the end of the heap, and the kernel then clears each page anew: 7% of the time of a
-    small network on a CPU, 15% of that of drawing a lesion. Other C libraries are left as they are.
+    small network on a CPU, 13% of that of drawing a lesion. Other C libraries are left as they are.
     """
     if LINUX and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
