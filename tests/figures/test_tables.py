@@ -94,6 +94,7 @@ def test_no_records_give_empty_tables_and_all_runs_missing():
     assert set(published_verdicts(empty, load_protocol("linear_probe"), synthetic=False)["verdict"]) == {"not run"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 def test_figures_and_tables_of_nothing_are_drawn_and_say_so(tmp_path, own):
     """No record at all, or only of own data: the paper's notebooks must still run."""

@@ -162,7 +162,7 @@ def test_records_are_calibrated_from_their_predictions(tmp_path):
     assert f"SET1: encoder 0 {numbers['ece'][2]:.3f} [" in reliability_plots.calibration_alt_text(numbers)
 
 
-@pytest.mark.parametrize(("datasets", "encoders"), [(0, 0), (1, 1), (2, 2), (5, 5)])
+@pytest.mark.parametrize(("datasets", "encoders"), [(0, 0), (1, 1), (2, 2), pytest.param(5, 5, marks=pytest.mark.slow)])
 def test_the_figure_fits_its_sheet_and_shows_every_error(tmp_path, datasets, encoders):
     bins, numbers = calibrate(tmp_path, datasets, encoders)
     colors = {f"encoder {e}": f"C{e}" for e in range(encoders)}

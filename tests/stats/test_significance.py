@@ -33,7 +33,7 @@ def by_scikit_learn(y, proba):
     ]
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_interval_is_that_of_a_loop_over_the_same_images_for_both(classes):
     (y, a), (_, b) = predictions(classes=classes), predictions(classes=classes, gain=2.5, seed=1)
     table = significance.paired_difference(y, a, b, replicates=50, seed=3)

@@ -194,7 +194,7 @@ def test_records_are_compared_by_the_metadata_they_keep_and_others_say_what_to_r
     assert "SET0, sex: female nan of 60, male nan of 60 images; no gap to judge" in words
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 2, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_figure_fits_its_sheet_and_greys_what_is_not_judged(tmp_path, count):
     scores = scores_of(tmp_path, max(1, count)).iloc[:count]
     groups, gaps, _ = subgroups_of_records(scores, replicates=20)
