@@ -109,8 +109,12 @@ def open_notebook(page, path):
     page.click(f".jp-RenderedMarkdown a[href*='{path}']")
     parameters = page.locator(".jp-CodeCell:visible", has_text='dataset = "ddi"')
     parameters.wait_for()
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]:visible").wait_for()
+    wait_until_idle(page)
     return parameters
+
+
+def wait_until_idle(page):
+    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]:visible").wait_for()
 
 
 def add_line(page, cell, line):
@@ -120,6 +124,7 @@ def add_line(page, cell, line):
 
 
 def saved_cells(page, path):
+    wait_until_idle(page)
     page.keyboard.press("Control+s")
     page.wait_for_timeout(2000)
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.notebooks
 @pytest.mark.parametrize("dataset", [name for name in DATASETS if name not in STUDIED])
 def test_the_data_cells_of_every_other_dataset_run(dataset, monkeypatch, tmp_path):
     monkeypatch.setenv("PANDERM_OUTPUT_ROOT", str(tmp_path))
-    monkeypatch.setattr(stand_ins, "STAND_IN", stand_ins.Size(train=40, val=8, test=16))
+    monkeypatch.setattr(stand_ins, "STAND_IN", stand_ins.Size(train=16, val=4, test=8))
     cells = nbformat.read(ROOT / f"notebooks/linear_probe/{dataset}.ipynb", as_version=4).cells
     encoder = next(i for i, cell in enumerate(cells) if cell.source.startswith("## The encoder"))
     seen = {}
