@@ -117,17 +117,17 @@ class Slurm:
             facts = self.facts(job_id)
             return facts["Restarts"] != "0" and facts["JobState"] in ("RUNNING", "COMPLETED")
 
-        until(lambda: waits() or went_on())
+        until(lambda: waits() or went_on(), told=lambda: self.facts(job_id))
         if waits():
             # Not at once: what lets a task start is dated in whole seconds, and that of its earlier life was revoked.
             self("scontrol", "update", f"JobId={job_id}", "StartTime=now+2seconds", *changes)
 
 
-def until(condition, seconds: float = 120.0) -> None:
-    """Waits for something that another process does."""
+def until(condition, seconds: float = 120.0, told=lambda: "it did not happen") -> None:
+    """Waits for something that another process does; fails with what `told` returns."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not happen"
+        assert time.monotonic() < end, told()
         time.sleep(0.05)
 
 
