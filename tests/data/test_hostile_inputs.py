@@ -58,7 +58,7 @@ CODE = """cpu"\n__import__("pathlib").Path("MARK").touch() #"""
 
 
 class World:
-    """The folders of one row, a copy of a template: `data`, `weights`, `manifests`, `notebooks`, `outputs`."""
+    """The folders of one row: copies of a template's, of `notebooks` a link to them."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -101,7 +101,7 @@ def good_tensors() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
+def template(tmp_path_factory):
     root = tmp_path_factory.mktemp("template") / "world"
     lay_out(root / "data")
     shutil.copytree(root / "data/toy", root / "data/other")
@@ -114,7 +114,9 @@ def template(tmp_path_factory) -> Path:
     record = root / "outputs/demo/records/ddi-linear_probe-random_tiny-seed0"
     write_small_record(record)
     Image.new("RGB", (8, 8)).save(root / "data/secret.png")  # outside of every image root
-    return root
+    before = snapshot(root)
+    yield root
+    assert snapshot(root) == before
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,8 @@ def as_ever(template) -> tuple[tuple, bytes]:
 
 @pytest.fixture
 def world(template, tmp_path, monkeypatch) -> World:
-    shutil.copytree(template, tmp_path / "world")
+    shutil.copytree(template, tmp_path / "world", ignore=shutil.ignore_patterns("notebooks"))
+    (tmp_path / "world/notebooks").symlink_to(template / "notebooks")
     monkeypatch.setattr(manifests, "MANIFEST_ROOT", tmp_path / "world/manifests")
     return World(tmp_path / "world")
 
