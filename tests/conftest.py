@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # what is imported stays: looking through it again and again would take a tenth of the tests of figures
+    gc.freeze()  # what is imported stays; looking through it again and again takes a twentieth of tests of figures
     gc.enable()
 
 

@@ -101,7 +101,7 @@ def good_tensors() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory):
+def template(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("template") / "world"
     lay_out(root / "data")
     shutil.copytree(root / "data/toy", root / "data/other")
@@ -114,9 +114,7 @@ def template(tmp_path_factory):
     record = root / "outputs/demo/records/ddi-linear_probe-random_tiny-seed0"
     write_small_record(record)
     Image.new("RGB", (8, 8)).save(root / "data/secret.png")  # outside of every image root
-    before = snapshot(root)
-    yield root
-    assert snapshot(root) == before
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -859,14 +857,14 @@ TABLE = {**CSV, **IMAGES, **WEIGHTS, **MANIFESTS, **{name: (nothing, *row) for n
 @pytest.mark.parametrize(("plant", "read", "expected"), [pytest.param(*row, id=name) for name, row in TABLE.items()])
 def test_it_is_refused_or_taken_as_said_and_nothing_else_is_touched(world, as_ever, plant, read, expected):
     plant(world)
-    before = snapshot(world.root)
+    before = snapshot(world.root), snapshot(world.notebooks)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected) as refused:
             read(world)
         assert all(line.isprintable() for line in str(refused.value).splitlines())
     else:
         expected(read(world), as_ever[1])
-    assert snapshot(world.root) == before
+    assert (snapshot(world.root), snapshot(world.notebooks)) == before
     assert answers(world) == as_ever[0]
     assert not Path("MARK").exists()
 

@@ -106,19 +106,19 @@ def figures():
 
 @pytest.mark.parametrize(("name", "draw"), list(figures()), ids=[name for name, _ in figures()])
 def test_every_figure_draws_and_says_whether_it_is_synthetic(name, draw):
-    for synthetic in (False, True):
+    for synthetic in (True, False):
         figure = draw(synthetic)
         marks = [t for t in figure.findobj(plt.Text) if t.get_text() == plots.SYNTHETIC_MARK]
         assert len(marks) == int(synthetic)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    assert np.asarray(canvas.buffer_rgba())[..., :3].mean(axis=2).std() > 5  # not an empty sheet
-    # Nothing reaches over the sheet's edge.
-    box, sheet = figure.get_tightbbox(), figure.get_size_inches()
-    assert box.x0 > -0.02
-    assert box.y0 > -0.02
-    assert box.x1 < sheet[0] + 0.02
-    assert box.y1 < sheet[1] + 0.02
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        assert np.asarray(canvas.buffer_rgba())[..., :3].mean(axis=2).std() > 5  # not an empty sheet
+        # Nothing reaches over the sheet's edge.
+        box, sheet = figure.get_tightbbox(), figure.get_size_inches()
+        assert box.x0 > -0.02
+        assert box.y0 > -0.02
+        assert box.x1 < sheet[0] + 0.02
+        assert box.y1 < sheet[1] + 0.02
     assert plt.get_fignums() == []
 
 
