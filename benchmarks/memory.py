@@ -40,7 +40,7 @@ def extract(folder: str, count: str) -> None:
 
     paths = draw_images(Path(folder), 16, 256, 256)
     encoder = load_encoder("random_tiny", device="cpu")
-    encoder.forward = lambda images: torch.nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)  # [N, 192]
+    encoder.forward = lambda images: torch.nn.functional.adaptive_avg_pool2d(images, (8, 4)).flatten(1)  # [N, 96]
     torch.set_num_threads(1)
     features = extract_files(encoder, [paths[i % len(paths)] for i in range(int(count))], cache=folder, num_workers=1)
     assert features.computed == len(features.x) == int(count)

@@ -57,7 +57,8 @@ def make_encoders(count: int, instant: bool = False) -> list[Encoder]:
                 value.mul_(1 + i / 100)
         encoder.digest = f"{i}{encoder.digest[1:]}"
         if instant:
-            encoder.forward = lambda images: images[:, :, ::28, ::28].flatten(1)[:, :192].float()
+            width = encoder.num_features
+            encoder.forward = lambda images, width=width: images[:, :, ::28, ::28].flatten(1)[:, :width].float()
         found.append(encoder)
     return found
 

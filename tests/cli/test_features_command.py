@@ -51,7 +51,7 @@ def test_a_folder_s_features_are_the_encoder_s_by_name_and_repeated_from_the_cac
     assert saved["transform"] == repr(encoder.transform)
     assert saved["precision"] == "fp32"
     assert not saved["synthetic"]
-    assert "3 images x 192 features (image, features); 0 from the cache" in capsys.readouterr().out
+    assert "3 images x 96 features (image, features); 0 from the cache" in capsys.readouterr().out
     assert features(tmp_path, "--images", images)[0] == 0
     assert "3 from the cache" in capsys.readouterr().out
     assert path.read_bytes() == first

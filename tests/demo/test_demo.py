@@ -307,15 +307,15 @@ def test_the_shipped_encoder_is_tiny_and_laid_out_as_the_released_large_file():
 def test_pre_training_shares_no_seed_with_the_stand_ins_and_runs(tmp_path):
     script = runpy.run_path(str(ROOT / "scripts/pretrain_panderm_tiny.py"))
     assert script["SEED"] != demo.SEED
-    options = argparse.Namespace(images=4, steps=2, batch=2, lr=1e-3, begin=None, work=tmp_path)
+    options = argparse.Namespace(images=4, steps=2, batch=2, lr=1e-3, work=tmp_path)
     script["save"](script["train"](options), tmp_path / "tiny.pth")
-    assert load_encoder("panderm_tiny", weights=tmp_path / "tiny.pth", device="cpu").num_features == 192
+    assert load_encoder("panderm_tiny", weights=tmp_path / "tiny.pth", device="cpu").num_features == 96
 
 
 def test_pre_training_goes_on_where_it_stopped_and_can_be_ended_at_another_step(monkeypatch, tmp_path):
     script = runpy.run_path(str(ROOT / "scripts/pretrain_panderm_tiny.py"))
     monkeypatch.setitem(script["train"].__globals__, "EVERY", 1)
-    sizes = {"images": 4, "batch": 2, "lr": 1e-3, "begin": None}
+    sizes = {"images": 4, "batch": 2, "lr": 1e-3}
     whole = script["train"](argparse.Namespace(steps=2, work=tmp_path / "whole", **sizes)).state_dict()
     script["train"](argparse.Namespace(steps=1, work=tmp_path / "parts", **sizes))
     parts = script["train"](argparse.Namespace(steps=2, work=tmp_path / "parts", **sizes)).state_dict()

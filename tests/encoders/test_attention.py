@@ -43,8 +43,8 @@ def test_the_weights_are_those_that_timm_extracts_from_explicit_attention(encode
         blocks = AttentionExtract(explicit, method="hook")(encoder.transform(picture)[None])
     np.testing.assert_allclose(found.weights, torch.cat(list(blocks.values())).numpy(), atol=1e-6)
     np.testing.assert_allclose(found.weights.sum(axis=-1), 1, atol=1e-5)
-    assert found.weights.shape == (4, 3, 197, 197)
-    np.testing.assert_array_equal(found.heads(), found.weights[-1, :, 0, 1:].reshape(3, 14, 14))
+    assert found.weights.shape == (4, 2, 197, 197)
+    np.testing.assert_array_equal(found.heads(), found.weights[-1, :, 0, 1:].reshape(2, 14, 14))
 
 
 def test_the_output_is_the_model_s_and_the_model_is_left_as_it_was(encoder, picture):
@@ -61,12 +61,12 @@ def test_the_output_is_the_model_s_and_the_model_is_left_as_it_was(encoder, pict
 def test_gradients_are_those_of_finite_differences(encoder, picture):
     model = build_model(load_encoder_manifest("panderm_tiny")).double().eval()
     model.load_state_dict(encoder.model.state_dict())
-    weights = np.random.default_rng(0).standard_normal(192)
+    weights = np.random.default_rng(0).standard_normal(96)
     image = encoder.transform(picture)
     found = attend(encoder, image, towards=weights)
     for block in model.blocks:
         block.attn.fused_attn = False
-    for block, head, row, column in ((3, 0, 0, 17), (3, 2, 0, 100), (1, 1, 50, 3), (0, 0, 20, 20)):
+    for block, head, row, column in ((3, 0, 0, 17), (3, 1, 0, 100), (1, 1, 50, 3), (0, 0, 20, 20)):
         scores = []
         for step in (1e-4, -1e-4):
 
@@ -139,9 +139,9 @@ def test_a_model_without_attention_between_patches_is_refused_with_a_remedy(pict
         attend(timm.create_model(name), picture)
 
 
-@pytest.mark.parametrize("towards", [192, -1, np.zeros(3)])
+@pytest.mark.parametrize("towards", [96, -1, np.zeros(3)])
 def test_an_output_that_is_not_there_is_refused(encoder, picture, towards):
-    with pytest.raises(AttentionError, match="has 192 outputs"):
+    with pytest.raises(AttentionError, match="has 96 outputs"):
         attend(encoder, picture, towards=towards)
 
 
@@ -150,7 +150,7 @@ def test_colours_are_the_principal_components_of_all_images_together(encoder, pi
     first, second = patch_colours(found)
     assert first.shape == second.shape == (14, 14, 3)
     assert 0 == min(first.min(), second.min()) < max(first.max(), second.max()) == 1
-    tokens = np.concatenate([one.patches.reshape(-1, 192) for one in found]).astype(np.float64)
+    tokens = np.concatenate([one.patches.reshape(-1, 96) for one in found]).astype(np.float64)
     planes = PCA(3).fit_transform(tokens)
     colours = np.concatenate([first.reshape(-1, 3), second.reshape(-1, 3)])
     for plane, colour in zip(planes.T, colours.T, strict=True):
