@@ -13,7 +13,8 @@ pre-training needs (`mask_token`, `regresser.*`).
 Every choice here was made on stand-ins of other seeds (`panderm_utils.demo.stand_ins.SEED`), none on the test splits of
 those that the demo draws.
 
-The shipped file is what the first command writes; on two cores it took 20 minutes, three of them for drawing.
+The shipped file was made by the first command with OMP_NUM_THREADS=1, in 20 minutes on two cores, of which three were
+for drawing.
 """
 
 import argparse
