@@ -99,6 +99,7 @@ def wait_for(look, place):
 
 
 def choose(page, menu, command):
+    assert page.locator("dialog.jp-Dialog").all_inner_texts() == []  # it would wait for a click until patience ends
     page.click(f".lm-MenuBar-itemLabel:text-is('{menu}')")
     page.click(f"[data-command='{command}']")
 
@@ -109,6 +110,8 @@ def open_notebook(page, path):
     page.click(f".jp-RenderedMarkdown a[href*='{path}']")
     parameters = page.locator(".jp-CodeCell:visible", has_text='dataset = "ddi"')
     parameters.wait_for()
+    # Before it has a kernel, JupyterLab calls it idle, and asks for one where cells are to be run.
+    page.locator(".jp-KernelName:visible", has_text="Python 3").wait_for()
     wait_until_idle(page)
     return parameters
 
